@@ -1,0 +1,68 @@
+# Everything a user runs. Variables reach Python through the environment, never through a recipe line,
+# so that quotes, $ and ; in ARGS stay text.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+override NAME := $(value NAME)
+override ARGS := $(value ARGS)
+export NAME ARGS
+
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help exp plan show data list results test lint format clean bench bench-peers env
+
+help: ## Show this list
+	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "start with:  make exp NAME=sasrec/movielens_100k"
+
+exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off, print its table
+	@$(PY) -m experiments.run exp
+
+plan: $(READY) ## Say which stages are done, missing or stale, and why
+	@$(PY) -m experiments.run plan
+
+show: $(READY) ## Print the resolved configuration and where each value came from
+	@$(PY) -m experiments.run show
+
+data: $(READY) ## Prepare the experiment's data and print the data report
+	@$(PY) -m experiments.run data
+
+list: $(READY) ## List every experiment with its one-line header
+	@$(PY) -m experiments.run list
+
+results: $(READY) ## Rewrite experiments/results.md and the README's table from the runs
+	@$(PY) -m experiments.run results
+
+test: $(READY) ## Run the tests (ARGS="-k name" picks some)
+	@$(PY) -m pytest $${ARGS:-}
+
+lint: $(READY) ## ruff, mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+format: $(READY) ## Format the code
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+bench: $(READY) ## Compare speed with the peers of `make bench-peers`, side by side
+	@$(PY) tests/benchmarks/bench_sasrec.py $${ARGS:-}
+
+clean: ## Remove caches and build leftovers (runs/, .venv and the data cache stay)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+env: $(READY) ## Create the environment only
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + ": run make PYTHON=/path/to/python3.11 ...") if sys.version_info < (3, 10) else None'
+	@echo "creating $(VENV) (about 2 GB, a few minutes the first time)"
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

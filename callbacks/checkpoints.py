@@ -1,0 +1,75 @@
+"""Checkpoints that survive a kill at any moment, and the choice of the best epoch on validation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames.
+
+    Lightning's own writer goes through the system's temporary folder; when that is another file
+    system, its last step is a copy, and a kill during it leaves half a checkpoint.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Save ``checkpoint`` whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.part")
+        with part.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+    def load_checkpoint(
+        self,
+        path: Any,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = True,
+    ) -> dict[str, Any]:
+        """Load without unpickling objects, whatever the caller asked for."""
+        loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
+        return loaded
+
+
+class Patience(EarlyStopping):
+    """Early stopping that a resumed run obeys.
+
+    Lightning forgets ``should_stop`` over a restart: a run that was killed after its last epoch and
+    before its results were written would train one epoch more than an uninterrupted one.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once if the checkpoint says that patience had run out."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+def checkpoints(folder: Path, metric: str | None, mode: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+    """``best.ckpt`` by a validation metric (the newest epoch without one) and ``last.ckpt``, each epoch.
+
+    Two callbacks, because one ``ModelCheckpoint`` writes its last only in epochs that are also best.
+    ``last`` comes second, so that it knows the best of its own epoch.
+    """
+    options: dict[str, Any] = {
+        "dirpath": folder,
+        "save_on_train_epoch_end": True,  # after validation, so that a checkpoint closes its epoch
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    best = ModelCheckpoint(filename="best", monitor=metric, mode=mode, **options)
+    last = ModelCheckpoint(filename="last", every_n_epochs=1, monitor=None, **options)
+    last.CHECKPOINT_NAME_LAST = "last"
+    return best, last

@@ -1,0 +1,49 @@
+"""MovieLens for every method: all public releases, and the ML-1M text file of the SASRec papers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datamodules.base import SequenceDataModule
+from datamodules.movielens_formats import load_movielens
+from datamodules.prepare import Candidates, Filter, Groups, Split
+from datamodules.types import RawData
+
+
+class MovieLensDataModule(SequenceDataModule):
+    """MovieLens as histories of film ids; every rating counts as one event.
+
+    Args:
+        release: ``100k``, ``1m``, ``10m``, ``20m``, ``25m``, ``32m``, ``latest-small``, or ``1m-sasrec``
+            (the SASRec papers' "user item" lines: no ratings, no times).
+        root, filters, split, candidates, groups, mask_seen, on_bad_row, expected, cache: see
+            ``SequenceDataModule``.
+    """
+
+    def __init__(
+        self,
+        release: str = "100k",
+        root: str | None = None,
+        filters: Sequence[Filter] = (),
+        split: Split | None = None,
+        candidates: Candidates | None = None,
+        groups: Groups | None = None,
+        mask_seen: bool = True,
+        on_bad_row: str = "error",
+        expected: dict[str, int] | None = None,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__(
+            f"movielens-{release}", root, filters, split, candidates, groups, mask_seen,
+            on_bad_row, expected, cache,
+        )  # fmt: skip
+        self.release = release
+
+    def load_raw(self) -> RawData:
+        """Fetch and parse the release."""
+        return load_movielens(self.release, self.root, self.cache, self.on_bad_row)
+
+    def asked(self) -> dict[str, Any]:
+        """The release; local files are named by ``SequenceDataModule``."""
+        return {"release": self.release}

@@ -1,0 +1,162 @@
+"""The names that other packages may import from ``datamodules``: columns, histories, batches.
+
+Legend: U users, I items, N interactions, R evaluation rows, B batch rows, T history length,
+C candidates, G groups. Internal user and item ids start at 1; 0 is padding everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+
+if TYPE_CHECKING:
+    import torch
+
+# What an event is for. A history always holds every earlier event of its user, whatever the code.
+TRAIN, VALID, TEST, CONTEXT = 0, 1, 2, 3
+SPLIT_NAMES = {TRAIN: "train", VALID: "valid", TEST: "test", CONTEXT: "context"}
+
+# One row an event, in the raw file's order. A release without ratings or times has null columns.
+INTERACTION_SCHEMA: dict[str, pl.DataType] = {
+    "user_id": pl.String(),
+    "item_id": pl.String(),
+    "rating": pl.Float32(),
+    "timestamp": pl.Int64(),  # seconds
+}
+# One row an item. Text that a release does not have is null, never invented.
+CATALOG_SCHEMA: dict[str, pl.DataType] = {
+    "item_id": pl.String(),
+    "title": pl.String(),
+    "description": pl.String(),
+    "categories": pl.List(pl.String()),
+    "brand": pl.String(),
+    "price": pl.Float32(),
+    "image": pl.String(),
+}
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Events in the raw file's order, columns as in ``INTERACTION_SCHEMA`` (raw ids)."""
+
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Items with whatever text the release has, columns as in ``CATALOG_SCHEMA`` (raw ids)."""
+
+    frame: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class RawData:
+    """What a parser makes of one release.
+
+    ``skipped`` counts rows left out, by reason; ``checksums`` maps raw file names to SHA-256.
+    ``users`` holds a ``user_id`` column and whatever attributes the release has.
+    """
+
+    interactions: Interactions
+    catalog: Catalog
+    users: pl.DataFrame | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    checksums: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Every user's events in time order, as CSR arrays over internal ids.
+
+    User ``u``'s events are ``items[offsets[u]:offsets[u + 1]]``; user 0 is padding and has none.
+    """
+
+    offsets: np.ndarray  # (U + 2,) int64
+    items: np.ndarray  # (N,) int32
+    split: np.ndarray  # (N,) int8, TRAIN | VALID | TEST | CONTEXT
+    timestamps: np.ndarray  # (N,) int64; zeros where the release has none
+    num_items: int
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 2
+
+    @property
+    def users(self) -> np.ndarray:
+        """(N,) int32: the user of each event."""
+        return np.repeat(np.arange(self.num_users + 1, dtype=np.int32), np.diff(self.offsets))
+
+    def train_counts(self) -> np.ndarray:
+        """(I + 1,) int64: training events of each item."""
+        return np.bincount(self.items[self.split == TRAIN], minlength=self.num_items + 1)
+
+    def user_train_counts(self) -> np.ndarray:
+        """(U + 1,) int64: training events of each user."""
+        return np.bincount(self.users[self.split == TRAIN], minlength=self.num_users + 1)
+
+
+@dataclass(frozen=True)
+class EvalRows:
+    """One row a held-out event. Its history is every earlier event of the same user."""
+
+    user: np.ndarray  # (R,) int64
+    position: np.ndarray  # (R,) int64: index of the target in ``Histories.items``
+    target: np.ndarray  # (R,) int64
+    groups: np.ndarray  # (R, G) bool
+    group_names: tuple[str, ...]  # G names; the first is "all"
+    weight: np.ndarray  # (R,) float64: 1 / rows of the same user, so that users weigh the same
+    candidates: np.ndarray | None = None  # (R, C) int32, the target among them; None = whole catalogue
+
+
+@dataclass
+class Batch:
+    """Tensors of B rows. A training batch has ``targets`` (B, T); an evaluation batch ``target`` (B,)."""
+
+    row: torch.Tensor  # (B,) index of the row in its split: names the row in files and in DDP
+    user: torch.Tensor  # (B,)
+    history: torch.Tensor  # (B, T) item ids, oldest first, padded on the right with 0
+    length: torch.Tensor  # (B,) real items in ``history``
+    targets: torch.Tensor | None = None  # (B, T) next item at each position, 0 = no loss there
+    negatives: torch.Tensor | None = None  # (B, T, K) or (K,) sampled items
+    normaliser: torch.Tensor | None = None  # () divide the summed loss by this: see samplers.py
+    target: torch.Tensor | None = None  # (B,) held-out item
+    candidates: torch.Tensor | None = None  # (B, C) the target among them; None = whole catalogue
+    seen: torch.Tensor | None = None  # (S, 2) pairs (batch row, item id) that must not be ranked
+    groups: torch.Tensor | None = None  # (B, G) bool
+    weight: torch.Tensor | None = None  # (B,) float64
+    time: torch.Tensor | None = None  # (B,) seconds: when the newest history event was
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device (Lightning calls this)."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **moved)
+
+    def __len__(self) -> int:
+        return int(self.user.shape[0])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a loader hands to a method's collator: which rows, and where their events are."""
+
+    histories: Histories
+    row: np.ndarray  # (B,) row index in the split
+    user: np.ndarray  # (B,)
+    start: np.ndarray  # (B,) first event of the user in ``histories.items``
+    stop: np.ndarray  # (B,) training: one past the last event to learn from; evaluation: the target's index
+    epoch: int
+    seed: int
+    filler: np.ndarray | None = None  # (B,) bool: rows that only keep ranks in step and carry no loss
+    normaliser: float = 1.0
+
+
+Collator = Callable[[Rows], Batch]

@@ -1,0 +1,288 @@
+"""Where each stage's results lie, and whether they are there: content-addressed run folders.
+
+A stage's folder is named by a hash of everything that can change its result: its module, its data
+(configuration and content digest), its inputs' keys, trainer, selection, batch size and seed. How it is
+run (``launch``), what watches it (``logger``, ``callbacks``) and where files lie are left out.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datamodules.versioning import code_digest, read_json, value_digest, write_json
+from experiments import lock
+from experiments.config import Experiment, flatten
+
+REPO = Path(__file__).resolve().parent.parent
+PACKAGES = ("datamodules", "lightning_modules", "callbacks", "experiments")
+# Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
+LOCAL_DATA_KEYS = ("root", "on_bad_row", "expected")
+DONE, PARTIAL, MISSING, STALE, RUNNING = "done", "partial", "missing", "stale", "running"
+
+
+def runs_root() -> Path:
+    """Where run folders lie: ``LLMREC_RUNS``, else ``runs/`` in the project."""
+    return Path(os.environ.get("LLMREC_RUNS") or REPO / "runs")
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage, its folder (None while its data is not prepared) and its state."""
+
+    name: str
+    spec: dict[str, Any]
+    key: str | None
+    folder: Path | None
+    state: str
+    why: str
+    sources: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)  # constructor argument -> file path
+
+    @property
+    def done(self) -> bool:
+        return self.state in (DONE, STALE)
+
+
+def plan(experiment: Experiment, cache: Path) -> list[PlannedStage]:
+    """Every stage in running order with its state and the reason for it. Reads small files only."""
+    planned: dict[str, PlannedStage] = {}
+    for name in _order(experiment.stages):
+        planned[name] = _plan_stage(experiment, name, planned, cache)
+    return list(planned.values())
+
+
+def _plan_stage(
+    experiment: Experiment, name: str, planned: dict[str, PlannedStage], cache: Path
+) -> PlannedStage:
+    spec = stage_spec(experiment, name)
+    sources = _sources(spec)
+    prepared = prepared_data(spec["data"], cache)
+    if prepared is None:
+        why = "its data is not prepared yet"
+        return PlannedStage(name, spec, None, None, MISSING, why, sources)
+    upstream = {arg: str(src).partition("/") for arg, src in spec["inputs"].items()}
+    keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
+    key = stage_key(spec, prepared["digest"], keys)
+    folder = _folder(spec, name, key)
+    state, why = _state(folder, sources)
+    waiting = [s for s, _, _ in upstream.values() if not planned[s].done]
+    if state == MISSING and waiting:
+        why = f"waits for {', '.join(sorted(set(waiting)))}"
+    elif state == MISSING:
+        why = _nearest_run(folder, spec)
+    inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
+    return PlannedStage(name, spec, key, folder, state, why, sources, inputs)
+
+
+def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
+    """A stage with everything it inherits from the experiment filled in."""
+    stage = experiment.stages[name]
+    config = experiment.config
+    return {
+        "run": stage["run"],
+        "modules": stage.get("modules") or {name: stage["module"]},
+        "inputs": stage.get("inputs") or {},
+        "data": stage.get("data") or config["data"],
+        "trainer": {**config.get("trainer", {}), **(stage.get("trainer") or {})},
+        "select": stage.get("select"),
+        "batch_size": stage.get("batch_size", 128),
+        "seed": config.get("seed", 0),
+    }
+
+
+def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) -> str:
+    """The hash that names the folder (12 hex digits).
+
+    A test draws nothing and optimises nothing, so its seed, batch size and epochs are not part of it;
+    the reference rows of one data set are then shared by every experiment and seed.
+    """
+    test = spec["run"] == "test"
+    return value_digest(
+        {
+            "run": spec["run"],
+            "modules": spec["modules"],
+            "inputs": inputs,
+            "data": _without(spec["data"], LOCAL_DATA_KEYS),
+            "digest": data_digest,
+            "trainer": {"precision": spec["trainer"].get("precision")} if test else spec["trainer"],
+            "select": spec["select"],
+            "batch_size": None if test else spec["batch_size"],
+            "seed": None if test else spec["seed"],
+        }
+    )
+
+
+def data_key(data: dict[str, Any]) -> str:
+    """Names a data configuration on this machine: its settings, its parsers' code, its local files."""
+    root = data.get("root")
+    files = sorted(Path(root).expanduser().rglob("*"))[:10_000] if root else []
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return value_digest({"data": data, "files": stats, "code": _data_code()}, 16)
+
+
+def prepared_data(data: dict[str, Any], cache: Path) -> dict[str, Any] | None:
+    """What ``record_prepared`` wrote for this data configuration, if its folder still stands."""
+    note = read_json(cache / "index" / f"{data_key(data)}.json")
+    if note is None or not (Path(note["folder"]) / "manifest.json").is_file():
+        return None
+    return note
+
+
+def record_prepared(data: dict[str, Any], cache: Path, folder: Path, digest: str) -> None:
+    """Remember which prepared folder belongs to this data configuration."""
+    note = {"folder": str(folder), "digest": digest}
+    write_json(cache / "index" / f"{data_key(data)}.json", note)
+
+
+def commit() -> str:
+    """The git commit, ``+changes`` if the tree differs from it, or ``unknown``."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def targets(tree: Any) -> Iterator[str]:
+    """Every ``_target_`` in a configuration."""
+    for key, value in flatten(tree):
+        if key.rpartition(".")[2] == "_target_" and isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            for item in value:
+                yield from targets(item) if isinstance(item, dict) else ()
+
+
+def source_files(roots: tuple[str, ...]) -> list[Path]:
+    """The project's files that these dotted names reach by imports (found without importing)."""
+    todo = [f for root in roots if (f := _module_file(root))]
+    found: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        if file not in found:
+            found.add(file)
+            todo += _imports(file)
+    return sorted(found)
+
+
+def changed_sources(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Files that were changed, added or removed since a stage ran."""
+    return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f))
+
+
+@lru_cache(maxsize=None)
+def _imports(file: Path) -> tuple[Path, ...]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+    files = (_module_file(n) for n in names if n.partition(".")[0] in PACKAGES)
+    return tuple(f for f in files if f)
+
+
+def _module_file(dotted: str) -> Path | None:
+    parts = dotted.split(".")
+    if parts[0] not in PACKAGES:
+        return None
+    for end in range(len(parts), 0, -1):
+        base = REPO.joinpath(*parts[:end])
+        for file in (base.with_suffix(".py"), base / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def _sources(spec: dict[str, Any]) -> dict[str, str]:
+    roots = (*targets(spec["modules"]), *targets(spec["data"]), "experiments.stage")
+    return {str(f.relative_to(REPO)): _file_digest(f) for f in source_files(roots)}
+
+
+@lru_cache(maxsize=None)
+def _file_digest(file: Path) -> str:
+    return code_digest([file])
+
+
+@lru_cache(maxsize=None)
+def _data_code() -> str:
+    return code_digest((REPO / "datamodules").glob("*.py"))
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(REPO), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
+    """File order, but a stage always after the stages it takes inputs from; reference rows last."""
+    ordered: list[str] = []
+    todo = sorted(stages, key=lambda s: "modules" in stages[s])
+    while todo:
+        ready = [s for s in todo if _upstream(stages[s]) <= set(ordered)]
+        if not ready:
+            raise ValueError(f"the inputs of {', '.join(todo)} form a circle")
+        ordered.append(ready[0])
+        todo.remove(ready[0])
+    return ordered
+
+
+def _upstream(stage: dict[str, Any]) -> set[str]:
+    return {str(source).partition("/")[0] for source in (stage.get("inputs") or {}).values()}
+
+
+def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
+    """The folder with this key under whatever name it was made, else the name it would get now."""
+    found = sorted(runs_root().glob(f"*-{key}"))
+    if found:
+        return found[0]
+    module = next(iter(spec["modules"].values()))["_target_"].split(".")
+    method = module[1] if len(spec["modules"]) == 1 and len(module) > 2 else Path(spec["data"]["_target_"]).stem
+    method = method if len(spec["modules"]) == 1 else "reference"
+    return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
+
+
+def _state(folder: Path, sources: dict[str, str]) -> tuple[str, str]:
+    if (holder := lock.holder(folder)) is not None:
+        return RUNNING, holder
+    done = read_json(folder / "done.json")
+    if done is None:
+        if (folder / "last.ckpt").is_file():
+            return PARTIAL, "was cut off: resumes from last.ckpt"
+        return MISSING, "never run"
+    changed = changed_sources(done.get("sources", {}), sources)
+    if changed:
+        return STALE, f"made by older code ({', '.join(changed)}); ARGS=\"stale=rerun\" makes it anew"
+    return DONE, f"{done['seconds']:.0f} s on {done['finished']}"
+
+
+def _nearest_run(folder: Path, spec: dict[str, Any]) -> str:
+    """Why a stage is missing although something like it was run: what differs from the nearest run."""
+    mine = dict(flatten(_comparable(spec)))
+    best: tuple[int, str, list[str]] | None = None
+    for other in runs_root().glob(f"{folder.name.rpartition('-')[0]}-*/stage.json"):
+        recorded = read_json(other)
+        theirs = dict(flatten(_comparable(recorded["spec"]))) if recorded else {}
+        differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if theirs and (best is None or len(differs) < best[0]):
+            words = [f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differs]
+            best = (len(differs), other.parent.name, words)
+    if best is None:
+        return "never run"
+    listed = "; ".join(best[2][:3]) + (f" and {len(best[2]) - 3} more" if len(best[2]) > 3 else "")
+    return f"never run; unlike {best[1]}: {listed or 'its inputs or its data differ'}"
+
+
+def _comparable(spec: dict[str, Any]) -> dict[str, Any]:
+    return {**spec, "data": _without(spec["data"], LOCAL_DATA_KEYS)}
+
+
+def _without(mapping: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {k: v for k, v in mapping.items() if k not in keys}

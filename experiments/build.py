@@ -1,0 +1,125 @@
+"""From plain configuration to objects: bind against real signatures first, build afterwards."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from hydra.utils import instantiate
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from experiments.config import nearest
+from experiments.errors import UserError
+
+# Constructor arguments that the runner fills in from the data; a config never names them.
+RUNTIME = ("num_items", "num_users")
+# Input names that the runner itself handles: a checkpoint for ``load_weights``.
+STAGE_INPUTS = ("weights",)
+
+
+def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str]:
+    """Everything that keeps a configured object (and what is nested in it) from being built.
+
+    Args:
+        node: a mapping with ``_target_``, or anything that may hold such mappings.
+        where: its dotted place, for the messages.
+        given: names of arguments that will be filled in besides those of the mapping.
+    """
+    if isinstance(node, list):
+        for i, item in enumerate(node):
+            yield from problems(item, f"{where}[{i}]")
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if isinstance(value, (dict, list)):
+                yield from problems(value, f"{where}.{key}")
+        if "_target_" in node:
+            yield from _object_problems(node, where, given)
+
+
+def _object_problems(node: dict[str, Any], where: str, given: tuple[str, ...]) -> Iterator[str]:
+    target = node["_target_"]
+    try:
+        function = locate(target)
+    except UserError as error:
+        yield f"{where}: {error}"
+        return
+    signature = inspect.signature(function)
+    parameters = signature.parameters
+    arguments = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for name in [*arguments, *given]:
+        if name not in parameters and not open_ended:
+            yield f"{where}: {target} has no argument {name!r}{nearest(name, list(parameters))}"
+    filled = {*arguments, *given, *RUNTIME}
+    for name, parameter in parameters.items():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if not variadic and parameter.default is parameter.empty and name not in filled:
+            yield f"{where}: {target} needs {name!r}"
+    for name in RUNTIME:
+        if name in arguments:
+            yield f"{where}.{name} comes from the data and cannot be set"
+    yield from _type_problems(function, arguments, where)
+
+
+def _type_problems(function: Any, arguments: dict[str, Any], where: str) -> Iterator[str]:
+    """Values that do not fit the annotation. Objects are checked when they are built themselves."""
+    try:
+        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, TypeError):  # annotations that exist for type checkers only
+        return
+    for name, value in arguments.items():
+        if name not in hints or _holds_objects(value):
+            continue
+        try:
+            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+        except Exception:  # an annotation that pydantic cannot read: its constructor checks it
+            continue
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            yield f"{where}.{name} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _holds_objects(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_holds_objects, value.values()))
+    return isinstance(value, list) and any(map(_holds_objects, value))
+
+
+def locate(target: str) -> Any:
+    """The class or function that a dotted path names.
+
+    Raises:
+        UserError: no such module or name; the nearest name in the module is told.
+    """
+    path, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(path)
+    except ImportError as error:
+        raise UserError(f"{target} cannot be imported ({error})") from error
+    if not hasattr(module, name):
+        public = [n for n in dir(module) if not n.startswith("_")]
+        raise UserError(f"{path} has no {name!r}{nearest(name, public)}")
+    return getattr(module, name)
+
+
+def build(node: dict[str, Any], **extra: Any) -> Any:
+    """Instantiate a configured object with its nested ones; constructor errors name its place."""
+    try:
+        made = instantiate(node, _convert_="all", **extra)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, (ValueError, TypeError)):
+            raise UserError(f"{node['_target_']}: {cause}") from error
+        raise
+    return made.func(**made.keywords) if isinstance(made, partial) else made
+
+
+def runtime_arguments(target: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Those of the data's facts that a constructor asks for by name."""
+    return {k: v for k, v in facts.items() if k in inspect.signature(locate(target)).parameters}

@@ -1,0 +1,219 @@
+"""Experiment files: composed by Hydra's compose API, checked for unknown keys, and traceable.
+
+Composition only: no torch here, so that planning answers at once. An experiment is one YAML file
+below ``experiments/``; its name is its path without the ending, for instance ``sasrec/movielens_100k``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.errors import UserError
+
+ROOT = Path(__file__).resolve().parent
+GROUPS = ("data", "llm", "trainer", "logger")
+STAGE_KEYS = {
+    "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
+}  # fmt: skip
+TOP_KEYS = {
+    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", *GROUPS,
+}  # fmt: skip
+RUNS = ("fit", "predict", "test")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A composed and resolved experiment: plain dictionaries, ready to hash or to instantiate."""
+
+    name: str
+    config: dict[str, Any]
+    overrides: tuple[str, ...]
+    path: Path
+
+    @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        return self.config["stages"]
+
+
+def names() -> list[str]:
+    """Every experiment file, as ``method/dataset``; the config groups and ``base`` are none."""
+    files = sorted(ROOT.glob("*/*.yaml"))
+    return [f"{f.parent.name}/{f.stem}" for f in files if f.parent.name not in GROUPS]
+
+
+def header(name: str) -> str:
+    """The first comment line below ``# @package``: what the experiment is, in one line."""
+    for line in (ROOT / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ").strip()
+    return ""
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """Compose, apply the overrides, resolve, and refuse every unknown key.
+
+    Raises:
+        UserError: unknown experiment, group, key or value; all problems of the composed file at once.
+    """
+    path = find(name)
+    with _hydra():
+        composed = _compose(name, overrides)
+    try:
+        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{name}: {_first_line(error)}") from error
+    assert isinstance(config, dict)
+    experiment = Experiment(name, {str(k): v for k, v in config.items()}, tuple(overrides), path)
+    problems = list(structure_problems(experiment.config))
+    if problems:
+        raise UserError(f"{name} cannot run:\n" + "\n".join(f"  - {p}" for p in problems))
+    return experiment
+
+
+def find(name: str) -> Path:
+    """The file of an experiment; an unknown name is answered with the nearest ones."""
+    known = names()
+    if not name:
+        raise UserError("NAME is missing: make exp NAME=sasrec/movielens_100k (make list shows all)")
+    if name not in known:
+        raise UserError(f"no experiment is called {name!r}{nearest(name, known)}; make list shows all")
+    return ROOT / f"{name}.yaml"
+
+
+def structure_problems(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the frame of a composed experiment, before any constructor is looked at."""
+    for key in config:
+        if key not in TOP_KEYS:
+            yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
+    stages = config.get("stages") or {}
+    if not stages:
+        yield "no stages: an experiment lists at least one under `stages:`"
+    for name, stage in stages.items():
+        yield from _stage_problems(name, stage, list(stages))
+
+
+def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:
+    for key in stage:
+        if key not in STAGE_KEYS:
+            yield f"stages.{name}: unknown key {key!r}{nearest(key, sorted(STAGE_KEYS))}"
+    if stage.get("run") not in RUNS:
+        yield f"stages.{name}.run is {stage.get('run')!r}, expected one of {', '.join(RUNS)}"
+    if ("module" in stage) == ("modules" in stage):
+        yield f"stages.{name} needs either `module` or `modules` (several rows of one test)"
+    if "modules" in stage and stage.get("run") != "test":
+        yield f"stages.{name}.modules: only a test stage can have several modules"
+    if stage.get("select") and "metric" not in stage["select"]:
+        yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
+    for argument, source in (stage.get("inputs") or {}).items():
+        upstream = str(source).partition("/")[0]
+        if upstream not in stages or "/" not in str(source):
+            expected = "an earlier stage's file, for instance train/best.ckpt"
+            yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; lists are leaves."""
+    if isinstance(tree, dict) and tree:
+        for key, value in tree.items():
+            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """'; did you mean X?' or the empty string.
+
+    A key given without its path (``dropout`` for ``stages.train.module.dropout``) counts as near.
+    """
+    leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
+    leaf = word.rpartition(".")[2]
+    close = [leaves[leaf]] if leaf in leaves else difflib.get_close_matches(word, known, 1, 0.6)
+    close = close or [leaves[c] for c in difflib.get_close_matches(leaf, list(leaves), 1, 0.7)]
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """For every leaf of the composed tree, the file (or command-line override) that set it last."""
+    with _hydra():
+        loader = GlobalHydra.instance().config_loader()
+        defaults = loader.compute_defaults_list(name, list(overrides), RunMode.RUN).defaults
+        loaded = [
+            (str(d.config_path), d.package or "", OmegaConf.load(ROOT / f"{d.config_path}.yaml"))
+            for d in defaults
+            if d.config_path and not str(d.config_path).startswith(("hydra/", "_"))
+        ]
+    found: dict[str, str] = {}
+    for path, package, tree in loaded:
+        raw = OmegaConf.to_container(tree, resolve=False)
+        if isinstance(raw, dict):
+            raw.pop("defaults", None)
+            found.update(
+                (key, f"experiments/{path}.yaml")
+                for key, _ in flatten(raw, "" if package == "_global_" else package)
+            )
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        found[override.key_or_group] = f"command line: {override.input_line}"
+    return found
+
+
+def origin_of(key: str, found: dict[str, str]) -> str:
+    """The origin of a resolved leaf: its own, or that of the nearest node above it that was set."""
+    while key:
+        if key in found:
+            return found[key]
+        key = key.rpartition(".")[0]
+    return "default"
+
+
+class _hydra:  # noqa: N801 - a context manager, used like a function
+    """Hydra's global state, opened and closed around one composition."""
+
+    def __enter__(self) -> None:
+        GlobalHydra.instance().clear()
+        initialize_config_dir(str(ROOT), version_base="1.3").__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        GlobalHydra.instance().clear()
+
+
+def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    try:
+        return compose(name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(name, overrides, error)) from error
+
+
+def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
+    """Hydra's own messages name what is wrong but not what was meant."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        tree = OmegaConf.to_container(compose(name), resolve=False)
+        options = [*GROUPS, *(k for k, _ in flatten(tree))]
+        key = found[1].split("@")[0]
+        return f"unknown key {key!r} in {name}{nearest(key, options)} (`+{key}=...` adds a new one)"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+        group, option = found[1], found[2]
+        options = sorted(f.stem for f in (ROOT / group).glob("*.yaml"))
+        listing = ", ".join(options) or "no files"
+        return f"no {group} config is called {option!r}{nearest(option, options)} ({listing})"
+    if "parsing override" in text or "mismatched input" in text or "no viable" in text:
+        bad = " ".join(overrides)
+        return f"the overrides {bad!r} cannot be read: write key=value, lists as key=[a,b]"
+    return f"{name}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

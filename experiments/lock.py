@@ -1,0 +1,123 @@
+"""One driver per run folder: a lock file that names its holder and dies with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from experiments.errors import UserError
+
+NAME = ".lock"
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[list[str]]:
+    """Hold ``folder/.lock`` while a stage runs; yields messages about a lock that was taken over.
+
+    Raises:
+        UserError: a living process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / NAME
+    messages: list[str] = []
+    while not _create(path):
+        if alive := holder(folder):
+            raise UserError(f"{folder.name} is {alive}; wait for it, or stop it and run again")
+        messages.append(_take_over(path))
+    try:
+        yield [m for m in messages if m]
+    finally:
+        if (_read(path) or {}).get("pid") == os.getpid():
+            path.unlink(missing_ok=True)
+
+
+def add_child(folder: Path, pid: int) -> None:
+    """Note the stage's own process, which may outlive a killed driver for a moment."""
+    path = folder / NAME
+    note = {**(_read(path) or {}), "child": pid, "child_start": _start_time(pid)}
+    part = path.with_name(f"{NAME}.{os.getpid()}.part")
+    part.write_text(json.dumps(note))
+    os.replace(part, path)
+
+
+def holder(folder: Path) -> str | None:
+    """'being run by ...' while a living process (or one on another host) holds the folder."""
+    note = _read(folder / NAME)
+    if note is None or not _alive(note):
+        return None
+    if note.get("host") != socket.gethostname():
+        where = f"process {note.get('pid')} on {note.get('host')}"
+        return f"being run by {where} (if that is gone, delete {folder / NAME})"
+    return f"being run by process {note.get('pid')}"
+
+
+def _alive(note: dict[str, object]) -> bool:
+    """Whether the driver or its stage process still runs; on another host nobody can tell."""
+    if note.get("host") != socket.gethostname():
+        return True
+    pairs = ((note.get("pid"), note.get("start")), (note.get("child"), note.get("child_start")))
+    return any(pid and start is not None and _start_time(pid) == start for pid, start in pairs)
+
+
+def _create(path: Path) -> bool:
+    note = {"pid": os.getpid(), "start": _start_time(os.getpid()), "host": socket.gethostname()}
+    part = path.with_name(f"{NAME}.{os.getpid()}.new")
+    part.write_text(json.dumps({**note, "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+    try:
+        os.link(part, path)  # atomic, and the file is whole from its first moment
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink()
+    return True
+
+
+def _take_over(path: Path) -> str:
+    """Move a dead holder's lock aside; of several that try, one succeeds."""
+    aside = path.with_name(f"{NAME}.{os.getpid()}.dead")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return ""
+    note = _read(aside) or {}
+    if _alive(note):  # another driver was quicker, and this is its lock: give it back
+        os.link(aside, path)
+        aside.unlink()
+        return ""
+    aside.unlink()
+    return f"took over from process {note.get('pid')}, which died holding it since {note.get('since')}"
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        note = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
+
+
+def _start_time(pid: object) -> str | None:
+    """When a process began, so that a reused pid is not mistaken for it; None when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return _start_without_proc(pid)
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] == "Z" else fields[19]
+
+
+def _start_without_proc(pid: object) -> str | None:
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(int(str(pid)), 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"

@@ -1,0 +1,75 @@
+"""What a finished stage leaves behind besides its results, and the id that ties it to W&B."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+import uuid
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from datamodules.versioning import write_json
+
+PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
+
+
+def finish(
+    folder: Path, job: dict[str, Any], trainer: pl.Trainer, results: dict[str, Any], seconds: float
+) -> None:
+    """Write ``done.json``, last and atomically: from then on the stage counts as done."""
+    write_json(
+        folder / "done.json",
+        {
+            "experiment": job["experiment"],
+            "stage": job["stage"],
+            "results": results,
+            "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": round(seconds, 2),
+            "peak_memory_mb": _peak_memory(),
+            "devices": trainer.world_size,
+            "device": _device(trainer),
+            "commit": job["commit"],
+            "python": platform.python_version(),
+            "versions": {p: v for p in PACKAGES if (v := _version(p))},
+            "sources": job["sources"],
+        },
+    )
+
+
+def wandb_id(folder: Path) -> str:
+    """The run's W&B id: made before the first fit, the same after every resume."""
+    path = folder / "wandb_id"
+    if not path.is_file():
+        part = path.with_name(".wandb_id.part")
+        part.write_text(uuid.uuid4().hex[:12])
+        part.replace(path)
+    return path.read_text().strip()
+
+
+def _peak_memory() -> dict[str, int]:
+    """MiB: resident memory of this process, and of its GPU."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}
+    if torch.cuda.is_available():
+        memory["gpu"] = torch.cuda.max_memory_allocated() // 2**20
+    return memory
+
+
+def _device(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

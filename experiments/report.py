@@ -1,0 +1,178 @@
+"""What the terminal shows: plans, settings, data reports, results."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datamodules.versioning import read_json
+from experiments.config import Experiment, flatten, origin_of
+
+COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr")
+STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
+
+
+def say(text: str) -> None:
+    """A line about what is going on (stderr, so that stdout holds results only)."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def print_error(error: Exception) -> None:
+    """One sentence; LLMREC_TRACEBACK=1 shows where it came from."""
+    if os.environ.get("LLMREC_TRACEBACK"):
+        traceback.print_exception(error)
+    say(f"error: {error}")
+
+
+def short(path: Path | None) -> str:
+    """A path as the user would type it."""
+    if path is None:
+        return "no folder yet"
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def print_list(experiments: Sequence[tuple[str, str]]) -> None:
+    """Every experiment with its header line."""
+    width = max(len(name) for name, _ in experiments)
+    for name, header in experiments:
+        print(f"{name:<{width}}  {header}")  # noqa: T201
+
+
+def print_plan(name: str, stages: Sequence[Any]) -> None:
+    """One line a stage: state, folder, reason."""
+    console = _console()
+    console.print(f"[bold]{escape(name)}[/bold]")
+    for number, stage in enumerate(stages, start=1):
+        style = STATE_STYLE.get(stage.state, "default")
+        line = f"  {number}. {stage.name:<12} [{style}]{stage.state:<8}[/{style}]"
+        console.print(f"{line} {escape(short(stage.folder))}\n     {escape(stage.why)}")
+
+
+def print_config(experiment: Experiment, origins: dict[str, str]) -> None:
+    """Every resolved value with the file or override it came from."""
+    leaves = list(flatten(experiment.config))
+    width = min(64, max(len(f"{k}: {v}") for k, v in leaves))
+    for key, value in leaves:
+        print(f"{f'{key}: {_plain(value)}':<{width}}  # {origin_of(key, origins)}")  # noqa: T201
+
+
+def print_data_report(folder: Path, config: dict[str, Any]) -> None:
+    """``make data``: counts, filters, doubts, split, groups; expected counts beside ours."""
+    manifest = read_json(folder / "manifest.json")
+    report, counts = manifest["report"], manifest["counts"]
+    console = _console()
+    table = Table(title=f"{manifest['recipe']['name']} (content {manifest['digest']})", title_justify="left")
+    table.add_column("")
+    table.add_column("")
+    expected = config.get("expected") or {}
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}{_against(count, expected.get(name))}")
+    for section in _sections(manifest, report):
+        table.add_section()
+        for name, text in section:
+            table.add_row(escape(str(name)), escape(str(text)))
+    console.print(table)
+    console.print(f"source: {escape(manifest['source'])}\nfolder: {escape(str(folder))}")
+
+
+def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
+    """The rows of every test stage, by group; rows of unlike fingerprints never share a table."""
+    tables: dict[str, dict[str, dict[str, Any]]] = {}
+    older: set[str] = set()
+    for stage in stages:
+        metrics = read_json(stage.folder / "metrics.json") if stage.folder else None
+        if metrics is None:
+            continue
+        rows = tables.setdefault(metrics["fingerprint"], {})
+        for row, values in metrics["rows"].items():
+            label = experiment.name if "module" in experiment.stages[stage.name] else row
+            rows[label] = values
+            if stage.state == "stale":
+                older.add(label)
+    console = _console()
+    for fingerprint, rows in tables.items():
+        console.print(_results_table(f"test, fingerprint {fingerprint}", rows, older))
+    if older:
+        console.print('* made by older code; ARGS="stale=rerun" makes it anew')
+    console.print("± is a 95 % interval over users; random is the exact expectation of guessing")
+    console.print("run folders:")
+    for stage in stages:
+        console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
+
+
+def cell(entry: dict[str, float] | None, interval: bool = False) -> str:
+    """A value with three or four digits, or a dash where nothing was measured."""
+    if entry is None or math.isnan(entry["value"]):
+        return "-"
+    text = f"{entry['value']:.4f}"
+    if interval and not math.isnan(entry["stderr"]):
+        text += f" ±{1.96 * entry['stderr']:.3f}"
+    return text
+
+
+def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("rows")
+    table.add_column("method")
+    table.add_column("n", justify="right")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    groups = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values)
+    for group in groups:
+        table.add_section()
+        for number, (label, values) in enumerate(rows.items()):
+            count = values.get(f"{group}/n", {"value": 0})["value"]
+            cells = [cell(values.get(f"{group}/{c}"), interval=c == "ndcg@10") for c in COLUMNS]
+            mark = " *" if label in older else ""
+            name = group.replace("_", " ") if number == 0 else ""
+            table.add_row(name, escape(label) + mark, f"{count:.0f}", *cells)
+    return table
+
+
+def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tuple[str, Any]]]:
+    """The data report's blocks of (name, text)."""
+    filters = [
+        (f"after {step['description']}", _counts_text(step["after"])) for step in report["filters"]
+    ]
+    lengths = "  ".join(f"{q}: {n}" for q, n in report["history_length"].items())
+    ratings = "  ".join(f"{r}: {n:,}" for r, n in report["ratings"].items()) or "none"
+    return [
+        [("raw file", _counts_text(report["raw"])), *((f"skipped: {k}", f"{v:,}") for k, v in report["skipped"].items()), *filters],
+        [("history length (quantiles)", lengths), ("ratings", ratings), ("repeated user-item pairs", f"{report['repeated_pairs']:,}")],
+        [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
+        [(f"split: {k}", _plain(v)) for k, v in flatten(report["split"])],
+        [(f"groups: {k}", f"{v:,}") for k, v in report["groups"].items()],
+        [(k, v if isinstance(v, str) else "; ".join(v) or "none") for k, v in manifest["recipe"].items()],
+        [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
+    ]
+
+
+def _against(count: int, expected: int | None) -> str:
+    if expected is None:
+        return ""
+    return " (as expected)" if count == expected else f" [red](expected {expected:,})[/red]"
+
+
+def _counts_text(counts: dict[str, int]) -> str:
+    return ", ".join(f"{v:,} {k}" for k, v in counts.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _console() -> Console:
+    # A file or a pipe gets a width that no table has to be squeezed into.
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)

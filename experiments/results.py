@@ -1,0 +1,137 @@
+"""``make results``: one Markdown table for each protocol, from the run folders, and the README's table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.versioning import read_json
+from experiments import config
+from experiments.errors import UserError
+
+COLUMNS = ("all/hit@10", "all/ndcg@10", "all/mrr", "cold_item/ndcg@10", "warm_item/ndcg@10", "cold_user/ndcg@10", "warm_user/ndcg@10")  # fmt: skip
+START, END = "<!-- results: start (make results) -->", "<!-- results: end -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one protocol, over the seeds that were run."""
+
+    label: str
+    experiment: str
+    overrides: tuple[str, ...]
+    reference: bool
+    fingerprint: str
+    protocol: dict[str, Any]
+    seeds: tuple[int, ...]
+    values: dict[str, list[float]]
+    commits: tuple[str, ...]
+
+    def cell(self, name: str) -> str:
+        """Mean, and standard deviation over seeds where there are several; a dash without rows."""
+        values = self.values.get(name, [])
+        if not values or any(v != v for v in values):
+            return "-"
+        mean = f"{statistics.fmean(values):.4f}"
+        return f"{mean} ±{statistics.stdev(values):.4f}" if len(values) > 1 else mean
+
+
+def write_results(runs: Path, repo: Path) -> Path:
+    """Rewrite ``experiments/results.md`` and the table in the README.
+
+    Raises:
+        UserError: there is no finished test in ``runs``.
+    """
+    rows = list(collect(runs))
+    if not rows:
+        raise UserError(f"{runs} holds no finished test: run make exp NAME=... first")
+    target = repo / "experiments" / "results.md"
+    target.write_text("\n".join(_document(rows)) + "\n", encoding="utf-8")
+    readme = repo / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    if START not in text or END not in text:
+        raise UserError(f"README.md lacks the lines {START!r} and {END!r} that the table stands between")
+    before, _, rest = text.partition(START)
+    after = rest.partition(END)[2]
+    table = "\n".join(_readme_table(rows))
+    readme.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+    return target
+
+
+def collect(runs: Path) -> Iterator[Row]:
+    """Every tested row, runs that differ in their seed alone merged."""
+    merged: dict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]] = {}
+    for folder in sorted(runs.glob("*/metrics.json")):
+        done, job = read_json(folder.parent / "done.json"), read_json(folder.parent / "stage.json")
+        metrics = read_json(folder)
+        if not (done and job and metrics):
+            continue
+        reference = len(job["spec"]["modules"]) > 1
+        for name in metrics["rows"]:
+            label = name if reference else job["experiment"]
+            changed = () if reference else _telling(job["overrides"])
+            key = (metrics["fingerprint"], label, *changed)
+            merged.setdefault(key, []).append((job, metrics, done))
+    for (fingerprint, label, *changed), found in merged.items():
+        job, metrics, _ = found[0]
+        reference = len(job["spec"]["modules"]) > 1
+        name = label if reference else next(iter(metrics["rows"]))
+        per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}
+        yield Row(
+            label, job["experiment"], tuple(changed), reference, fingerprint, metrics["protocol"],
+            tuple(sorted(per_seed)) if not reference else (),
+            {m: [v[m]["value"] for v, _ in per_seed.values()] for m in metrics["rows"][name]},
+            tuple(sorted({d["commit"] for _, d in per_seed.values()})),
+        )  # fmt: skip
+
+
+def _telling(overrides: list[str]) -> tuple[str, ...]:
+    """Overrides that change what was run, without the seed and the way it was run."""
+    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "data.root=")
+    return tuple(o for o in overrides if not o.startswith(quiet))
+
+
+def _document(rows: list[Row]) -> Iterator[str]:
+    yield "# Results"
+    yield ""
+    yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
+    yield "different tables must not be compared. ± is the standard deviation over seeds."
+    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
+        here = [r for r in rows if r.fingerprint == fingerprint]
+        protocol = here[0].protocol
+        yield ""
+        yield f"## {protocol['name']}, fingerprint {fingerprint}"
+        yield ""
+        for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen"):
+            yield f"* {key}: {_words(protocol[key])}"
+        yield ""
+        yield "| method | seeds | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " | commit |"
+        yield "|---|---|" + "---|" * (len(COLUMNS) + 1)
+        for row in sorted(here, key=lambda r: (r.reference, r.label, r.overrides)):
+            label = " ".join([row.label, *(f"`{o}`" for o in row.overrides)])
+            seeds = str(len(row.seeds)) if row.seeds else "-"
+            cells = " | ".join(row.cell(c) for c in COLUMNS)
+            yield f"| {label} | {seeds} | {cells} | {', '.join(row.commits)} |"
+
+
+def _readme_table(rows: list[Row]) -> Iterator[str]:
+    """Experiments as shipped (no overrides but seeds), the published value beside ours."""
+    yield "| experiment | command | metric | published | ours | seeds | fingerprint |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in sorted(rows, key=lambda r: r.experiment):
+        if row.reference or row.overrides:
+            continue
+        expected = config.load(row.experiment).config.get("expected") or []
+        told = {e["metric"]: f"{e['value']} ({e['source']})" for e in expected}
+        for metric in told or {"all/ndcg@10": ""}:
+            yield (
+                f"| {row.experiment} | `make exp NAME={row.experiment}` | {metric} | "
+                f"{told.get(metric) or '-'} | {row.cell(metric)} | {len(row.seeds)} | {row.fingerprint} |"
+            )
+
+
+def _words(value: Any) -> str:
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

@@ -1,0 +1,195 @@
+"""The command behind ``make``: plan, then start each missing stage in a process of its own.
+
+``python -m experiments.run [exp|plan|show|data|list|results] [NAME [key=value ...]]``; NAME and overrides
+may also come from the environment (NAME, ARGS), as the Makefile passes them. No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from datamodules.sources import cache_root
+from datamodules.versioning import write_json
+from experiments import artifacts, config, lock, report, results
+from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
+from experiments.errors import UserError
+
+VERBS = ("exp", "plan", "show", "data", "list", "results")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 1 a stage failed, 2 a problem the user can mend, 130 stopped."""
+    words = list(argv)
+    verb = words.pop(0) if words and words[0] in VERBS else "exp"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        name, overrides = _request(words)
+        return _run(verb, name, overrides)
+    except UserError as error:
+        report.print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        report.say("stopped; the same command goes on from the last checkpoint")
+        return 130
+
+
+def _request(words: list[str]) -> tuple[str, list[str]]:
+    """NAME and overrides, from the command line or the environment."""
+    name = words.pop(0) if words else os.environ.get("NAME", "")
+    try:
+        return name, words or shlex.split(os.environ.get("ARGS", ""))
+    except ValueError as error:
+        raise UserError(f"ARGS={os.environ.get('ARGS')!r} cannot be read: {error}") from error
+
+
+def _run(verb: str, name: str, overrides: list[str]) -> int:
+    if verb == "list":
+        report.print_list([(n, config.header(n)) for n in config.names()])
+        return 0
+    if verb == "results":
+        path = results.write_results(artifacts.runs_root(), artifacts.REPO)
+        report.say(f"wrote {report.short(path)} and the table in README.md")
+        return 0
+    rerun = "stale=rerun" in overrides
+    experiment = config.load(name, [o for o in overrides if o != "stale=rerun"])
+    if verb == "exp":
+        return run_experiment(experiment, rerun)
+    if verb == "plan":
+        report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))
+    elif verb == "show":
+        report.print_config(experiment, config.origins(experiment.name, experiment.overrides))
+    else:
+        _python("experiments.check", [experiment.name, *experiment.overrides])
+        report.print_data_report(_prepared_folder(experiment), experiment.config["data"])
+    return 0
+
+
+def run_experiment(experiment: config.Experiment, rerun_stale: bool = False) -> int:
+    """Do what is missing, resume what was cut off, skip what is done; print the table."""
+    stages = artifacts.plan(experiment, cache_root())
+    if any(_wanted(s, rerun_stale) for s in stages):
+        report.say(f"{experiment.name}: checking the configuration and the data ...")
+        _python("experiments.check", [experiment.name, *experiment.overrides])
+        stages = artifacts.plan(experiment, cache_root())
+    for number, stage in enumerate(stages, start=1):
+        _announce(stage, number, len(stages), rerun_stale)
+        if _wanted(stage, rerun_stale):
+            run_stage(experiment, stage, rerun_stale)
+    stages = artifacts.plan(experiment, cache_root())
+    report.print_results(experiment, stages)
+    return 0
+
+
+def run_stage(experiment: config.Experiment, stage: PlannedStage, rerun_stale: bool = False) -> None:
+    """Run one stage under its folder's lock.
+
+    Raises:
+        UserError: another process holds the folder, or the stage failed.
+    """
+    assert stage.folder is not None
+    with lock.hold(stage.folder) as messages:
+        for message in messages:
+            report.say(f"  {message}")
+        if (stage.folder / "done.json").is_file():
+            if not rerun_stale:
+                return  # another driver finished it while this one waited to start
+            for file in (*stage.folder.glob("*.ckpt"), stage.folder / "done.json"):
+                file.unlink()
+        write_json(stage.folder / "stage.json", _job(experiment, stage))
+        text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
+        (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
+        _python("experiments.stage", [str(stage.folder)], stage.folder)
+
+
+def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:
+    if stage.state == RUNNING:
+        raise UserError(f"{stage.folder} is {stage.why}; wait for it, or stop it and run again")
+    return stage.state in (MISSING, PARTIAL) or (rerun_stale and stage.state == STALE)
+
+
+def _announce(stage: PlannedStage, number: int, total: int, rerun_stale: bool) -> None:
+    folder = report.short(stage.folder)
+    if stage.done and not (rerun_stale and stage.state == STALE):
+        note = "done" if stage.state == "done" else f"done, but {stage.why}"
+        report.say(f"[{number}/{total}] {stage.name}: {note} ({folder})")
+    else:
+        verb = "resuming" if stage.state == PARTIAL else "running"
+        report.say(f"[{number}/{total}] {stage.name}: {verb} ({folder})")
+
+
+def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
+    """Everything a stage process needs to know, as plain values."""
+    settings = experiment.config
+    return {
+        "experiment": experiment.name,
+        "stage": stage.name,
+        "label": f"{experiment.name} {stage.name}",
+        "key": stage.key,
+        "spec": stage.spec,
+        "inputs": stage.inputs,
+        "launch": settings["launch"],
+        "logger": settings.get("logger"),
+        "callbacks": settings.get("callbacks"),
+        "overrides": list(experiment.overrides),
+        "commit": artifacts.commit(),
+        "data": {"digest": artifacts.prepared_data(stage.spec["data"], cache_root())},
+        "tags": [Path(experiment.name).name, f"seed-{stage.spec['seed']}", artifacts.commit()],
+        "sources": stage.sources,
+    }
+
+
+def _python(module: str, arguments: list[str], folder: Path | None = None) -> None:
+    """Run one of our modules in a process of its own, and pass signals on to it.
+
+    Raises:
+        UserError: it ended badly; what it had to say stands above.
+    """
+    environment = {**os.environ, "LLMREC_DRIVER": str(os.getpid())}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(artifacts.REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+    child = subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment)
+    if folder is not None:
+        lock.add_child(folder, child.pid)
+    try:
+        status = child.wait()
+    except KeyboardInterrupt:  # Ctrl-C reached the child too; SIGTERM reached only us
+        _stop(child)
+        raise
+    if status == 130:
+        raise KeyboardInterrupt
+    if status < 0:
+        name = signal.Signals(-status).name
+        raise UserError(f"the process was killed by {name}; the same command resumes")
+    if status:
+        log = f" (logs: {report.short(folder)})" if folder else ""
+        raise UserError(f"{module} ended with status {status}{log}; the reason stands above")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    while child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.kill()
+    child.wait()
+
+
+def _prepared_folder(experiment: config.Experiment) -> Path:
+    note = artifacts.prepared_data(experiment.config["data"], cache_root())
+    assert note is not None
+    return Path(note["folder"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

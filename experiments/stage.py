@@ -1,0 +1,193 @@
+"""One stage in one process: data -> module -> trainer -> outputs.
+
+``python -m experiments.stage FOLDER`` reads ``FOLDER/stage.json``, which ``experiments.run`` wrote. Under
+DDP Lightning starts this command again for every further rank; the driver alone holds the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.checkpoints import AtomicCheckpointIO, Patience, checkpoints
+from callbacks.progress import RunProgress
+from callbacks.scores import ScoresWriter
+from datamodules.base import SequenceDataModule
+from datamodules.errors import DataFormatError, DataSourceError
+from datamodules.versioning import read_json, value_digest, write_json
+from experiments import artifacts, build
+from experiments.errors import UserError
+from experiments.records import finish, wandb_id
+from experiments.report import print_error
+from lightning_modules.base import RankingModule
+from lightning_modules.metrics import METRICS_VERSION
+
+
+def run_stage(folder: Path) -> None:
+    """Carry out the stage that ``folder/stage.json`` describes; ``done.json`` is written last."""
+    job = read_json(folder / "stage.json")
+    if job is None:
+        raise UserError(f"{folder} has no readable stage.json: start it with make exp NAME=...")
+    started = time.time()
+    spec, launch = job["spec"], job["launch"]
+    torch.set_num_threads(launch["threads"] or os.cpu_count() or 1)
+    pl.seed_everything(spec["seed"], verbose=False)
+    data = _data(job)
+    if spec["run"] == "fit":
+        trainer, results = _fit(folder, job, data)
+    elif spec["run"] == "test":
+        trainer, results = _test(folder, job, data)
+    else:
+        raise UserError(f"run: {spec['run']} needs a module with a predict stage; none has one yet")
+    if trainer.is_global_zero:
+        finish(folder, job, trainer, results, time.time() - started)
+
+
+def _data(job: dict[str, Any]) -> SequenceDataModule:
+    data: SequenceDataModule = build.build(job["spec"]["data"])
+    data.batch_size = job["spec"]["batch_size"]
+    data.num_workers = job["launch"]["num_workers"]
+    data.seed = job["spec"]["seed"]
+    return data
+
+
+def _module(node: dict[str, Any], job: dict[str, Any], data: SequenceDataModule) -> RankingModule:
+    """Build a module from its config, the data's facts and the earlier stages' files."""
+    facts = {"num_items": data.histories.num_items, "num_users": data.histories.num_users}
+    inputs = {a: f for a, f in job["inputs"].items() if a not in build.STAGE_INPUTS}
+    target = node["_target_"]
+    module: RankingModule = build.build(node, **build.runtime_arguments(target, facts), **inputs)
+    if "weights" in job["inputs"]:
+        module.load_weights(job["inputs"]["weights"])
+    return module
+
+
+def _fit(
+    folder: Path, job: dict[str, Any], data: SequenceDataModule
+) -> tuple[pl.Trainer, dict[str, Any]]:
+    spec = job["spec"]
+    module = _module(next(iter(spec["modules"].values())), job, data)
+    select = spec["select"] or {}
+    metric, mode = select.get("metric"), select.get("mode", "max")
+    best, last = checkpoints(folder, metric, mode)
+    callbacks: list[pl.Callback] = [best, last]
+    if select.get("patience"):
+        callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
+    trainer = _trainer(folder, job, [*callbacks, RunProgress(job["label"], metric)])
+    resume = folder / "last.ckpt"
+    ckpt_path = str(resume) if resume.is_file() else None
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    if not (folder / "best.ckpt").is_file():
+        raise UserError(f"no epoch was selected: {metric} was never a number; see the csv log")
+    score = None if best.best_model_score is None else {metric: float(best.best_model_score)}
+    return trainer, {"selected": score, "epochs": trainer.current_epoch}
+
+
+def _test(
+    folder: Path, job: dict[str, Any], data: SequenceDataModule
+) -> tuple[pl.Trainer, dict[str, Any]]:
+    """Test each row; rows share the data and the loader's batches."""
+    rows: dict[str, Any] = {}
+    for name, node in job["spec"]["modules"].items():
+        if node is None:  # a row that an experiment has taken out
+            continue
+        module = _module(node, job, data)
+        progress = RunProgress(f"{job['label']} {name}", None)
+        trainer = _trainer(folder, job, [ScoresWriter(folder / f"scores.{name}.parquet"), progress])
+        trainer.test(module, datamodule=data, verbose=False)
+        rows[name] = {
+            metric: {"value": value, "stderr": error}
+            for metric, (value, error) in module.results.items()
+        }
+    protocol = {**data.protocol(), "metrics": METRICS_VERSION}
+    fingerprint = value_digest(protocol)
+    if trainer.is_global_zero:
+        metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
+        write_json(folder / "metrics.json", metrics)
+    return trainer, {"fingerprint": fingerprint}
+
+
+def _trainer(folder: Path, job: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+    spec, launch = job["spec"], job["launch"]
+    extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
+    return pl.Trainer(
+        **spec["trainer"],
+        accelerator=launch["accelerator"],
+        devices=launch["devices"],
+        num_nodes=launch["num_nodes"],
+        strategy=launch["strategy"],
+        accumulate_grad_batches=_micro_batches(spec, launch),
+        callbacks=[*callbacks, *extra],
+        logger=_loggers(folder, job),
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # ours neither pads nor repeats
+        enable_progress_bar=False,  # RunProgress shows the whole run instead of one epoch
+        enable_model_summary=False,
+        enable_checkpointing=spec["run"] == "fit",
+        plugins=[AtomicCheckpointIO()],
+        log_every_n_steps=10,
+    )
+
+
+def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
+    """Accumulated batches an optimizer step, so that ``batch_size`` holds on any number of devices."""
+    if spec["run"] != "fit" or not launch["micro_batch_size"]:
+        return 1
+    per_device = spec["batch_size"] / (int(launch["devices"]) * int(launch["num_nodes"]))
+    return max(1, -(-int(per_device) // launch["micro_batch_size"]))
+
+
+def _loggers(folder: Path, job: dict[str, Any]) -> list[Logger]:
+    made: list[Logger] = [CSVLogger(folder, name="csv")]
+    for name, node in (job["logger"] or {}).items():
+        extra: dict[str, Any] = {"save_dir": str(folder)}
+        if name == "wandb":
+            extra |= {
+                "id": wandb_id(folder), "resume": "allow", "name": job["label"],
+                "group": job["experiment"], "job_type": job["stage"], "tags": job["tags"],
+                "config": {k: job[k] for k in ("experiment", "stage", "spec", "overrides", "data")},
+            }  # fmt: skip
+        made.append(build.build(node, **extra))
+    return made
+
+
+def _die_with_driver() -> None:
+    """Stop when the driver is gone (killed): an orphan must not write into a folder that others take."""
+    driver = os.environ.get("LLMREC_DRIVER")
+
+    def watch() -> None:
+        while str(os.getppid()) == driver:
+            time.sleep(0.2)
+        os._exit(75)
+
+    if driver and "LOCAL_RANK" not in os.environ:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: 0 done, 2 a problem the user can mend, 130 stopped by a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
+    _die_with_driver()
+    try:
+        run_stage(Path(argv[0]))
+    except (UserError, DataSourceError, DataFormatError) as error:
+        print_error(error)
+        return 2
+    except (KeyboardInterrupt, SystemExit, SIGTERMException):  # Lightning turns Ctrl-C into an exit
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

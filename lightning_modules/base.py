@@ -1,0 +1,216 @@
+"""``RankingModule``: everything after ``score`` is written once, for every method.
+
+Legend: B rows, C candidates or items of one block, I items, K best items kept in files.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from datamodules.types import Batch, Collator, Histories
+from lightning_modules.id_batches import HistoryCollator, TrainCollator
+from lightning_modules.metrics import RankingMetrics
+from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
+
+KS = (1, 5, 10, 20)
+TOP_K = 100  # best items of each row that a full-ranking test keeps in its scores file
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """What a test step returns, for the callback that writes scored candidates."""
+
+    batch: Batch
+    counts: RankCounts
+    scores: Tensor | None  # (B, C) of ``batch.candidates``; None when the catalogue was ranked
+
+
+class RankingModule(pl.LightningModule):
+    """A method is a ``training_step``, an ``encode`` and a ``score``.
+
+    Args:
+        max_length: newest events of a history that the method reads.
+        block_size: items scored at a time when the whole catalogue is ranked.
+    """
+
+    window: int | None = None
+    num_negatives: int = 0
+    # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
+    strict_loading = False
+
+    def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:
+        super().__init__()
+        if max_length < 1 or block_size < 1:
+            raise ValueError(
+                f"max_length and block_size must be at least 1, got {max_length} and {block_size}"
+            )
+        self.max_length = max_length
+        self.block_size = block_size
+        self.eval_metrics: dict[str, RankingMetrics] = {}
+        self.results: dict[str, tuple[float, float]] = {}  # name -> (mean, standard error)
+
+    # What a method gives -------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> Any:
+        """The state of each row, computed once: user vectors, say."""
+
+    @abstractmethod
+    def score(self, state: Any, items: Tensor) -> Tensor:
+        """Scores (B, C) of ``items``, which are (C,) for all rows or (B, C)."""
+
+    # What the data module asks ---------------------------------------------------------------------
+
+    def collator(self, training: bool) -> Collator:
+        """Id batches; methods that read text give their own."""
+        return TrainCollator(self.max_length) if training else HistoryCollator(self.max_length)
+
+    def row_lengths(self, events: np.ndarray) -> np.ndarray:
+        """(R,) positions that a row of so many events costs."""
+        return np.minimum(events, self.max_length)
+
+    @property
+    def histories(self) -> Histories:
+        """The data that the trainer's data module holds."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        histories: Histories = data.histories
+        return histories
+
+    # Evaluation ------------------------------------------------------------------------------------
+
+    def rank(self, batch: Batch, top_k: int = 0) -> tuple[RankCounts, Tensor | None]:
+        """Where the targets stand, among the batch's candidates or in the whole catalogue.
+
+        Returns:
+            The counts, and the candidates' scores (B, C) where there are candidates.
+        """
+        assert batch.target is not None
+        state = self.encode(batch)
+        if batch.candidates is not None:
+            scores = self.score(state, batch.candidates)  # (B, C)
+            counts = rank_candidates(scores, candidates=batch.candidates, target=batch.target)
+            return counts, scores
+        counts = rank_catalogue(
+            lambda items: self.score(state, items),
+            self.histories.num_items,
+            batch.target,
+            batch.seen,
+            self.block_size,
+            top_k,
+        )
+        return counts, None
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Count ranks; the metrics are computed at the epoch's end."""
+        self._count("val", batch, self.rank(batch)[0])
+
+    def test_step(self, batch: Batch, batch_index: int) -> ScoredBatch:
+        """Count ranks and hand the scores to whoever writes them."""
+        counts, scores = self.rank(batch, TOP_K)
+        self._count("test", batch, counts)
+        return ScoredBatch(batch, counts, scores)
+
+    def on_validation_epoch_start(self) -> None:
+        """Fresh sums for every pass."""
+        self._reset("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Fresh sums for every pass."""
+        self._reset("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/GROUP/METRIC``."""
+        self._log("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/GROUP/METRIC`` and keep the standard errors for the results file."""
+        metrics = self._log("test")
+        errors = metrics.stderr()
+        self.results = {
+            name: (value.item(), errors[name].item() if name in errors else 0.0)
+            for name, value in metrics.compute().items()
+        }
+
+    def _reset(self, split: str) -> None:
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        names = data.group_names
+        self.eval_metrics[split] = RankingMetrics(KS, names).to(self.device)
+
+    def _count(self, split: str, batch: Batch, counts: RankCounts) -> None:
+        assert batch.groups is not None
+        self.eval_metrics[split].update(
+            counts.above, counts.ties, counts.count, batch.groups, batch.weight
+        )
+
+    def _log(self, split: str) -> RankingMetrics:
+        metrics = self.eval_metrics[split]
+        values = {f"{split}/{name}": v.float() for name, v in metrics.compute().items()}
+        # The sums are already those of all ranks: every rank logs the same numbers.
+        self.log_dict(values, sync_dist=False, rank_zero_only=False)
+        return metrics
+
+    # Reproducible dropout ----------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Draw this step's dropout from (seed, step, rank), so that a resumed run draws the same.
+
+        No random state has to be kept in a checkpoint, and ranks never share a stream.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(_mix(data.seed, step, self.global_rank))
+
+    # Checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained, and buffers; what is frozen is rebuilt by the constructor."""
+        frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if n not in frozen}
+
+    def load_weights(self, path: str | Path) -> None:
+        """Take the trained weights of a checkpoint.
+
+        Raises:
+            ValueError: a trained weight is missing from the file, unknown to this module, or of another
+                shape; every such name is listed.
+        """
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        mine = self.state_dict()
+        trained = {n for n, p in self.named_parameters() if p.requires_grad}
+        problems = [f"{n} is missing" for n in sorted(trained - state.keys())]
+        problems += [f"{n} is unknown" for n in sorted(state.keys() - mine.keys())]
+        problems += [
+            f"{n} is {tuple(state[n].shape)}, expected {tuple(mine[n].shape)}"
+            for n in sorted(state.keys() & mine.keys())
+            if state[n].shape != mine[n].shape
+        ]
+        if problems:
+            raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
+        self.load_state_dict(state, strict=False)
+
+
+def _mix(*parts: int) -> int:
+    """A 63-bit seed from several whole numbers; near inputs give unrelated seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class UntrainedModule(RankingModule):
+    """A row that is computed from the training data, not trained."""
+
+    def configure_optimizers(self) -> Optimizer:
+        """Refuse to be fitted.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(f"{type(self).__name__} has nothing to train: use it in a `run: test` stage")

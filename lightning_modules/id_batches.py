@@ -1,0 +1,65 @@
+"""From rows to batches of item ids, without a Python loop over users.
+
+Legend: B rows, T history length (the longest of the batch, at most ``max_length``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datamodules.types import TRAIN, Batch, Rows
+
+
+@dataclass(frozen=True)
+class TrainCollator:
+    """History and the next item at each of its positions; only training events carry a loss."""
+
+    max_length: int
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Rows whose ``stop`` is one past their last training event."""
+        history, length = _gather(rows.histories.items, rows.start, rows.stop - 1, self.max_length)
+        first = rows.stop - length  # (B,) where the targets begin: one after the history
+        targets, _ = _gather(rows.histories.items, first, rows.stop, self.max_length)
+        codes, _ = _gather(rows.histories.split, first, rows.stop, self.max_length)
+        targets[codes != TRAIN] = 0
+        if rows.filler is not None:
+            targets[rows.filler] = 0
+        batch = _batch(rows, history, length)
+        batch.targets = torch.from_numpy(targets)
+        batch.normaliser = torch.tensor(rows.normaliser, dtype=torch.float32)
+        return batch
+
+
+@dataclass(frozen=True)
+class HistoryCollator:
+    """The newest ``max_length`` events before each row's target."""
+
+    max_length: int
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Rows whose ``stop`` is the index of their target."""
+        return _batch(rows, *_gather(rows.histories.items, rows.start, rows.stop, self.max_length))
+
+
+def _gather(
+    values: np.ndarray, start: np.ndarray, stop: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The last ``width`` values of each stretch (B, T) int64, padded on the right with 0, and lengths."""
+    length = np.minimum(stop - start, width)  # (B,)
+    columns = np.arange(max(int(length.max(initial=0)), 1))
+    real = columns < length[:, None]  # (B, T)
+    index = np.where(real, (stop - length)[:, None] + columns, 0)
+    return np.where(real, values[index], 0).astype(np.int64), length
+
+
+def _batch(rows: Rows, history: np.ndarray, length: np.ndarray) -> Batch:
+    return Batch(
+        row=torch.from_numpy(rows.row.astype(np.int64)),
+        user=torch.from_numpy(rows.user.astype(np.int64)),
+        history=torch.from_numpy(history),
+        length=torch.from_numpy(length.astype(np.int64)),
+    )

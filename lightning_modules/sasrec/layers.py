@@ -1,0 +1,132 @@
+"""The parts of SASRec's trunk: where real positions stand, causal attention, residual blocks.
+
+Legend: B rows, T history length, N real positions in the batch, d width, H heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Norm = Literal["pre", "post", "original"]
+Activation = Literal["relu", "gelu", "silu"]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+
+
+class Layout(NamedTuple):
+    """Where the N real positions of a batch stand in its (B, T) grid."""
+
+    rows: int  # B
+    width: int  # T
+    places: (
+        Tensor | None
+    )  # (N,) flat positions b * T + t, ascending; None = the grid has no padding
+
+    @classmethod
+    def of(cls, length: Tensor, width: int) -> Layout:
+        """The layout of rows that hold ``length`` (B,) real items, then padding up to ``width``."""
+        real = torch.arange(width, device=length.device) < length[:, None]  # (B, T)
+        places = real.flatten().nonzero().squeeze(1)  # (N,)
+        full = places.numel() == real.numel()
+        return cls(len(length), width, None if full else places)
+
+    def pack(self, grid: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...): the real positions, row after row."""
+        flat = grid.flatten(0, 1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """(N, ...) -> (B, T, ...): the inverse of ``pack``, with zeros at padding."""
+        shape = (self.rows, self.width, *packed.shape[1:])
+        if self.places is None:
+            return packed.view(shape)
+        flat = packed.new_zeros(self.rows * self.width, *packed.shape[1:])
+        return flat.index_copy(0, self.places, packed).view(shape)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head attention from each position to itself and to those before it."""
+
+    def __init__(self, hidden_size: int, num_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(hidden_size, 3 * hidden_size)  # query, key, value, stacked
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, query: Tensor, memory: Tensor, layout: Layout) -> Tensor:
+        """Attend from ``query`` (N, d) to ``memory`` (N, d), the keys and values: (N, d)."""
+        if query is memory:
+            stacked = self.in_proj(query)  # (N, 3d)
+        else:
+            d = query.shape[-1]
+            weight, bias = self.in_proj.weight, self.in_proj.bias
+            stacked = torch.cat(
+                [F.linear(query, weight[:d], bias[:d]), F.linear(memory, weight[d:], bias[d:])], -1
+            )  # (N, 3d)
+        grid = layout.pad(stacked).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, H, d/H)
+        q, k, v = grid.permute(2, 0, 3, 1, 4)  # (B, H, T, d/H) each
+        p = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        return self.out_proj(layout.pack(mixed.transpose(1, 2).flatten(2)))  # (N, d)
+
+
+class FeedForward(nn.Module):
+    """``W2 act(W1 x + b1) + b2``, with dropout after the activation."""
+
+    def __init__(
+        self, hidden_size: int, inner: int, activation: Activation, dropout: float
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, inner)
+        self.down = nn.Linear(inner, hidden_size)
+        self.activation = ACTIVATIONS[activation]
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, d) -> (N, d)."""
+        down: Tensor = self.down(self.dropout(self.activation(self.up(x))))
+        return down
+
+
+class Block(nn.Module):
+    """Attention, then the feed-forward network, with one of the three published residual forms.
+
+    pre: ``x + g(LN(x))`` (the paper); post: ``LN(x + g(x))``; original (the first public PyTorch
+    code, and A-LLMRec's): the residual starts from the normalised query, ``q = LN(x)``,
+    ``q + attention(q, x, x)``, then ``y = LN(x)``, ``y + ffn(y)``.
+    """
+
+    def __init__(
+        self, attention: CausalAttention, ffn: FeedForward, norm: Norm, eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        width = attention.out_proj.out_features
+        self.norm = norm
+        self.attention = attention
+        self.ffn = ffn
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.ffn_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """(N, d) -> (N, d)."""
+        if self.norm == "post":
+            x = self.attention_norm(x + self.dropout(self.attention(x, x, layout)))
+            return self.ffn_norm(x + self.dropout(self.ffn(x)))
+        y = self.attention_norm(x)
+        if self.norm == "pre":
+            x = x + self.dropout(self.attention(y, y, layout))
+            return x + self.dropout(self.ffn(self.ffn_norm(x)))
+        x = y + self.dropout(self.attention(y, x, layout))
+        y = self.ffn_norm(x)
+        return y + self.dropout(self.ffn(y))

@@ -1,0 +1,78 @@
+"""SASRec as a system: the network of ``model.py``, trained on the next item.
+
+Legend: B rows, T history length, N positions with a loss, d width, I items.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from datamodules.types import Batch
+from lightning_modules.next_item import Loss, NextItemModule, Schedule
+from lightning_modules.sasrec.model import Activation, Initialisation, Norm, Positions, SASRec
+
+
+class SASRecModule(NextItemModule):
+    """Self-attentive sequential recommendation (Kang & McAuley, ICDM 2018, arXiv 1808.09781).
+
+    Args:
+        num_items: items in the catalogue, given by the runner from the data.
+        max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, positions,
+            ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std:
+            of the network, see ``SASRec``.
+        window, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
+            warmup, schedule, block_size: of the training and the evaluation, see ``NextItemModule``.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 50,
+        hidden_size: int = 50,
+        num_blocks: int = 2,
+        num_heads: int = 1,
+        dropout: float = 0.2,
+        attention_dropout: float | None = None,
+        norm: Norm = "pre",
+        positions: Positions = "learned",
+        ffn_multiplier: float = 1.0,
+        activation: Activation = "relu",
+        scale_embedding: bool = True,
+        final_norm: bool = True,
+        norm_eps: float = 1e-8,
+        initialisation: Initialisation = "xavier",
+        init_std: float = 0.02,
+        window: int | None = None,
+        loss: Loss = "ce",
+        negatives: int = 1,
+        gbce_calibration: float = 0.75,
+        label_smoothing: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        warmup: float = 0.0,
+        schedule: Schedule = "constant",
+        block_size: int = 16_384,
+    ) -> None:
+        super().__init__(
+            num_items, max_length, window, loss, negatives, gbce_calibration, label_smoothing,
+            learning_rate, weight_decay, betas, warmup, schedule, block_size,
+        )  # fmt: skip
+        self.network = SASRec(
+            num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
+            norm, positions, ffn_multiplier, activation, scale_embedding, final_norm, norm_eps,
+            initialisation, init_std,
+        )  # fmt: skip
+
+    def states(self, batch: Batch, where: Tensor) -> Tensor:
+        """(N, d)."""
+        packed, layout = self.network.packed(batch.history, batch.length)
+        return packed[layout.pack(where)]
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, d); zeros for an empty history, which ranks nothing above anything."""
+        return self.network.last(batch.history, batch.length)
+
+    def item_vectors(self) -> Tensor:
+        """(I + 1, d)."""
+        return self.network.item_vectors()

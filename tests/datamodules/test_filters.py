@@ -1,0 +1,122 @@
+"""Filters against a plain-Python reference and worked examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.filters import Dedup, KCore, MinRating, apply_filters
+from datamodules.types import INTERACTION_SCHEMA
+
+Event = tuple[str, str, float | None, int | None]
+PAIRS = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz")), max_size=40)
+
+
+def make(events: list[Event]) -> pl.DataFrame:
+    return pl.DataFrame(events, schema=INTERACTION_SCHEMA, orient="row")
+
+
+def from_pairs(pairs: list[tuple[str, str]]) -> pl.DataFrame:
+    return make([(user, item, 1.0, time) for time, (user, item) in enumerate(pairs)])
+
+
+def peel(pairs: list[tuple[str, str]], user: int, item: int, iterative: bool) -> list[int]:
+    """Reference: drop rows below a minimum, one pass or until nothing falls out."""
+    alive = list(range(len(pairs)))
+    while True:
+        users = Counter(pairs[i][0] for i in alive)
+        items = Counter(pairs[i][1] for i in alive)
+        kept = [i for i in alive if users[pairs[i][0]] >= user and items[pairs[i][1]] >= item]
+        if not iterative or kept == alive:
+            return kept
+        alive = kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(PAIRS, st.integers(0, 4), st.integers(0, 4), st.booleans())
+def test_k_core_equals_peeling(pairs, user, item, iterative):
+    kept = KCore(user, item, iterative)(from_pairs(pairs))["timestamp"].to_list()
+    assert kept == peel(pairs, user, item, iterative)
+
+
+def test_one_pass_leaves_a_user_below_the_minimum():
+    # Item z occurs once, so u2 falls from two rows to one: a fixed point removes u2 as well.
+    pairs = [("u1", "x"), ("u1", "y"), ("u2", "x"), ("u2", "z"), ("u3", "x"), ("u3", "y")]
+    assert KCore(2, 2, iterative=False)(from_pairs(pairs))["timestamp"].to_list() == [0, 1, 2, 4, 5]
+    assert KCore(2, 2)(from_pairs(pairs))["timestamp"].to_list() == [0, 1, 4, 5]
+
+
+def test_min_rating_keeps_the_threshold_itself():
+    frame = make([("u", "a", 3.5, 0), ("u", "b", 4.0, 1), ("u", "c", 5.0, 2)])
+    assert MinRating(4.0)(frame)["item_id"].to_list() == ["b", "c"]
+
+
+@pytest.mark.parametrize("rating", [None, float("nan")])
+def test_min_rating_refuses_missing_ratings(rating):
+    with pytest.raises(ValueError, match=r"1 of 2 have none"):
+        MinRating(4.0)(make([("u", "a", rating, 0), ("u", "b", 4.0, 1)]))
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("first", [2, 1]), ("last", [0, 1])])
+def test_dedup_goes_by_time_and_keeps_file_order(keep, expected):
+    # (u, a) at times 9, 3, 3: the first in time is row 2 (tie with row 3: the file's order).
+    frame = make([("u", "a", 0, 9), ("u", "b", 1, 5), ("u", "a", 2, 3), ("u", "a", 3, 3)])
+    kept = Dedup(keep)(frame)
+    assert kept["rating"].to_list() == sorted(expected)
+
+
+def test_dedup_without_times_goes_by_file_order():
+    frame = make([("u", "a", 0, None), ("v", "a", 1, None), ("u", "a", 2, None)])
+    assert Dedup("first")(frame)["rating"].to_list() == [0, 1]
+    assert Dedup("last")(frame)["rating"].to_list() == [1, 2]
+    with pytest.raises(ValueError, match=r"1 of 2 have none"):
+        Dedup("last")(make([("u", "a", 0, 1), ("u", "a", 0, None)]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(PAIRS)
+def test_dedup_leaves_each_pair_once(pairs):
+    assert Dedup("first")(from_pairs(pairs)).select("user_id", "item_id").rows() == list(
+        dict.fromkeys(pairs)
+    )
+
+
+def counts(users: int, items: int, interactions: int) -> dict[str, int]:
+    return {"users": users, "items": items, "interactions": interactions}
+
+
+def test_steps_count_before_and_after():
+    frame = make([("u", "a", 5, 0), ("u", "a", 5, 1), ("u", "b", 2, 2), ("v", "a", 4, 3)])
+    kept, steps = apply_filters(frame, [Dedup("first"), MinRating(3)])
+    assert kept["timestamp"].to_list() == [0, 3]
+    assert [(s.before, s.after) for s in steps] == [
+        (counts(2, 2, 4), counts(2, 2, 3)),
+        (counts(2, 2, 3), counts(2, 1, 2)),
+    ]
+    assert [s.description for s in steps] == ["first of repeated (user, item)", "rating >= 3"]
+
+
+def test_no_filter_changes_nothing():
+    frame = from_pairs([("u", "a"), ("v", "b")])
+    kept, steps = apply_filters(frame, [])
+    assert kept.equals(frame)
+    assert steps == []
+
+
+def test_the_filter_that_empties_the_data_is_named():
+    frame = make([("u", "a", 5, 0), ("v", "b", 2, 1)])
+    with pytest.raises(ValueError, match=r"users >= 9.*removed all 2 interactions"):
+        apply_filters(frame, [MinRating(1), KCore(user=9), MinRating(0)])
+    with pytest.raises(ValueError, match="given no interactions"):
+        apply_filters(frame.clear(), [])
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="user=-1"):
+        KCore(user=-1)
+    with pytest.raises(ValueError, match="'newest'"):
+        Dedup("newest")  # type: ignore[arg-type]
