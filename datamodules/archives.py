@@ -100,8 +100,9 @@ def _extract_into(archive: Path, folder: Path, wanted: Wanted) -> None:
             if written != size:
                 raise EOFError(f"member {name!r} has {written} of {size} bytes")
     except _BROKEN as error:
+        reason = (str(error).splitlines() or ["it ends too early"])[0].rstrip(":")
         raise DataSourceError(
-            f"{archive}: the archive is truncated, damaged or of another type ({error}); "
+            f"{archive}: the archive is truncated, damaged or of another type ({reason}); "
             "delete it and run again, or put a complete copy in its place."
         ) from error
 

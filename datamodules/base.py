@@ -28,8 +28,10 @@ from datamodules.types import TEST, TRAIN, VALID, Batch, Collator, EvalRows, His
 class Method(Protocol):
     """What a data module asks of the module it feeds."""
 
-    # Events a training row may reach back over; None: a user is one row, cut to its newest events.
-    window: int | None
+    # Newest events of a history that the method reads.
+    max_length: int
+    # Train on every stretch of ``max_length`` targets of a history, instead of the newest one alone.
+    all_windows: bool
     # Sampled items a position of a training batch; 0: the loss needs none.
     num_negatives: int
 
@@ -139,7 +141,7 @@ class SequenceDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Global batches of training rows in length buckets, the same on every number of devices."""
         trainer, method = self._trainer(), self._method()
-        rows = TrainRows(self.histories, method.window)
+        rows = TrainRows(self.histories, method.max_length, method.all_windows)
         sampler = GlobalBatchSampler(
             lengths=method.row_lengths(rows.stop - rows.start - 1),
             batch_size=self.batch_size,
@@ -149,7 +151,7 @@ class SequenceDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             micro_batches=trainer.accumulate_grad_batches,
-            target_counts=rows.target_counts(),
+            target_counts=rows.target_counts,
         )
         collate = method.collator(training=True)
         if method.num_negatives:
@@ -216,34 +218,30 @@ class SequenceDataModule(pl.LightningDataModule):
 class TrainRows:
     """Which stretches of history are learned from.
 
-    A row ends one past a training event. With ``window`` n, a history gives rows of n targets each,
-    counted from its end; without, one row. A row always starts at its user's first event: the
-    method's collator cuts what it cannot use.
+    A row ends one past a training event and carries up to ``max_length`` targets before that. It starts
+    at its user's first event: the method's collator cuts what it cannot use. With ``all_windows`` a
+    history gives as many rows as it takes to make every training event a target once, counted from its
+    newest; without, one row.
     """
 
-    def __init__(self, histories: Histories, window: int | None) -> None:
+    def __init__(self, histories: Histories, max_length: int, all_windows: bool) -> None:
         self.histories = histories
-        trained = histories.split == TRAIN
-        first = histories.offsets[histories.users]  # (N,) first event of each event's user
-        self._learned = trained & (np.arange(len(trained)) > first)  # the first has no history
+        users = histories.users  # (N,)
+        learned = histories.split == TRAIN
+        learned &= np.arange(len(learned)) > histories.offsets[users]  # the first has no history
         last = np.full(histories.num_users + 1, -1, np.int64)  # (U + 1,) last training event
-        users = histories.users[self._learned]
-        np.maximum.at(last, users, np.flatnonzero(self._learned))
+        np.maximum.at(last, users[learned], np.flatnonzero(learned))
         user = np.flatnonzero(last >= 0)
         start, stop = histories.offsets[user], last[user] + 1
-        chunks = np.ones_like(user) if window is None else -(-(stop - start - 1) // window)
-        self.user = np.repeat(user, chunks)  # (R,)
-        self.start = np.repeat(start, chunks)
-        nth = np.arange(len(self.user)) - np.repeat(np.cumsum(chunks) - chunks, chunks)
-        self.stop = np.repeat(stop, chunks) - nth * (window or 0)
-        self.window = window
-
-    def target_counts(self) -> np.ndarray:
-        """(R,) int64: positions of each row that carry a loss."""
-        total = np.concatenate([[0], np.cumsum(self._learned)])
-        begin = self.start if self.window is None else np.maximum(self.start, self.stop - self.window)
-        counts: np.ndarray = total[self.stop] - total[begin]
-        return counts
+        rows = -(-(stop - start - 1) // max_length) if all_windows else np.ones_like(user)
+        nth = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        start, stop = np.repeat(start, rows), np.repeat(stop, rows) - nth * max_length
+        total = np.concatenate([[0], np.cumsum(learned)])
+        targets = total[stop] - total[np.maximum(start, stop - max_length)]
+        some = targets > 0  # a stretch of context alone teaches nothing
+        self.user = np.repeat(user, rows)[some]  # (R,)
+        self.start, self.stop = start[some], stop[some]
+        self.target_counts = targets[some]  # (R,) positions that carry a loss
 
 
 class _TrainDataset(Dataset[Rows]):

@@ -183,7 +183,8 @@ def _read_fast(
     try:
         frame = pl.read_csv(
             data,
-            has_header=layout.header is not None,
+            has_header=False,  # Polars wants its own names in a header; ours are in the schema
+            skip_lines=int(layout.header is not None),
             schema={name: INTERACTION_SCHEMA.get(name, pl.String()) for name in names},
             separator=layout.separator if len(layout.separator) == 1 else _ONE_BYTE,
             quote_char='"' if layout.quoted else None,

@@ -122,11 +122,10 @@ def catalog_frame(events: pl.DataFrame, items: Iterable[Item]) -> tuple[pl.DataF
 
 def repeated_pairs(events: pl.DataFrame) -> int:
     """Rows whose (user, item) occurred in an earlier row."""
-    pair = pl.struct("user_id", "item_id")
-    # Equal pairs have equal hashes, so the slow exact count is only needed where hashes repeat.
-    if events.select(pair.hash().n_unique()).item() == events.height:
-        return 0
-    return events.height - int(events.select(pair.n_unique()).item())
+    # Equal pairs have equal hashes, so the slow exact count only sees rows whose hash repeats.
+    hashes = events.select(pl.col("user_id").hash(seed=1) ^ pl.col("item_id").hash(seed=2))
+    suspects = events.filter(hashes.to_series().is_duplicated()).select("user_id", "item_id")
+    return suspects.height - suspects.unique().height
 
 
 def split_genres(text: str, separator: str) -> list[str]:
@@ -137,7 +136,7 @@ def split_genres(text: str, separator: str) -> list[str]:
 def parse_100k(files: Files, on_bad_row: OnBadRow = "error") -> RawData:
     """u.data, u.item, u.user (optional) of the official 100K release."""
     reader = _Reader(files, on_bad_row)
-    events = reader.events("u.data", Layout("\t", EVENT), WHOLE_STARS)
+    events = reader.events("u.data", Layout("\t", EVENT, encoding="latin-1"), WHOLE_STARS)
     columns = ("item_id", "title", "date", "video_date", "url", *GENRES_100K)
     items = reader.rows("u.item", Layout("|", columns, encoding="latin-1"), _item_100k)
     layout = Layout("|", ("user_id", "age", "gender", "occupation", "zip"), encoding="latin-1")
@@ -193,10 +192,8 @@ def parse_100k_wheel(files: Files, on_bad_row: OnBadRow = "error") -> RawData:
 
 def _item_wheel(fields: list[str]) -> Item:
     item_id, title, year, genres = fields
-    if year.isdecimal():
-        title = f"{title} ({year})"
-    elif title == "unkonwn":
-        title = "unknown"
+    # Not only years: "... (1995) (V)" has "V" there, and item 267 has "unkonwn" in both columns.
+    title = "unknown" if year == "unkonwn" else f"{title} ({year})"
     return item_id, title.strip() or None, split_genres(genres, " ")
 
 

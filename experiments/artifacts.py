@@ -85,9 +85,10 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
     """A stage with everything it inherits from the experiment filled in."""
     stage = experiment.stages[name]
     config = experiment.config
+    modules = stage.get("modules") or {name: stage["module"]}
     return {
         "run": stage["run"],
-        "modules": stage.get("modules") or {name: stage["module"]},
+        "modules": {row: m for row, m in modules.items() if m is not None},  # null takes a row out
         "inputs": stage.get("inputs") or {},
         "data": stage.get("data") or config["data"],
         "trainer": {**config.get("trainer", {}), **(stage.get("trainer") or {})},

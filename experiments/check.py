@@ -28,8 +28,7 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         single = "module" in experiment.stages[name]
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
-            if module is not None:
-                yield from build.problems(module, where, given)
+            yield from build.problems(module, where, given)
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
     for data in _distinct_data(experiment):

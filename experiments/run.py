@@ -171,6 +171,8 @@ def _python(module: str, arguments: list[str], folder: Path | None = None) -> No
     if status < 0:
         name = signal.Signals(-status).name
         raise UserError(f"the process was killed by {name}; the same command resumes")
+    if status == 2:  # it has said what is wrong
+        raise SystemExit(2)
     if status:
         log = f" (logs: {report.short(folder)})" if folder else ""
         raise UserError(f"{module} ended with status {status}{log}; the reason stands above")

@@ -6,11 +6,13 @@ DDP Lightning starts this command again for every further rank; the driver alone
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,8 @@ def run_stage(folder: Path) -> None:
     spec, launch = job["spec"], job["launch"]
     torch.set_num_threads(launch["threads"] or os.cpu_count() or 1)
     pl.seed_everything(spec["seed"], verbose=False)
+    # Filling every new tensor with NaN is a debugging aid of deterministic mode; it costs, and hides nothing.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     data = _data(job)
     if spec["run"] == "fit":
         trainer, results = _fit(folder, job, data)
@@ -99,8 +103,6 @@ def _test(
     """Test each row; rows share the data and the loader's batches."""
     rows: dict[str, Any] = {}
     for name, node in job["spec"]["modules"].items():
-        if node is None:  # a row that an experiment has taken out
-            continue
         module = _module(node, job, data)
         progress = RunProgress(f"{job['label']} {name}", None)
         trainer = _trainer(folder, job, [ScoresWriter(folder / f"scores.{name}.parquet"), progress])
@@ -175,10 +177,20 @@ def _die_with_driver() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def _quiet() -> None:
+    """Leave the terminal to the bar and to what matters: Lightning's greetings say nothing new."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+
+
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 a problem the user can mend, 130 stopped by a signal."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
     _die_with_driver()
+    _quiet()
     try:
         run_stage(Path(argv[0]))
     except (UserError, DataSourceError, DataFormatError) as error:

@@ -64,21 +64,22 @@ class LogitAUC(Metric):
         users: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> None:
-        """Add pairs, all (N,): scores, labels (bool or 0/1), user ids; ``keep`` False is padding."""
+        """Add pairs, all (N,): scores, labels (bool or 0/1), user ids; not ``keep`` is padding."""
         keep = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep.bool()
         ids = torch.full_like(labels, torch.nan, dtype=torch.float64) if users is None else users
-        for state, value in ((self.scores, scores), (self.labels, labels), (self.users, ids)):
-            if value.shape != keep.shape or value.ndim != 1:
+        for value in (scores, ids, keep):
+            if value.shape != labels.shape or labels.ndim != 1:
                 raise ValueError(
                     f"Expected vectors of {len(labels)} pairs, got {tuple(value.shape)}."
                 )
+        for state, value in ((self.scores, scores), (self.labels, labels), (self.users, ids)):
             state.append(value.detach()[keep].double())
 
     def compute(self) -> dict[str, Tensor]:
         """``auc`` and ``n``, as () float64; NaN where a class is missing.
 
-        With user ids also ``uauc``, the mean over ``users`` users; ``users_one_class`` more have one
-        class only and are left out.
+        With user ids also ``uauc``, the mean over ``users`` users; ``users_one_class`` more have
+        one class only and are left out.
 
         Raises:
             ValueError: user ids came with some updates only, or a score is NaN.

@@ -42,7 +42,7 @@ class RankingModule(pl.LightningModule):
         block_size: items scored at a time when the whole catalogue is ranked.
     """
 
-    window: int | None = None
+    all_windows: bool = False
     num_negatives: int = 0
     # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
     strict_loading = False

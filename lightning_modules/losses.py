@@ -114,15 +114,15 @@ def chunked_softmax(
     """``full_softmax`` with memory bounded by one chunk of positions: same value, same gradients.
 
     Gradients are made in the forward pass, so the (N, I) scores are never kept. After Wijmans et
-    al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025 (arXiv 2411.09009), without
-    its gradient filtering. It cannot be differentiated twice.
+    al., "Cut Your Losses in Large-Vocabulary Language Models", ICLR 2025 (arXiv 2411.09009),
+    without its gradient filtering. It cannot be differentiated twice.
 
     Args:
         states, table, targets, temperature, label_smoothing: as in ``full_softmax``.
         chunk_size: positions a chunk; None takes as many as make about two million scores.
         matmul_dtype: None keeps the inputs' precision (at least float32). torch.bfloat16 rounds
             the factors and the scores to 8 bits; the log-sum-exp and all sums over chunks stay
-            float32. Without bfloat16 instructions (AVX512_BF16, AMX, a GPU) it is many times slower.
+            float32. It is many times slower on a CPU without AVX512_BF16 or AMX.
     """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 position, got {chunk_size}.")
@@ -172,7 +172,7 @@ def sampled_softmax(
     sum of -s+ + log(exp(s+) + sum_{k: j_k != target} exp(s_{j_k} - log(K q_{j_k}))): the sum in the
     logarithm is an unbiased estimate of the full one, by importance sampling (Bengio & Senecal,
     IEEE TNN 2008). The target is there with probability 1, so it is not corrected (Khrylchenko et
-    al., "Correcting the LogQ Correction", RecSys 2025, arXiv 2507.09331, without its sample weight).
+    al., "Correcting the LogQ Correction", RecSys 2025, arXiv 2507.09331, without its weights).
 
     Args:
         states, table, targets, temperature: as in ``full_softmax``.

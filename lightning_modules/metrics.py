@@ -1,4 +1,4 @@
-"""``RankingMetrics``: means per group of rows and their standard errors. All metrics are named here.
+"""``RankingMetrics``: means per group of rows and their standard errors; all metrics by name.
 
 The definitions are pure functions in ``expected.py`` (rank counts, candidate lists) and ``auc.py``
 (pooled pairs); ``ranking.py`` turns scores into counts, and raises on NaN.
@@ -40,8 +40,8 @@ __all__ = [
 
 METRICS_VERSION = "1"  # part of the protocol fingerprint: raise it when a definition changes
 
-# Contributions are rounded to this grid, so that float64 sums of them are exact up to 2^21 rows, and
-# so come out the same to the last bit on any number of devices. It moves a mean by 1e-10 at most.
+# Contributions are rounded to this grid, so that float64 sums of them are exact up to 2^21 rows and
+# come out the same to the last bit on any number of devices. It moves a mean by 1e-10 at most.
 _GRID = 2.0**32
 _USER_AVERAGED = ("recall@", "uauc")
 
@@ -129,7 +129,7 @@ class RankingMetrics(Metric):
         return means
 
     def stderr(self) -> dict[str, Tensor]:
-        """``group/metric`` -> standard error of the mean, () float64 (95 % interval: +- 1.96 of it).
+        """``group/metric`` -> standard error of the mean, () float64 (95 % interval: +- 1.96).
 
         sqrt(n / (n - 1) * sum w^2 (v - mean)^2) / sum w; NaN with fewer than two rows. Rows count
         as independent, which understates the error where users have many rows.

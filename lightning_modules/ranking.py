@@ -50,8 +50,8 @@ def _index_of(target: Tensor, candidates: Tensor) -> Tensor:
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"The target {int(target[row])} stands {int(hit[row].sum())} times among the candidates "
-            f"of batch row {row} ({len(wrong)} such rows); expected exactly once."
+            f"The target {int(target[row])} stands {int(hit[row].sum())} times among the "
+            f"candidates of batch row {row} ({len(wrong)} such rows); expected exactly once."
         )
     return hit.int().argmax(dim=1)
 

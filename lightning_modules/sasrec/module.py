@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from datamodules.types import Batch
-from lightning_modules.next_item import Loss, NextItemModule, Schedule
+from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows
 from lightning_modules.sasrec.model import Activation, Initialisation, Norm, Positions, SASRec
 
 
@@ -20,7 +20,7 @@ class SASRecModule(NextItemModule):
         max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, positions,
             ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std:
             of the network, see ``SASRec``.
-        window, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
+        windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
             warmup, schedule, block_size: of the training and the evaluation, see ``NextItemModule``.
     """
 
@@ -42,7 +42,7 @@ class SASRecModule(NextItemModule):
         norm_eps: float = 1e-8,
         initialisation: Initialisation = "xavier",
         init_std: float = 0.02,
-        window: int | None = None,
+        windows: Windows = "newest",
         loss: Loss = "ce",
         negatives: int = 1,
         gbce_calibration: float = 0.75,
@@ -55,7 +55,7 @@ class SASRecModule(NextItemModule):
         block_size: int = 16_384,
     ) -> None:
         super().__init__(
-            num_items, max_length, window, loss, negatives, gbce_calibration, label_smoothing,
+            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
             learning_rate, weight_decay, betas, warmup, schedule, block_size,
         )  # fmt: skip
         self.network = SASRec(

@@ -125,7 +125,7 @@ def test_negatives_are_never_trained_on(sequences, seed, epoch):
 
 
 def test_negatives_depend_on_user_position_and_draw_only():
-    histories = make([[1, 2], [3], [4, 5, 6]], 50)
+    histories = make([[1, 2], [3], [4, 5, 6]], 8)  # few items: many are drawn again
     whole = sample_negatives(histories, np.array([1, 2, 3]), 4, 0, (6, 8))
     part = sample_negatives(histories, np.array([3, 1]), 4, 0, (2, 5))
     np.testing.assert_array_equal(part, whole[[2, 0], :2, :5])
@@ -235,6 +235,17 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert order(0, 1, bucket=False) != order(0, 2, bucket=False)
     assert order(0, 1, shuffle=False, bucket=False) == list(range(200))
     assert order(0, 1, shuffle=False) == list(range(199, -1, -1))  # one pool, longest first
+
+
+def test_rows_meet_other_rows_in_every_epoch():
+    lengths = np.arange(2 * samplers.POOL_BATCHES * 4)  # two pools: sorting all would fix batches
+
+    def composed(epoch):
+        batches = samplers.global_batches(lengths, 4, 0, epoch, shuffle=True, bucket=True)
+        return {frozenset(b.tolist()) for b in batches}
+
+    assert len(composed(0)) == 2 * samplers.POOL_BATCHES
+    assert len(composed(0) & composed(1)) < samplers.POOL_BATCHES
 
 
 def test_filler_and_normaliser_by_hand():
