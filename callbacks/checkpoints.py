@@ -57,7 +57,9 @@ class Patience(EarlyStopping):
             trainer.should_stop = True
 
 
-def checkpoints(folder: Path, metric: str | None, mode: str) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+def checkpoints(
+    folder: Path, metric: str | None, mode: str
+) -> tuple[ModelCheckpoint, ModelCheckpoint]:
     """``best.ckpt`` by a validation metric (the newest epoch without one) and ``last.ckpt``, each epoch.
 
     Two callbacks, because one ``ModelCheckpoint`` writes its last only in epochs that are also best.

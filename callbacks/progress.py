@@ -79,7 +79,9 @@ class RunProgress(pl.Callback):
         self.best = (float(best[0]), int(best[1])) if best else None
 
     def _text(self, trainer: pl.Trainer) -> str:
-        text = f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
+        text = (
+            f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
+        )
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None:
             text += f"  loss {float(loss):.3f}"
@@ -105,7 +107,6 @@ class RunProgress(pl.Callback):
             self._bar.update(self._task, completed=self._done, note=note)
         elif time.monotonic() - self._printed > PLAIN_SECONDS and self._total:
             self._printed = time.monotonic()
-            print(f"{self.label} {self._done / self._total:4.0%}  {note}", file=sys.stderr, flush=True)  # noqa: T201
 
     def _close(self, note: str) -> None:
         if self._bar is not None:

@@ -34,7 +34,9 @@ class ScoresWriter(lightning.Callback):
         self._frames: list[pl.DataFrame] = []
         self._lines = self._written = 0
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
         """Remove what a killed attempt left."""
         if trainer.is_global_zero:
             shutil.rmtree(self.parts, ignore_errors=True)

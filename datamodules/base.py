@@ -17,12 +17,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.candidates import FullRanking
+from datamodules.filters import Filter
 from datamodules.groups import QuantileGroups
-from datamodules.prepare import Candidates, Filter, Groups, Prepared, Recipe, Split, prepare
+from datamodules.prepare import Candidates, Groups, Prepared, Recipe, prepare
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch, sample_negatives
 from datamodules.sources import cache_root
-from datamodules.splits import LeaveOneOut
-from datamodules.types import TEST, TRAIN, VALID, Batch, Collator, EvalRows, Histories, RawData, Rows
+from datamodules.splits import LeaveOneOut, Split
+from datamodules.types import (
+    TEST,
+    TRAIN,
+    VALID,
+    Batch,
+    Collator,
+    EvalRows,
+    Histories,
+    RawData,
+    Rows,
+)
 
 
 class Method(Protocol):
@@ -198,7 +209,7 @@ class SequenceDataModule(pl.LightningDataModule):
             dataset,  # type: ignore[arg-type]
             batch_size=None,  # the sampler's element is a whole batch of row numbers
             sampler=sampler,
-            collate_fn=collate,
+            collate_fn=collate,  # type: ignore[arg-type]
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             # Its own generator: a loader's start must not advance the stream that dropout draws from.
@@ -207,7 +218,9 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def _trainer(self) -> pl.Trainer:
         if self.trainer is None:
-            raise RuntimeError("loaders need a trainer: pass this data module to Trainer.fit or .test")
+            raise RuntimeError(
+                "loaders need a trainer: pass this data module to Trainer.fit or .test"
+            )
         return self.trainer
 
     def _method(self) -> Method:
@@ -248,7 +261,7 @@ class _TrainDataset(Dataset[Rows]):
     def __init__(self, rows: TrainRows, seed: int) -> None:
         self.rows, self.seed = rows, seed
 
-    def __getitem__(self, batch: RowBatch) -> Rows:  # type: ignore[override]
+    def __getitem__(self, batch: RowBatch) -> Rows:
         rows, row = self.rows, batch.row
         return Rows(
             rows.histories, row, rows.user[row], rows.start[row], rows.stop[row],
@@ -260,7 +273,7 @@ class _EvalDataset(Dataset[Rows]):
     def __init__(self, histories: Histories, rows: EvalRows, seed: int) -> None:
         self.histories, self.rows, self.seed = histories, rows, seed
 
-    def __getitem__(self, batch: RowBatch) -> Rows:  # type: ignore[override]
+    def __getitem__(self, batch: RowBatch) -> Rows:
         row = batch.row
         user = self.rows.user[row]
         start = self.histories.offsets[user]
@@ -274,6 +287,7 @@ class AttachNegatives:
         self.collate, self.count = collate, count
 
     def __call__(self, rows: Rows) -> Batch:
+        """The method's batch with negatives."""
         batch = self.collate(rows)
         shape = (batch.history.shape[1], self.count)
         drawn = sample_negatives(rows.histories, rows.user, rows.epoch, rows.seed, shape)
@@ -287,6 +301,7 @@ class AttachTargets:
         self.collate, self.rows, self.mask_seen = collate, rows, mask_seen
 
     def __call__(self, rows: Rows) -> Batch:
+        """The method's batch with targets, groups, weights and what must not be ranked."""
         held_out, row = self.rows, rows.row
         candidates = held_out.candidates
         newest = np.maximum(rows.stop - 1, rows.start)  # the target's own place without a history

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules.base import SequenceDataModule
+from datamodules.filters import Filter
 from datamodules.movielens_formats import load_movielens
-from datamodules.prepare import Candidates, Filter, Groups, Split
+from datamodules.prepare import Candidates, Groups
+from datamodules.splits import Split
 from datamodules.types import RawData
 
 

@@ -20,21 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from datamodules.filters import apply_filters
+from datamodules.filters import Filter, apply_filters
 from datamodules.report import data_report
-from datamodules.splits import eval_positions, sort_histories
+from datamodules.splits import Split, eval_positions, sort_histories
 from datamodules.types import SPLIT_NAMES, TEST, VALID, EvalRows, Histories, RawData
 from datamodules.versioning import code_digest, read_json, value_digest, write_json
-
-Filter = Callable[[pl.DataFrame], pl.DataFrame]
-
-
-class Split(Protocol):
-    """Codes each event TRAIN, VALID, TEST or CONTEXT."""
-
-    def __call__(
-        self, offsets: np.ndarray, items: np.ndarray, timestamps: np.ndarray
-    ) -> np.ndarray: ...
 
 
 class Groups(Protocol):
@@ -42,9 +32,13 @@ class Groups(Protocol):
 
     def __call__(
         self, histories: Histories, user: np.ndarray, target: np.ndarray
-    ) -> tuple[np.ndarray, tuple[str, ...]]: ...
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Membership (R, G) of rows with these users and targets (R,), and the G names."""
+        ...
 
-    def sizes(self, histories: Histories) -> dict[str, int]: ...
+    def sizes(self, histories: Histories) -> dict[str, int]:
+        """Users and items in each group, for the data report."""
+        ...
 
 
 class Candidates(Protocol):
@@ -52,7 +46,9 @@ class Candidates(Protocol):
 
     def draw(
         self, histories: Histories, user: np.ndarray, target: np.ndarray, code: int
-    ) -> np.ndarray | None: ...
+    ) -> np.ndarray | None:
+        """(R, C) item ids, the target among them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,9 @@ class Prepared:
 _ROW_COLUMNS = ("user", "position", "target", "weight", "candidates")
 
 
-def prepare(recipe: Recipe, load: Callable[[], RawData], asked: dict[str, Any], cache: Path) -> Prepared:
+def prepare(
+    recipe: Recipe, load: Callable[[], RawData], asked: dict[str, Any], cache: Path
+) -> Prepared:
     """Make the prepared folder, or find it made.
 
     Args:
@@ -191,7 +189,9 @@ def _numbered(ids: pl.Series, attributes: pl.DataFrame | None, key: str) -> pl.D
     table = table.sort(number.is_null(), number, pl.col(key))
     if attributes is None:
         return table
-    return table.join(attributes.unique(key, keep="first"), on=key, how="left", maintain_order="left")
+    return table.join(
+        attributes.unique(key, keep="first"), on=key, how="left", maintain_order="left"
+    )
 
 
 def _events(
@@ -211,7 +211,9 @@ def _events(
             "timestamp": (np.zeros(len(order), np.int64) if stamps is None else stamps)[order],
         }
     )
-    histories = _histories(events.with_columns(split=pl.lit(0, pl.Int8)), users.height, items.height)
+    histories = _histories(
+        events.with_columns(split=pl.lit(0, pl.Int8)), users.height, items.height
+    )
     codes = split(histories.offsets, histories.items, histories.timestamps)
     return events.with_columns(split=pl.Series(codes, dtype=pl.Int8))
 

@@ -84,6 +84,7 @@ class Histories:
 
     @property
     def num_users(self) -> int:
+        """U."""
         return len(self.offsets) - 2
 
     @property
@@ -110,7 +111,9 @@ class EvalRows:
     groups: np.ndarray  # (R, G) bool
     group_names: tuple[str, ...]  # G names; the first is "all"
     weight: np.ndarray  # (R,) float64: 1 / rows of the same user, so that users weigh the same
-    candidates: np.ndarray | None = None  # (R, C) int32, the target among them; None = whole catalogue
+    candidates: np.ndarray | None = (
+        None  # (R, C) int32, the target among them; None = whole catalogue
+    )
 
 
 @dataclass
@@ -152,10 +155,14 @@ class Rows:
     row: np.ndarray  # (B,) row index in the split
     user: np.ndarray  # (B,)
     start: np.ndarray  # (B,) first event of the user in ``histories.items``
-    stop: np.ndarray  # (B,) training: one past the last event to learn from; evaluation: the target's index
+    stop: (
+        np.ndarray
+    )  # (B,) training: one past the last event to learn from; evaluation: the target's index
     epoch: int
     seed: int
-    filler: np.ndarray | None = None  # (B,) bool: rows that only keep ranks in step and carry no loss
+    filler: np.ndarray | None = (
+        None  # (B,) bool: rows that only keep ranks in step and carry no loss
+    )
     normaliser: float = 1.0
 
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class PlannedStage:
 
     @property
     def done(self) -> bool:
+        """Whether its results can be used (also when older code made them)."""
         return self.state in (DONE, STALE)
 
 
@@ -178,7 +179,7 @@ def changed_sources(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _imports(file: Path) -> tuple[Path, ...]:
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -207,12 +208,12 @@ def _sources(spec: dict[str, Any]) -> dict[str, str]:
     return {str(f.relative_to(REPO)): _file_digest(f) for f in source_files(roots)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _file_digest(file: Path) -> str:
     return code_digest([file])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _data_code() -> str:
     return code_digest((REPO / "datamodules").glob("*.py"))
 
@@ -245,7 +246,11 @@ def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
     if found:
         return found[0]
     module = next(iter(spec["modules"].values()))["_target_"].split(".")
-    method = module[1] if len(spec["modules"]) == 1 and len(module) > 2 else Path(spec["data"]["_target_"]).stem
+    method = (
+        module[1]
+        if len(spec["modules"]) == 1 and len(module) > 2
+        else Path(spec["data"]["_target_"]).stem
+    )
     method = method if len(spec["modules"]) == 1 else "reference"
     return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
 
@@ -260,7 +265,7 @@ def _state(folder: Path, sources: dict[str, str]) -> tuple[str, str]:
         return MISSING, "never run"
     changed = changed_sources(done.get("sources", {}), sources)
     if changed:
-        return STALE, f"made by older code ({', '.join(changed)}); ARGS=\"stale=rerun\" makes it anew"
+        return STALE, f'made by older code ({", ".join(changed)}); ARGS="stale=rerun" makes it anew'
     return DONE, f"{done['seconds']:.0f} s on {done['finished']}"
 
 

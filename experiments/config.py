@@ -45,6 +45,7 @@ class Experiment:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
+        """Stage name -> its configuration."""
         return self.config["stages"]
 
 
@@ -87,9 +88,13 @@ def find(name: str) -> Path:
     """The file of an experiment; an unknown name is answered with the nearest ones."""
     known = names()
     if not name:
-        raise UserError("NAME is missing: make exp NAME=sasrec/movielens_100k (make list shows all)")
+        raise UserError(
+            "NAME is missing: make exp NAME=sasrec/movielens_100k (make list shows all)"
+        )
     if name not in known:
-        raise UserError(f"no experiment is called {name!r}{nearest(name, known)}; make list shows all")
+        raise UserError(
+            f"no experiment is called {name!r}{nearest(name, known)}; make list shows all"
+        )
     return ROOT / f"{name}.yaml"
 
 

@@ -90,7 +90,9 @@ def _take_over(path: Path) -> str:
         aside.unlink()
         return ""
     aside.unlink()
-    return f"took over from process {note.get('pid')}, which died holding it since {note.get('since')}"
+    return (
+        f"took over from process {note.get('pid')}, which died holding it since {note.get('since')}"
+    )
 
 
 def _read(path: Path) -> dict[str, object] | None:

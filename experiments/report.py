@@ -71,7 +71,9 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> None:
     manifest = read_json(folder / "manifest.json")
     report, counts = manifest["report"], manifest["counts"]
     console = _console()
-    table = Table(title=f"{manifest['recipe']['name']} (content {manifest['digest']})", title_justify="left")
+    table = Table(
+        title=f"{manifest['recipe']['name']} (content {manifest['digest']})", title_justify="left"
+    )
     table.add_column("")
     table.add_column("")
     expected = config.get("expected") or {}
@@ -147,12 +149,23 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
     lengths = "  ".join(f"{q}: {n}" for q, n in report["history_length"].items())
     ratings = "  ".join(f"{r}: {n:,}" for r, n in report["ratings"].items()) or "none"
     return [
-        [("raw file", _counts_text(report["raw"])), *((f"skipped: {k}", f"{v:,}") for k, v in report["skipped"].items()), *filters],
-        [("history length (quantiles)", lengths), ("ratings", ratings), ("repeated user-item pairs", f"{report['repeated_pairs']:,}")],
+        [
+            ("raw file", _counts_text(report["raw"])),
+            *((f"skipped: {k}", f"{v:,}") for k, v in report["skipped"].items()),
+            *filters,
+        ],
+        [
+            ("history length (quantiles)", lengths),
+            ("ratings", ratings),
+            ("repeated user-item pairs", f"{report['repeated_pairs']:,}"),
+        ],
         [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
         [(f"split: {k}", _plain(v)) for k, v in flatten(report["split"])],
         [(f"groups: {k}", f"{v:,}") for k, v in report["groups"].items()],
-        [(k, v if isinstance(v, str) else "; ".join(v) or "none") for k, v in manifest["recipe"].items()],
+        [
+            (k, v if isinstance(v, str) else "; ".join(v) or "none")
+            for k, v in manifest["recipe"].items()
+        ],
         [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
     ]
 

@@ -12,7 +12,15 @@ from datamodules.versioning import read_json
 from experiments import config
 from experiments.errors import UserError
 
-COLUMNS = ("all/hit@10", "all/ndcg@10", "all/mrr", "cold_item/ndcg@10", "warm_item/ndcg@10", "cold_user/ndcg@10", "warm_user/ndcg@10")  # fmt: skip
+COLUMNS = (
+    "all/hit@10",
+    "all/ndcg@10",
+    "all/mrr",
+    "cold_item/ndcg@10",
+    "warm_item/ndcg@10",
+    "cold_user/ndcg@10",
+    "warm_user/ndcg@10",
+)
 START, END = "<!-- results: start (make results) -->", "<!-- results: end -->"
 
 
@@ -53,7 +61,9 @@ def write_results(runs: Path, repo: Path) -> Path:
     readme = repo / "README.md"
     text = readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
-        raise UserError(f"README.md lacks the lines {START!r} and {END!r} that the table stands between")
+        raise UserError(
+            f"README.md lacks the lines {START!r} and {END!r} that the table stands between"
+        )
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     table = "\n".join(_readme_table(rows))
@@ -75,13 +85,13 @@ def collect(runs: Path) -> Iterator[Row]:
             changed = () if reference else _telling(job["overrides"])
             key = (metrics["fingerprint"], label, *changed)
             merged.setdefault(key, []).append((job, metrics, done))
-    for (fingerprint, label, *changed), found in merged.items():
+    for (fingerprint, label, *rest), found in merged.items():
         job, metrics, _ = found[0]
         reference = len(job["spec"]["modules"]) > 1
         name = label if reference else next(iter(metrics["rows"]))
         per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}
         yield Row(
-            label, job["experiment"], tuple(changed), reference, fingerprint, metrics["protocol"],
+            label, job["experiment"], tuple(rest), reference, fingerprint, metrics["protocol"],
             tuple(sorted(per_seed)) if not reference else (),
             {m: [v[m]["value"] for v, _ in per_seed.values()] for m in metrics["rows"][name]},
             tuple(sorted({d["commit"] for _, d in per_seed.values()})),
@@ -108,7 +118,9 @@ def _document(rows: list[Row]) -> Iterator[str]:
         for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen"):
             yield f"* {key}: {_words(protocol[key])}"
         yield ""
-        yield "| method | seeds | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " | commit |"
+        yield (
+            "| method | seeds | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " | commit |"
+        )
         yield "|---|---|" + "---|" * (len(COLUMNS) + 1)
         for row in sorted(here, key=lambda r: (r.reference, r.label, r.overrides)):
             label = " ".join([row.label, *(f"`{o}`" for o in row.overrides)])

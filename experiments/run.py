@@ -90,7 +90,9 @@ def run_experiment(experiment: config.Experiment, rerun_stale: bool = False) -> 
     return 0
 
 
-def run_stage(experiment: config.Experiment, stage: PlannedStage, rerun_stale: bool = False) -> None:
+def run_stage(
+    experiment: config.Experiment, stage: PlannedStage, rerun_stale: bool = False
+) -> None:
     """Run one stage under its folder's lock.
 
     Raises:

@@ -27,7 +27,7 @@ from callbacks.scores import ScoresWriter
 from datamodules.base import SequenceDataModule
 from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.versioning import read_json, value_digest, write_json
-from experiments import artifacts, build
+from experiments import build
 from experiments.errors import UserError
 from experiments.records import finish, wandb_id
 from experiments.report import print_error
@@ -45,7 +45,7 @@ def run_stage(folder: Path) -> None:
     torch.set_num_threads(launch["threads"] or os.cpu_count() or 1)
     pl.seed_everything(spec["seed"], verbose=False)
     # Filling every new tensor with NaN is a debugging aid of deterministic mode; it costs, and hides nothing.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     data = _data(job)
     if spec["run"] == "fit":
         trainer, results = _fit(folder, job, data)
@@ -85,7 +85,7 @@ def _fit(
     metric, mode = select.get("metric"), select.get("mode", "max")
     best, last = checkpoints(folder, metric, mode)
     callbacks: list[pl.Callback] = [best, last]
-    if select.get("patience"):
+    if metric and select.get("patience"):
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     trainer = _trainer(folder, job, [*callbacks, RunProgress(job["label"], metric)])
     resume = folder / "last.ckpt"

@@ -113,7 +113,7 @@ class RankingModule(pl.LightningModule):
         """Count ranks; the metrics are computed at the epoch's end."""
         self._count("val", batch, self.rank(batch)[0])
 
-    def test_step(self, batch: Batch, batch_index: int) -> ScoredBatch:
+    def test_step(self, batch: Batch, batch_index: int) -> ScoredBatch:  # type: ignore[override]
         """Count ranks and hand the scores to whoever writes them."""
         counts, scores = self.rank(batch, TOP_K)
         self._count("test", batch, counts)
@@ -213,4 +213,6 @@ class UntrainedModule(RankingModule):
         Raises:
             TypeError: always.
         """
-        raise TypeError(f"{type(self).__name__} has nothing to train: use it in a `run: test` stage")
+        raise TypeError(
+            f"{type(self).__name__} has nothing to train: use it in a `run: test` stage"
+        )

@@ -64,7 +64,9 @@ class NextItemModule(RankingModule):
     ) -> None:
         super().__init__(max_length, block_size)
         if loss != "ce" and negatives < 1:
-            raise ValueError(f"loss={loss} needs at least one sampled item, got negatives={negatives}")
+            raise ValueError(
+                f"loss={loss} needs at least one sampled item, got negatives={negatives}"
+            )
         self.num_items = num_items
         self.all_windows = windows == "all"
         self.loss = loss
@@ -99,9 +101,12 @@ class NextItemModule(RankingModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss summed over real positions, over the count of the whole global batch."""
-        assert batch.targets is not None and batch.normaliser is not None
+        assert batch.targets is not None
+        assert batch.normaliser is not None
         where = batch.targets > 0  # (B, T)
-        total = self.loss_sum(self.states(batch, where), batch.targets[where], self._negatives(batch, where))
+        total = self.loss_sum(
+            self.states(batch, where), batch.targets[where], self._negatives(batch, where)
+        )
         loss: Tensor = total / batch.normaliser
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
         return loss
@@ -124,7 +129,9 @@ class NextItemModule(RankingModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, with the schedule by step."""
-        optimizer = AdamW(self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True)
+        optimizer = AdamW(
+            self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True
+        )
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, lambda step: self._rate(step, steps))
         return {

@@ -41,7 +41,9 @@ class MarkovModule(UntrainedModule):
         newest = batch.history[:, 0].cpu().numpy()  # (B,); 0 = no history, which nothing follows
         start, stop = self.offsets[newest], self.offsets[newest + 1]
         row = np.repeat(np.arange(len(newest)), stop - start)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(stop - start) - (stop - start), stop - start)
+        within = np.arange(len(row)) - np.repeat(
+            np.cumsum(stop - start) - (stop - start), stop - start
+        )
         pair = start[row] + within
         scores = self.prior.expand(len(newest), -1).clone()
         where = (torch.from_numpy(row), torch.from_numpy(self.next_items[pair]))

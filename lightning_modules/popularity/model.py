@@ -39,7 +39,9 @@ def daily_counts(histories: Histories) -> tuple[int, Tensor]:
     trained = histories.split == TRAIN
     first, span = int(days.min()), int(days.max() - days.min()) + 2
     if span * (histories.num_items + 1) > _MAX_CELLS:
-        raise ValueError(f"{span} days x {histories.num_items} items do not fit into 1 GiB of counts")
+        raise ValueError(
+            f"{span} days x {histories.num_items} items do not fit into 1 GiB of counts"
+        )
     counts = np.zeros((span, histories.num_items + 1), np.int32)  # (D + 1, I + 1)
     np.add.at(counts, (days[trained] - first + 1, histories.items[trained]), 1)
     return first, torch.from_numpy(np.cumsum(counts, axis=0, dtype=np.int32))

@@ -197,11 +197,11 @@ def run_peer(
             callbacks=[watcher(Callback, clock)],
         )  # fmt: skip
 
+    clock = Clock(measure, every, to_the_end)
     model = SASRecModel(
         n_blocks=2, n_factors=64, session_max_len=50, loss="softmax", batch_size=128, lr=1e-3,
         get_trainer_func=trainer, recommend_torch_device="cpu",
     )  # fmt: skip
-    clock = Clock(measure, every, to_the_end)
     model.fit(train)
     return clock.report(model.fit_trainer.current_epoch, clock.seconds())
 

