@@ -17,7 +17,7 @@ from datamodules.errors import DataSourceError
 from datamodules.sources import cache_root
 from experiments import artifacts, build, config
 from experiments.errors import UserError
-from experiments.report import print_error
+from experiments.report import print_error, say
 
 
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
@@ -53,6 +53,10 @@ def prepare_data(experiment: config.Experiment) -> list[Any]:
         prepared = module.prepared  # type: ignore[attr-defined]
         artifacts.record_prepared(data, cache_root(), Path(prepared.folder), prepared.digest)
         modules.append(module)
+        for name, count in (data.get("expected") or {}).items():
+            if (found := prepared.manifest["counts"].get(name)) != count:
+                note = f"make data NAME={experiment.name} shows why, data.expected=null accepts it"
+                say(f"warning: the data has {found:,} {name}, expected {count:,} ({note})")
     return modules
 
 

@@ -1,0 +1,212 @@
+"""Preparation and loaders: what reaches a model is what the raw rows say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from datamodules.base import AttachTargets, TrainRows
+from datamodules.candidates import FullRanking, UniformCandidates
+from datamodules.filters import KCore
+from datamodules.groups import QuantileGroups
+from datamodules.movielens import MovieLensDataModule
+from datamodules.prepare import Recipe, prepare
+from datamodules.splits import FewShot, LeaveOneOut
+from datamodules.types import (
+    CATALOG_SCHEMA,
+    INTERACTION_SCHEMA,
+    TEST,
+    TRAIN,
+    VALID,
+    Catalog,
+    Histories,
+    Interactions,
+    RawData,
+    Rows,
+)
+from lightning_modules.id_batches import HistoryCollator, TrainCollator
+
+# Three users; user 10's events are written out of order, and its last two times are equal.
+EVENTS = [
+    ("10", "7", 5.0, 30),
+    ("2", "5", 4.0, 5),
+    ("10", "5", 3.0, 10),
+    ("10", "9", 4.0, 40),
+    ("2", "7", 1.0, 6),
+    ("10", "11", 2.0, 40),
+    ("2", "9", 2.0, 7),
+    ("x", "5", 2.0, 1),
+]
+
+
+def _raw(events: list[tuple[str, str, float, int]] = EVENTS) -> RawData:
+    frame = pl.DataFrame(events, schema=INTERACTION_SCHEMA, orient="row")
+    items = sorted({e[1] for e in events})
+    catalog = pl.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items]})
+    missing = {c: t for c, t in CATALOG_SCHEMA.items() if c not in catalog.columns}
+    catalog = catalog.with_columns(pl.lit(None, t).alias(c) for c, t in missing.items())
+    return RawData(Interactions(frame), Catalog(catalog.select(list(CATALOG_SCHEMA))), source="test")
+
+
+RECIPE = Recipe("tiny", (), LeaveOneOut(), FullRanking(), QuantileGroups())
+
+
+def test_ids_order_and_split_follow_the_raw_rows(tmp_path: Path) -> None:
+    prepared = prepare(RECIPE, _raw, {}, tmp_path)
+    # Whole numbers sort as numbers, other ids after them.
+    assert prepared.users["user_id"].to_list() == ["2", "10", "x"]
+    assert prepared.items["item_id"].to_list() == ["5", "7", "9", "11"]
+    assert prepared.items["title"].to_list() == ["Film 5", "Film 7", "Film 9", "Film 11"]
+    histories = prepared.histories
+    assert histories.offsets.tolist() == [0, 0, 3, 7, 8]
+    # User 10: 5 (t 10), 7 (t 30), then 9 before 11 because the file has them so.
+    assert histories.items.tolist() == [1, 2, 3, 1, 2, 3, 4, 1]
+    assert histories.split.tolist() == [TRAIN, VALID, TEST, TRAIN, TRAIN, VALID, TEST, TRAIN]
+    rows = prepared.rows(TEST)
+    assert rows.user.tolist() == [1, 2]
+    assert rows.target.tolist() == [3, 4]
+    assert rows.position.tolist() == [2, 6]
+    assert rows.candidates is None
+    assert rows.weight.tolist() == [1.0, 1.0]
+    assert prepared.items["train_count"].to_list() == [3, 1, 0, 0]
+
+
+def test_a_second_call_parses_nothing_and_content_names_the_digest(tmp_path: Path) -> None:
+    first = prepare(RECIPE, _raw, {}, tmp_path)
+
+    def refuse() -> RawData:
+        raise AssertionError("parsed again")
+
+    assert prepare(RECIPE, refuse, {}, tmp_path).digest == first.digest
+    other_way = prepare(RECIPE, _raw, {"root": "elsewhere"}, tmp_path)
+    assert other_way.folder != first.folder
+    assert other_way.digest == first.digest
+    swapped = [*EVENTS[:3], EVENTS[5], EVENTS[4], EVENTS[3], *EVENTS[6:]]  # the tie turned round
+    assert prepare(RECIPE, lambda: _raw(swapped), {"n": 2}, tmp_path).digest != first.digest
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
+    emptied = replace(RECIPE, filters=(KCore(user=50),))
+    with pytest.raises(ValueError, match="KCore|k-core|filter"):
+        prepare(emptied, _raw, {}, tmp_path)
+    assert list((tmp_path / "prepared").iterdir()) == []
+
+
+def test_candidates_are_stored_with_the_rows(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, candidates=UniformCandidates(count=1, seed=3))
+    more = [*EVENTS, ("x", "13", 2.0, 2)]
+    rows = prepare(recipe, lambda: _raw(more), {}, tmp_path).rows(TEST)
+    assert rows.candidates is not None
+    assert rows.candidates.shape == (2, 2)
+    # User 10 has seen 5, 7, 9, 11: only item 5 ("13") can be its negative.
+    assert sorted(rows.candidates[1].tolist()) == [4, 5]
+    assert set(rows.candidates[0].tolist()) - {3} <= {4, 5}  # user 2 has not seen "11" and "13"
+
+
+def _histories() -> Histories:
+    # User 1 has 7 training events and two held out; user 2 one training event; user 3 context first.
+    split = [0] * 7 + [1, 2] + [0] + [3, 3, 0, 0]
+    items = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5]
+    return Histories(
+        np.array([0, 0, 9, 10, 14]), np.array(items, np.int32), np.array(split, np.int8),
+        np.arange(14), 9,
+    )  # fmt: skip
+
+
+def test_newest_window_counts_only_what_the_collator_keeps() -> None:
+    rows = TrainRows(_histories(), max_length=4, all_windows=False)
+    assert rows.user.tolist() == [1, 3]
+    assert rows.stop.tolist() == [7, 14]
+    assert rows.target_counts.tolist() == [4, 2]
+    batch = TrainCollator(4)(_training(rows))
+    assert batch.history.tolist() == [[3, 4, 5, 6], [2, 3, 4, 0]]
+    assert batch.targets is not None
+    assert batch.targets.tolist() == [[4, 5, 6, 7], [0, 4, 5, 0]]  # context is no target
+    assert (batch.targets > 0).sum().item() == rows.target_counts.sum()
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 3, 4, 6, 50])
+def test_all_windows_learn_every_training_event_once(max_length: int) -> None:
+    rows = TrainRows(_histories(), max_length, all_windows=True)
+    batch = TrainCollator(max_length)(_training(rows))
+    assert batch.targets is not None
+    learned = batch.targets[batch.targets > 0].tolist()
+    # Every training event but a user's first: items 2..7 of user 1, 4 and 5 of user 3.
+    assert sorted(learned) == [2, 3, 4, 4, 5, 5, 6, 7]
+    assert (batch.targets > 0).sum(1).tolist() == rows.target_counts.tolist()
+    for history, target in zip(batch.history, batch.targets, strict=True):
+        for before, after in zip(history.tolist(), target.tolist(), strict=True):
+            assert after in (0, before + 1)  # the data counts upwards
+
+
+def test_filler_rows_carry_no_loss() -> None:
+    rows = _training(TrainRows(_histories(), 4, all_windows=False))
+    filler = replace(rows, filler=np.array([False, True]))
+    batch = TrainCollator(4)(filler)
+    assert batch.targets is not None
+    assert batch.targets[1].tolist() == [0, 0, 0, 0]
+
+
+def _training(rows: TrainRows) -> Rows:
+    row = np.arange(len(rows.user))
+    return Rows(rows.histories, row, rows.user, rows.start, rows.stop, epoch=0, seed=0)
+
+
+def test_evaluation_batches_hold_history_target_and_what_was_seen(tmp_path: Path) -> None:
+    prepared = prepare(RECIPE, _raw, {}, tmp_path)
+    held_out, histories = prepared.rows(TEST), prepared.histories
+    start = histories.offsets[held_out.user]
+    rows = Rows(histories, np.array([0, 1]), held_out.user, start, held_out.position, 0, 0)
+    batch = AttachTargets(HistoryCollator(2), held_out, mask_seen=True)(rows)
+    assert batch.history.tolist() == [[1, 2], [2, 3]]  # the newest two, oldest first
+    assert batch.length.tolist() == [2, 2]
+    assert batch.target is not None
+    assert batch.target.tolist() == [3, 4]
+    assert batch.seen is not None
+    assert batch.seen.tolist() == [[0, 1], [0, 2], [1, 1], [1, 2], [1, 3]]
+    assert batch.time is not None
+    assert batch.time.tolist() == [6, 40]
+    assert AttachTargets(HistoryCollator(2), held_out, mask_seen=False)(rows).seen is None
+
+
+def test_few_shot_users_are_the_only_ones_trained_on(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, split=FewShot(LeaveOneOut(), users=1, seed=0))
+    histories = prepare(recipe, _raw, {}, tmp_path).histories
+    assert len(set(histories.users[histories.split == TRAIN])) == 1
+    assert (histories.split == TEST).sum() == 2
+
+
+def test_movielens_module_prepares_a_folder_and_knows_its_protocol(
+    tiny_movielens: Path, tmp_path: Path
+) -> None:
+    module = MovieLensDataModule(root=str(tiny_movielens), cache=str(tmp_path))
+    assert module.rows(TEST).target.shape == (60,)
+    assert module.raw_items(np.array([1, 80])) == ["1", "80"]
+    protocol = module.protocol()
+    masked = MovieLensDataModule(root=str(tiny_movielens), cache=str(tmp_path), mask_seen=False)
+    assert protocol != masked.protocol()
+    assert {k: v for k, v in protocol.items() if k != "mask_seen"} == {
+        k: v for k, v in masked.protocol().items() if k != "mask_seen"
+    }
+
+
+def test_a_changed_local_file_is_prepared_anew(tiny_movielens: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(tiny_movielens, root)
+    options: dict[str, Any] = {"root": str(root), "cache": str(tmp_path / "cache")}
+    before = MovieLensDataModule(**options).prepared.digest
+    lines = (root / "u.data").read_text(encoding="latin-1").splitlines()
+    (root / "u.data").write_text("\n".join(lines[:-1]) + "\n", encoding="latin-1")
+    assert MovieLensDataModule(**options).prepared.digest != before
+
+
+def test_on_bad_row_is_checked() -> None:
+    with pytest.raises(ValueError, match="expected 'error' or 'skip'"):
+        MovieLensDataModule(on_bad_row="maybe")

@@ -1,0 +1,218 @@
+"""Every shipped configuration composes and binds; every mistake in one is named, with what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from experiments import check, config
+from experiments.errors import UserError
+
+ROOT = config.ROOT
+NAMES = config.names()
+BASIC = "sasrec/movielens_100k"
+GROUP_FILES = [
+    (group, file.stem) for group in config.GROUPS for file in sorted((ROOT / group).glob("*.yaml"))
+]
+
+
+def refused(*overrides: str, name: str = BASIC) -> str:
+    """The message of an experiment that must not load or bind."""
+    with pytest.raises(UserError) as caught:
+        check.require_bound(config.load(name, overrides))
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- what we ship
+
+
+def test_there_is_something_to_test() -> None:
+    assert BASIC in NAMES
+    assert ("data", "movielens_1m") in GROUP_FILES
+    assert not [n for n in NAMES if n.startswith(("data/", "trainer/", "logger/", "base"))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_composes_and_binds_to_real_signatures(name: str) -> None:
+    assert list(check.binding_problems(config.load(name))) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_says_what_it_is_and_how_to_run_it(name: str) -> None:
+    text = (ROOT / f"{name}.yaml").read_text(encoding="utf-8")
+    assert len(config.header(name)) > 20
+    assert text.startswith("# @package _global_\n")
+    assert f"make exp NAME={name}\n" in text, "the command in the header must be this file's"
+    assert "# Needs:" in text
+
+
+@pytest.mark.parametrize(("group", "option"), GROUP_FILES)
+def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str) -> None:
+    file = ROOT / group / f"{option}.yaml"
+    experiment = config.load(BASIC, [f"{group}={option}"])
+    assert list(check.binding_problems(experiment)) == []
+    assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
+
+
+@pytest.mark.parametrize(("group", "option"), [g for g in GROUP_FILES if g[0] == "data"])
+def test_a_data_file_really_replaces_the_data(group: str, option: str) -> None:
+    default = config.load(BASIC).config["data"]["release"]
+    release = config.load(BASIC, [f"{group}={option}"]).config["data"]["release"]
+    assert release.replace("-", "_") in option
+    assert (release == default) == (option == "movielens_100k")
+
+
+def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None:
+    for name in NAMES:
+        stages = config.load(name).stages
+        for stage in stages.values():
+            if source := (stage.get("inputs") or {}).get("weights"):
+                assert stage["module"] == stages[source.partition("/")[0]]["module"]
+
+
+# ---------------------------------------------------------------- what users mistype
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("sasrec/movielens_100", "sasrec/movielens_100k"), ("movielens_100k", "movielens_100k"),
+     ("sasrek/movielens_100k", "sasrec/movielens_100k"), ("data/movielens_100k", "movielens_100k")],
+)  # fmt: skip
+def test_an_unknown_experiment_is_answered_with_the_nearest(name: str, meant: str) -> None:
+    said = refused(name=name)
+    assert repr(name) in said
+    assert meant in said.partition("did you mean")[2]
+    assert "make list" in said
+
+
+def test_a_missing_name_says_what_to_type() -> None:
+    assert "make exp NAME=" in refused(name="")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("stages.train.module.droput=0.3", "stages.train.module.dropout"),
+        ("dropout=0.3", "stages.train.module.dropout"),
+        ("stages.trian.batch_size=3", "stages.train.batch_size"),
+        ("sead=1", "seed"),
+        ("launch.device=2", "launch.devices"),
+        ("dat=movielens_1m", "data"),
+        ("data=movielens_1", "movielens_1m"),
+        ("logger=wandbb", "wandb"),
+        ("trainer=defaults", "default"),
+    ],
+)
+def test_an_unknown_key_or_group_is_answered_with_the_nearest(override: str, meant: str) -> None:
+    said = refused(override)
+    assert f"did you mean '{meant}'?" in said, said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("override", ["seed", "seed 3", "stages.train.module.dropout==[", "=3", "a=[1"])
+def test_an_override_that_cannot_be_read_says_how_to_write_one(override: str) -> None:
+    said = refused(override)
+    assert override in said
+    assert "key=value" in said, said
+
+
+def test_all_problems_are_told_at_once() -> None:
+    said = refused(
+        "+stages.train.module.droput=0.1", "+stages.train.module.hidden=3",
+        "stages.train.module.dropout=high", "stages.train.module.hidden_size=1.5",
+        "+stages.train.module.loss=cee", "+stages.train.trainer.max_epoch=3",
+        "+stages.train.module.num_items=7", "+data.splitt=1",
+    )  # fmt: skip
+    for word in (
+        "'droput'; did you mean 'dropout'?", "'hidden'", "stages.train.module.dropout is 'high'",
+        "stages.train.module.hidden_size is 1.5", "stages.train.module.loss is 'cee'",
+        "'max_epoch'; did you mean 'max_epochs'?", "num_items comes from the data",
+        "'splitt'; did you mean 'split'?",
+    ):  # fmt: skip
+        assert word in said, (word, said)
+
+
+def test_all_problems_of_the_frame_are_told_at_once() -> None:
+    said = refused(
+        "+stages.train.batchsize=3", "stages.evaluate.run=tset", "+extra=1",
+        "stages.evaluate.inputs.weights=tarin/best.ckpt", "~stages.train.select.metric",
+        "+stages.train.modules.a._target_=b",
+    )  # fmt: skip
+    for word in (
+        "'batchsize'; did you mean 'batch_size'?", "'tset'", "'extra'", "'tarin/best.ckpt'",
+        "stages.train.select", "either `module` or `modules`",
+    ):  # fmt: skip
+        assert word in said, (word, said)
+
+
+@pytest.mark.parametrize("source", ["train", "best.ckpt", "nowhere/best.ckpt", "null"])
+def test_an_input_names_a_stage_and_its_file(source: str) -> None:
+    said = refused(f"stages.evaluate.inputs.weights={source}")
+    assert "stages.evaluate.inputs.weights" in said
+    assert "train/best.ckpt" in said
+
+
+@pytest.mark.parametrize("value", ["null", "3", "[]"])
+def test_a_stage_that_is_no_mapping_is_a_problem_and_not_a_crash(value: str) -> None:
+    assert "stages.reference" in refused(f"stages.reference={value}")
+
+
+@pytest.mark.parametrize("argument", ["devices=2", "accelerator=cpu", "callbacks=[]", "logger=false"])
+def test_what_the_runner_sets_itself_is_refused_in_trainer(argument: str) -> None:
+    name = argument.partition("=")[0]
+    assert name in refused(f"+stages.train.trainer.{argument}")
+
+
+def test_inputs_in_a_circle_are_the_users_problem() -> None:
+    said = refused("+stages.train.inputs.weights=evaluate/best.ckpt")
+    assert "circle" in said
+    assert "train" in said
+
+
+def test_a_wrong_constructor_path_names_the_nearest() -> None:
+    said = refused("stages.train.module._target_=lightning_modules.sasrec.SASRecModul")
+    assert "did you mean 'SASRecModule'?" in said
+    assert "cannot be imported" in refused("stages.train.module._target_=nowhere.Module")
+
+
+# ---------------------------------------------------------------- where a value came from
+
+
+def test_origins_name_the_file_or_the_command_line() -> None:
+    overrides = ["seed=3", "data=movielens_1m", "stages.train.module.dropout=0.4",
+                 "logger=wandb", "+callbacks.seen._target_=lightning.pytorch.Callback",
+                 "data.candidates={_target_:datamodules.candidates.UniformCandidates,count:20}"]  # fmt: skip
+    experiment = config.load(BASIC, overrides)
+    found = config.origins(BASIC, overrides)
+
+    def origin(key: str) -> str:
+        assert key in dict(config.flatten(experiment.config)), key
+        return config.origin_of(key, found)
+
+    assert origin("launch.devices") == "experiments/base.yaml"
+    assert origin("trainer.precision") == "experiments/trainer/default.yaml"
+    assert origin("stages.reference.modules.markov._target_") == "experiments/base.yaml"
+    assert origin("stages.train.module.windows") == f"experiments/{BASIC}.yaml"
+    assert origin("stages.evaluate.module.windows") == f"experiments/{BASIC}.yaml"
+    assert origin("data.release") == "experiments/data/movielens_1m.yaml"
+    assert origin("logger.wandb.project") == "experiments/logger/wandb.yaml"
+    assert origin("seed") == "command line: seed=3"
+    assert origin("stages.train.module.dropout").startswith("command line: stages.train.module")
+    assert origin("callbacks.seen._target_").startswith("command line: +callbacks")
+    for leaf in ("_target_", "count"):
+        assert origin(f"data.candidates.{leaf}").startswith("command line: data.candidates"), leaf
+
+
+def test_origins_of_a_group_file_that_reaches_into_stages() -> None:
+    found = config.origins("reference/movielens_1m_sasrec")
+    key = "stages.reference.modules.recent_popularity"
+    assert config.origin_of(key, found) == "experiments/data/movielens_1m_sasrec.yaml"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_value_of_every_experiment_has_an_origin(name: str) -> None:
+    experiment, found = config.load(name), config.origins(name)
+    for key, _ in config.flatten(experiment.config):
+        source = config.origin_of(key, found)
+        assert Path(ROOT.parent / source).is_file(), (key, source)

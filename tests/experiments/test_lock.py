@@ -1,0 +1,189 @@
+"""One driver per folder: refused while its holder lives, taken over when it died, whatever is in the file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments import lock
+from experiments.errors import UserError
+
+REPO = Path(__file__).resolve().parents[2]
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments import lock
+with lock.hold(Path(sys.argv[1])) as messages:
+    print("held", *messages, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sasrec.train-abc"
+
+
+@pytest.fixture
+def other(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], cwd=REPO, text=True, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("held")
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture(autouse=True)
+def no_endless_loop() -> Iterator[None]:
+    """Taking a lock must never spin: 10 seconds, then the test fails."""
+
+    def stop(*unused: object) -> None:
+        raise TimeoutError("lock.hold did not come to an end")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def write(folder: Path, **note: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"pid": os.getpid(), "start": own_start(), "host": socket.gethostname(), "since": "then"}
+    (folder / lock.NAME).write_text(json.dumps({**whole, **note}))
+
+
+def own_start(pid: int | str = "self") -> str:
+    """Field 22 of proc(5), counted by hand."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[22 - 3]
+
+
+def test_a_free_folder_is_held_and_given_back(folder: Path) -> None:
+    assert lock.holder(folder) is None
+    with lock.hold(folder) as messages:
+        assert messages == []
+        assert lock.holder(folder) == f"being run by process {os.getpid()}"
+        note = json.loads((folder / lock.NAME).read_text())
+        assert note["start"] == own_start()
+    assert list(folder.iterdir()) == []
+
+
+def test_it_is_given_back_after_an_error(folder: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock.hold(folder):
+        _ = 1 // 0
+    assert list(folder.iterdir()) == []
+
+
+def test_a_living_holder_is_refused(folder: Path, other: subprocess.Popen[str]) -> None:
+    assert lock.holder(folder) == f"being run by process {other.pid}"
+    with pytest.raises(UserError, match=rf"run by process {other.pid}; wait"), lock.hold(folder):
+        pass
+    assert lock.holder(folder) is not None, "a refused driver must leave the lock alone"
+
+
+def test_a_killed_holder_is_taken_over_with_a_message(
+    folder: Path, other: subprocess.Popen[str]
+) -> None:
+    other.kill()
+    other.wait()
+    assert lock.holder(folder) is None
+    with lock.hold(folder) as messages:
+        assert len(messages) == 1
+        assert f"took over from process {other.pid}" in messages[0]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_reused_pid_is_not_its_former_owner(folder: Path) -> None:
+    write(folder, pid=os.getpid(), start=str(int(own_start()) - 1))
+    assert lock.holder(folder) is None
+    with lock.hold(folder) as messages:
+        assert f"took over from process {os.getpid()}" in messages[0]
+
+
+def test_another_host_is_believed_to_be_alive(folder: Path) -> None:
+    write(folder, host="node17", pid=4)
+    said = lock.holder(folder)
+    assert said is not None
+    assert "process 4 on node17" in said
+    assert str(folder / lock.NAME) in said, "the user must learn what to delete"
+    with pytest.raises(UserError, match="node17"), lock.hold(folder):
+        pass
+
+
+def test_a_living_stage_process_of_a_dead_driver_holds_on(
+    folder: Path, other: subprocess.Popen[str]
+) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    write(folder, pid=dead.pid, start="1")
+    (folder / lock.NAME).write_text(
+        json.dumps({**json.loads((folder / lock.NAME).read_text()), "child": other.pid,
+                    "child_start": own_start(other.pid)})
+    )  # fmt: skip
+    assert lock.holder(folder) is not None
+    other.kill()
+    other.wait()
+    assert lock.holder(folder) is None
+
+
+def test_the_child_is_noted_beside_its_driver(folder: Path, other: subprocess.Popen[str]) -> None:
+    mine = folder.with_name("mine")
+    with lock.hold(mine):
+        lock.add_child(mine, other.pid)
+        note = json.loads((mine / lock.NAME).read_text())
+    assert (note["child"], note["child_start"]) == (other.pid, own_start(other.pid))
+    assert note["pid"] == os.getpid()
+    assert list(mine.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 12', "[]", "null", "12"])
+def test_a_torn_lock_file_is_no_holder(folder: Path, content: str) -> None:
+    folder.mkdir()
+    (folder / lock.NAME).write_text(content)
+    assert lock.holder(folder) is None
+    with lock.hold(folder):
+        assert lock.holder(folder) == f"being run by process {os.getpid()}"
+    assert list(folder.iterdir()) == []
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from experiments import lock
+from experiments.errors import UserError
+time.sleep(max(0, float(sys.argv[2]) - time.time()))
+try:
+    with lock.hold(Path(sys.argv[1])):
+        print("won", flush=True)
+        time.sleep(1)
+except UserError:
+    print("lost", flush=True)
+"""
+
+
+def test_of_several_that_take_over_at_once_one_wins(folder: Path) -> None:
+    import time
+
+    write(folder, start="1")  # a dead holder's
+    at = str(time.time() + 1.5)
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(folder), at], cwd=REPO, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(4)
+    ]  # fmt: skip
+    results = [racer.communicate(timeout=9) for racer in racers]
+    assert sorted(out.strip() for out, _ in results) == ["lost", "lost", "lost", "won"], results

@@ -1,0 +1,70 @@
+"""Faults that a test switches on with ``+callbacks.fault={_target_: faults.X, ...}`` (not hashed)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+
+def die() -> None:
+    """As if the machine had lost power: no handler, no cleaning up."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAtStep(pl.Callback):
+    """Die right after optimizer step ``step``, counted over the whole run."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if trainer.global_step == self.step:
+            die()
+
+
+class KillInCheckpoint(pl.Callback):
+    """Die when half of the ``number``-th checkpoint file of this process is written."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        whole = torch.save
+
+        def save(value: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            self.left -= 1
+            whole(value, file, *args, **kwargs)
+            if self.left == 0:
+                file.flush()
+                os.ftruncate(file.fileno(), file.tell() // 2)
+                die()
+
+        torch.save = save  # type: ignore[assignment]
+
+
+class KillAfterFit(pl.Callback):
+    """Die when training is over and nothing but ``done.json`` is missing."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        die()
+
+
+class Linger(pl.Callback):
+    """Report the process id at a step, then take ``seconds`` for each step from there on."""
+
+    def __init__(self, step: int, note: str, seconds: float = 0.5) -> None:
+        self.step, self.note, self.seconds = step, Path(note), seconds
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if trainer.global_step >= self.step:
+            if not self.note.exists() and trainer.is_global_zero:
+                part = self.note.with_suffix(".part")
+                part.write_text(str(os.getpid()))
+                part.replace(self.note)
+            time.sleep(self.seconds)
