@@ -54,6 +54,13 @@ format: $(READY) ## Format the code
 bench: $(READY) ## Compare speed with the peers of `make bench-peers`, side by side
 	@$(PY) tests/benchmarks/bench_sasrec.py $${ARGS:-}
 
+PEERS := .venv-peers
+bench-peers: $(PEERS)/.ready ## Install the systems that `make bench` compares with, in an environment of their own
+$(PEERS)/.ready:
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --disable-pip-version-check "torch==2.13.0" "rectools[torch]==0.19.0" "numpy==1.26.4"
+	@touch $@
+
 clean: ## Remove caches and build leftovers (runs/, .venv and the data cache stay)
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
