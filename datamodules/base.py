@@ -137,6 +137,11 @@ class SequenceDataModule(pl.LightningDataModule):
         """The groups that metrics are given for; the first is ``all``."""
         return self.rows(TEST).group_names
 
+    @property
+    def sampled_candidates(self) -> bool:
+        """Whether targets are ranked among sampled candidates instead of the whole catalogue."""
+        return self.rows(TEST).candidates is not None
+
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
         return {

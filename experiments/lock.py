@@ -84,12 +84,14 @@ def _take_over(path: Path) -> str:
         os.rename(path, aside)
     except FileNotFoundError:
         return ""
-    note = _read(aside) or {}
-    if _alive(note):  # another driver was quicker, and this is its lock: give it back
+    note = _read(aside)
+    if note is not None and _alive(note):  # another driver was quicker, and this is its lock: give it back
         os.link(aside, path)
         aside.unlink()
         return ""
     aside.unlink()
+    if note is None:
+        return "took over a lock file that nobody can read"
     return (
         f"took over from process {note.get('pid')}, which died holding it since {note.get('since')}"
     )

@@ -17,7 +17,7 @@ from rich.table import Table
 from datamodules.versioning import read_json
 from experiments.config import Experiment, flatten, origin_of
 
-COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr")
+COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc")
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 
@@ -72,7 +72,9 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> None:
     report, counts = manifest["report"], manifest["counts"]
     console = _console()
     table = Table(
-        title=f"{manifest['recipe']['name']} (content {manifest['digest']})", title_justify="left"
+        show_header=False,
+        title=f"{manifest['recipe']['name']} (content {manifest['digest']})",
+        title_justify="left",
     )
     table.add_column("")
     table.add_column("")
@@ -127,14 +129,15 @@ def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str])
     table.add_column("rows")
     table.add_column("method")
     table.add_column("n", justify="right")
-    for column in COLUMNS:
+    columns = [c for c in COLUMNS if any(f"all/{c}" in values for values in rows.values())]
+    for column in columns:
         table.add_column(column, justify="right")
     groups = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values)
     for group in groups:
         table.add_section()
         for number, (label, values) in enumerate(rows.items()):
             count = values.get(f"{group}/n", {"value": 0})["value"]
-            cells = [cell(values.get(f"{group}/{c}"), interval=c == "ndcg@10") for c in COLUMNS]
+            cells = [cell(values.get(f"{group}/{c}"), interval=c == "ndcg@10") for c in columns]
             mark = " *" if label in older else ""
             name = group.replace("_", " ") if number == 0 else ""
             table.add_row(name, escape(label) + mark, f"{count:.0f}", *cells)
@@ -160,14 +163,35 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
             ("repeated user-item pairs", f"{report['repeated_pairs']:,}"),
         ],
         [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
-        [(f"split: {k}", _plain(v)) for k, v in flatten(report["split"])],
-        [(f"groups: {k}", f"{v:,}") for k, v in report["groups"].items()],
+        _split_section(report["split"]),
+        [(k.replace("_", " "), f"{v:,}") for k, v in report["groups"].items()],
         [
             (k, v if isinstance(v, str) else "; ".join(v) or "none")
             for k, v in manifest["recipe"].items()
         ],
         [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
     ]
+
+
+def _split_section(split: dict[str, Any]) -> list[tuple[str, str]]:
+    """Events by purpose, what is new in them, and what time says about leakage."""
+    names = {"cold_users": "users never trained on", "cold_items": "items never trained on"}
+    names |= {"no_history": "without any history"}
+    parts = [
+        (code, ", ".join(f"{n:,} {names.get(k, k)}" for k, n in counts.items()))
+        for code, counts in split.items()
+        if isinstance(counts, dict) and counts["events"]
+    ]
+    times = {
+        "leakage": "test targets older than the newest training event",
+        "tied_last_two_users": "users whose last two events share a time",
+        "tied_last_two_share": "the same, as a share",
+        "tied_events_share": "events that share a time with another of their user",
+    }
+    told = [
+        (text, "no times" if split[k] is None else _plain(split[k])) for k, text in times.items()
+    ]
+    return [*parts, *told]
 
 
 def _against(count: int, expected: int | None) -> str:

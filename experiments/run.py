@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         report.print_error(error)
         return 2
+    except BrokenPipeError:  # `make show | head`
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
     except KeyboardInterrupt:
         report.say("stopped; the same command goes on from the last checkpoint")
         return 130

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from datamodules.types import Batch, Collator, Histories
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
-from lightning_modules.metrics import RankingMetrics
+from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
 
 KS = (1, 5, 10, 20)
@@ -56,6 +56,7 @@ class RankingModule(pl.LightningModule):
         self.max_length = max_length
         self.block_size = block_size
         self.eval_metrics: dict[str, RankingMetrics] = {}
+        self.pooled_auc: dict[str, LogitAUC] = {}  # by group; sampled candidates only
         self.results: dict[str, tuple[float, float]] = {}  # name -> (mean, standard error)
 
     # What a method gives -------------------------------------------------------------------------
@@ -111,12 +112,12 @@ class RankingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Count ranks; the metrics are computed at the epoch's end."""
-        self._count("val", batch, self.rank(batch)[0])
+        self._count("val", batch, *self.rank(batch))
 
     def test_step(self, batch: Batch, batch_index: int) -> ScoredBatch:  # type: ignore[override]
         """Count ranks and hand the scores to whoever writes them."""
         counts, scores = self.rank(batch, TOP_K)
-        self._count("test", batch, counts)
+        self._count("test", batch, counts, scores)
         return ScoredBatch(batch, counts, scores)
 
     def on_validation_epoch_start(self) -> None:
@@ -136,27 +137,39 @@ class RankingModule(pl.LightningModule):
         metrics = self._log("test")
         errors = metrics.stderr()
         self.results = {
-            name: (value.item(), errors[name].item() if name in errors else 0.0)
-            for name, value in metrics.compute().items()
+            name: (value.item(), errors[name].item() if name in errors else float("nan"))
+            for name, value in {**metrics.compute(), **self._pooled()}.items()
         }
 
     def _reset(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         names = data.group_names
         self.eval_metrics[split] = RankingMetrics(KS, names).to(self.device)
+        sampled = data.sampled_candidates
+        self.pooled_auc = {n: LogitAUC().to(self.device) for n in names} if sampled else {}
 
-    def _count(self, split: str, batch: Batch, counts: RankCounts) -> None:
+    def _count(self, split: str, batch: Batch, counts: RankCounts, scores: Tensor | None) -> None:
         assert batch.groups is not None
+        if scores is not None and batch.candidates is not None and batch.target is not None:
+            labels = batch.candidates == batch.target[:, None]  # (B, C)
+            for member, auc in zip(batch.groups.T, self.pooled_auc.values(), strict=True):
+                keep = (batch.candidates > 0) & member[:, None]
+                auc.update(scores.flatten(), labels.flatten(), keep=keep.flatten())
         self.eval_metrics[split].update(
             counts.above, counts.ties, counts.count, batch.groups, batch.weight
         )
 
     def _log(self, split: str) -> RankingMetrics:
         metrics = self.eval_metrics[split]
-        values = {f"{split}/{name}": v.float() for name, v in metrics.compute().items()}
+        values = {**metrics.compute(), **self._pooled()}
         # The sums are already those of all ranks: every rank logs the same numbers.
-        self.log_dict(values, sync_dist=False, rank_zero_only=False)
+        logged = {f"{split}/{name}": v.float() for name, v in values.items()}
+        self.log_dict(logged, sync_dist=False, rank_zero_only=False)
         return metrics
+
+    def _pooled(self) -> dict[str, Tensor]:
+        """``group/auc``: all (score, label) pairs of all rows in one list, as TALLRec's tables have it."""
+        return {f"{group}/auc": auc.compute()["auc"] for group, auc in self.pooled_auc.items()}
 
     # Reproducible dropout ----------------------------------------------------------------------------
 

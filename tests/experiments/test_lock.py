@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def no_endless_loop() -> Iterator[None]:
     """Taking a lock must never spin: 10 seconds, then the test fails."""
 
     def stop(*unused: object) -> None:
-        raise TimeoutError("lock.hold did not come to an end")
+        pytest.fail("lock.hold did not come to an end")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(10)
@@ -174,8 +175,6 @@ except UserError:
 
 
 def test_of_several_that_take_over_at_once_one_wins(folder: Path) -> None:
-    import time
-
     write(folder, start="1")  # a dead holder's
     at = str(time.time() + 1.5)
     racers = [

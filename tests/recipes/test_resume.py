@@ -73,9 +73,9 @@ def test_killed_five_times_and_moved_ends_bit_equal(
     runs = tmp_path / "runs"
     faults = [
         fault("KillAtStep", step=2),  # in the first epoch: there is no checkpoint yet
-        fault("KillAtStep", step=7),
+        fault("KillAtStep", step=11),
         fault("KillInCheckpoint", number=1),  # half a file of the next checkpoint
-        fault("KillAtStep", step=15),
+        fault("KillAtStep", step=23),
         fault("KillAfterFit"),
     ]
     for number, kill in enumerate(faults):
