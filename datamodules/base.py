@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.candidates import FullRanking
+from datamodules.candidates import Candidates, FullRanking
 from datamodules.filters import Filter
 from datamodules.groups import QuantileGroups
-from datamodules.prepare import Candidates, Groups, Prepared, Recipe, prepare
+from datamodules.prepare import Groups, Prepared, Recipe, prepare
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch, sample_negatives
 from datamodules.sources import cache_root
 from datamodules.splits import LeaveOneOut, Split

@@ -1,4 +1,4 @@
-"""The items that a held-out item is ranked among: the whole catalogue, or a drawn and stored set.
+"""The items that a held-out item is ranked among: the whole catalogue, or a drawn set.
 
 A drawn row is the target and K negatives, without repeats, none from the user's WHOLE history
 (TRAIN, VALID, TEST or CONTEXT), in random order. It is a pure function of (seed, code, user,
@@ -9,18 +9,13 @@ Legend: R rows, U users, I items, K negatives, C = K + 1 candidates, D draws in 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import polars as pl
 
 from datamodules.samplers import contains, event_keys, hashed_integers
-from datamodules.types import SPLIT_NAMES, Histories
+from datamodules.types import Histories
 
 # Streams of random numbers; far from those of samplers.py, which may have the same seed.
 DRAWS, RACE, COLUMNS = 101, 102, 103
@@ -240,59 +235,3 @@ def _race(
     have = (negatives > 0).sum(axis=1, keepdims=True)  # (R, 1)
     place = np.arange(count) - have  # (R, count), below 0 where filled already
     return np.where(place < 0, negatives, np.take_along_axis(arrived, np.maximum(place, 0), axis=1))
-
-
-def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's shape and bytes (row-major), in hexadecimal."""
-    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
-
-
-def stored_candidates(
-    path: Path,
-    candidates: Candidates,
-    histories: Histories,
-    user: np.ndarray,
-    target: np.ndarray,
-    code: int,
-) -> np.ndarray | None:
-    """Candidates from a Parquet file, drawn and written (atomically) where there is none yet.
-
-    Returns:
-        (R, C) int32, or None (and no file) for the whole catalogue.
-
-    Raises:
-        ValueError: the file was drawn for other rows, histories or settings, or is damaged.
-    """
-    made_for = {
-        "candidates": repr(candidates),
-        "code": SPLIT_NAMES[code],
-        "rows": digest(np.stack([user, target]).astype(np.int64)),
-        "histories": "-".join(
-            digest(part) for part in (histories.offsets, histories.items, histories.split)
-        ),
-    }
-    if path.exists():
-        return _read(path, made_for)
-    drawn = candidates.draw(histories, user, target, code)
-    if drawn is None:
-        return None
-    table = pl.DataFrame({"user": user, "target": target, "candidates": drawn})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    note = json.dumps(made_for | {"digest": digest(drawn)})
-    table.write_parquet(part, metadata={"llmrec": note})
-    os.replace(part, path)
-    return drawn
-
-
-def _read(path: Path, made_for: dict[str, str]) -> np.ndarray:
-    note = json.loads(pl.read_parquet_metadata(path).get("llmrec", "{}"))
-    drawn = np.ascontiguousarray(pl.read_parquet(path)["candidates"].to_numpy())
-    wanted = made_for | {"digest": digest(drawn)}
-    unlike = sorted(name for name in wanted if note.get(name) != wanted[name])
-    if unlike:
-        raise ValueError(
-            f"The candidate file {path} does not fit this run (unlike: {', '.join(unlike)}); "
-            "delete it to draw anew, or give another path."
-        )
-    return drawn

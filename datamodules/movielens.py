@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from datamodules.base import SequenceDataModule
+from datamodules.candidates import Candidates
 from datamodules.filters import Filter
 from datamodules.movielens_formats import load_movielens
-from datamodules.prepare import Candidates, Groups
+from datamodules.prepare import Groups
 from datamodules.splits import Split
 from datamodules.types import RawData
 

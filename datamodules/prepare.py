@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from datamodules.candidates import Candidates
 from datamodules.filters import Filter, apply_filters
 from datamodules.report import data_report
 from datamodules.splits import Split, eval_positions, sort_histories
@@ -38,16 +39,6 @@ class Groups(Protocol):
 
     def sizes(self, histories: Histories) -> dict[str, int]:
         """Users and items in each group, for the data report."""
-        ...
-
-
-class Candidates(Protocol):
-    """Draws the candidates that each target is ranked among; None means the whole catalogue."""
-
-    def draw(
-        self, histories: Histories, user: np.ndarray, target: np.ndarray, code: int
-    ) -> np.ndarray | None:
-        """(R, C) item ids, the target among them."""
         ...
 
 

@@ -7,7 +7,6 @@ run (``launch``), what watches it (``logger``, ``callbacks``) and where files li
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from typing import Any
 from datamodules.versioning import code_digest, read_json, value_digest, write_json
 from experiments import lock
 from experiments.config import Experiment, flatten
+from experiments.errors import UserError
+from experiments.source_graph import REPO, changed_sources, sources
 
-REPO = Path(__file__).resolve().parent.parent
-PACKAGES = ("datamodules", "lightning_modules", "callbacks", "experiments")
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
 LOCAL_DATA_KEYS = ("root", "on_bad_row", "expected")
 DONE, PARTIAL, MISSING, STALE, RUNNING = "done", "partial", "missing", "stale", "running"
@@ -63,23 +62,24 @@ def _plan_stage(
     experiment: Experiment, name: str, planned: dict[str, PlannedStage], cache: Path
 ) -> PlannedStage:
     spec = stage_spec(experiment, name)
-    sources = _sources(spec)
+    roots = (*targets(spec["modules"]), *targets(spec["data"]), "experiments.stage")
+    code = sources(roots)
     prepared = prepared_data(spec["data"], cache)
     if prepared is None:
         why = "its data is not prepared yet"
-        return PlannedStage(name, spec, None, None, MISSING, why, sources)
+        return PlannedStage(name, spec, None, None, MISSING, why, code)
     upstream = {arg: str(src).partition("/") for arg, src in spec["inputs"].items()}
     keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
     key = stage_key(spec, prepared["digest"], keys)
     folder = _folder(spec, name, key)
-    state, why = _state(folder, sources)
+    state, why = _state(folder, code)
     waiting = [s for s, _, _ in upstream.values() if not planned[s].done]
     if state == MISSING and waiting:
         why = f"waits for {', '.join(sorted(set(waiting)))}"
     elif state == MISSING:
         why = _nearest_run(folder, spec)
     inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
-    return PlannedStage(name, spec, key, folder, state, why, sources, inputs)
+    return PlannedStage(name, spec, key, folder, state, why, code, inputs)
 
 
 def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
@@ -162,57 +162,6 @@ def targets(tree: Any) -> Iterator[str]:
                 yield from targets(item) if isinstance(item, dict) else ()
 
 
-def source_files(roots: tuple[str, ...]) -> list[Path]:
-    """The project's files that these dotted names reach by imports (found without importing)."""
-    todo = [f for root in roots if (f := _module_file(root))]
-    found: set[Path] = set()
-    while todo:
-        file = todo.pop()
-        if file not in found:
-            found.add(file)
-            todo += _imports(file)
-    return sorted(found)
-
-
-def changed_sources(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Files that were changed, added or removed since a stage ran."""
-    return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f))
-
-
-@cache
-def _imports(file: Path) -> tuple[Path, ...]:
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-    files = (_module_file(n) for n in names if n.partition(".")[0] in PACKAGES)
-    return tuple(f for f in files if f)
-
-
-def _module_file(dotted: str) -> Path | None:
-    parts = dotted.split(".")
-    if parts[0] not in PACKAGES:
-        return None
-    for end in range(len(parts), 0, -1):
-        base = REPO.joinpath(*parts[:end])
-        for file in (base.with_suffix(".py"), base / "__init__.py"):
-            if file.is_file():
-                return file
-    return None
-
-
-def _sources(spec: dict[str, Any]) -> dict[str, str]:
-    roots = (*targets(spec["modules"]), *targets(spec["data"]), "experiments.stage")
-    return {str(f.relative_to(REPO)): _file_digest(f) for f in source_files(roots)}
-
-
-@cache
-def _file_digest(file: Path) -> str:
-    return code_digest([file])
-
-
 @cache
 def _data_code() -> str:
     return code_digest((REPO / "datamodules").glob("*.py"))
@@ -230,7 +179,7 @@ def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
     while todo:
         ready = [s for s in todo if _upstream(stages[s]) <= set(ordered)]
         if not ready:
-            raise ValueError(f"the inputs of {', '.join(todo)} form a circle")
+            raise UserError(f"the inputs of {', '.join(todo)} form a circle")
         ordered.append(ready[0])
         todo.remove(ready[0])
     return ordered
@@ -255,7 +204,7 @@ def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
     return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
 
 
-def _state(folder: Path, sources: dict[str, str]) -> tuple[str, str]:
+def _state(folder: Path, code: dict[str, str]) -> tuple[str, str]:
     if (holder := lock.holder(folder)) is not None:
         return RUNNING, holder
     done = read_json(folder / "done.json")
@@ -263,7 +212,7 @@ def _state(folder: Path, sources: dict[str, str]) -> tuple[str, str]:
         if (folder / "last.ckpt").is_file():
             return PARTIAL, "was cut off: resumes from last.ckpt"
         return MISSING, "never run"
-    changed = changed_sources(done.get("sources", {}), sources)
+    changed = changed_sources(done.get("sources", {}), code)
     if changed:
         return STALE, f'made by older code ({", ".join(changed)}); ARGS="stale=rerun" makes it anew'
     return DONE, f"{done['seconds']:.0f} s on {done['finished']}"

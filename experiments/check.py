@@ -19,6 +19,14 @@ from experiments import artifacts, build, config
 from experiments.errors import UserError
 from experiments.report import print_error, say
 
+# Arguments of Trainer that ``stage.py`` gives itself.
+RUNNER_SETS = {
+    "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "callbacks",
+    "logger", "default_root_dir", "num_sanity_val_steps", "use_distributed_sampler",
+    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "plugins",
+    "log_every_n_steps",
+}  # fmt: skip
+
 
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
     """Everything that would stop a stage at construction, over all stages."""
@@ -29,12 +37,15 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
             yield from build.problems(module, where, given)
+        for argument in sorted(spec["trainer"].keys() & RUNNER_SETS):
+            yield f"stages.{name}.trainer.{argument} is set by the runner: see `launch` and `logger`"
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
     for data in _distinct_data(experiment):
         yield from build.problems(data, "data")
     yield from build.problems(experiment.config.get("callbacks") or {}, "callbacks")
-    yield from build.problems(experiment.config.get("logger") or {}, "logger")
+    for name, logger in (experiment.config.get("logger") or {}).items():
+        yield from build.problems(logger, f"logger.{name}", ("save_dir",))
 
 
 def require_bound(experiment: config.Experiment) -> None:

@@ -16,12 +16,14 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import OverrideType
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.source_graph import parameters
 
 ROOT = Path(__file__).resolve().parent
 GROUPS = ("data", "llm", "trainer", "logger")
@@ -32,6 +34,13 @@ TOP_KEYS = {
     "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", *GROUPS,
 }  # fmt: skip
 RUNS = ("fit", "predict", "test")
+# What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
+TRAINER_KEYS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
+    "benchmark", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval",
+    "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "overfit_batches", "detect_anomaly", "inference_mode",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """
     path = find(name)
     with _hydra():
-        composed = _compose(name, overrides)
+        composed = _compose(name, _accepting(name, overrides))
     try:
         config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -103,6 +112,9 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     for key in config:
         if key not in TOP_KEYS:
             yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
+    for key in config.get("trainer") or {}:
+        if key not in TRAINER_KEYS:
+            yield f"trainer: unknown key {key!r}{nearest(key, TRAINER_KEYS)}"
     stages = config.get("stages") or {}
     if not stages:
         yield "no stages: an experiment lists at least one under `stages:`"
@@ -111,6 +123,9 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
 
 
 def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:
+    if not isinstance(stage, dict):
+        yield f"stages.{name} is {stage!r}, expected a mapping (~stages.{name} leaves the stage out)"
+        return
     for key in stage:
         if key not in STAGE_KEYS:
             yield f"stages.{name}: unknown key {key!r}{nearest(key, sorted(STAGE_KEYS))}"
@@ -122,6 +137,9 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
         yield f"stages.{name}.modules: only a test stage can have several modules"
     if stage.get("select") and "metric" not in stage["select"]:
         yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
+    for key in stage.get("trainer") or {}:
+        if key not in TRAINER_KEYS:
+            yield f"stages.{name}.trainer: unknown key {key!r}{nearest(key, TRAINER_KEYS)}"
     for argument, source in (stage.get("inputs") or {}).items():
         upstream = str(source).partition("/")[0]
         if upstream not in stages or "/" not in str(source):
@@ -145,7 +163,8 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """
     leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
     leaf = word.rpartition(".")[2]
-    close = [leaves[leaf]] if leaf in leaves else difflib.get_close_matches(word, known, 1, 0.6)
+    same = [k for k in known if k.rpartition(".")[2] == leaf]
+    close = difflib.get_close_matches(word, same or known, 1, 0.0 if same else 0.6)
     close = close or [leaves[c] for c in difflib.get_close_matches(leaf, list(leaves), 1, 0.7)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -170,7 +189,8 @@ def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
                 for key, _ in flatten(raw, "" if package == "_global_" else package)
             )
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        found[override.key_or_group] = f"command line: {override.input_line}"
+        for key, _ in flatten(override.value(), override.key_or_group):
+            found[key] = f"command line: {override.input_line}"
     return found
 
 
@@ -196,17 +216,62 @@ class _hydra:  # noqa: N801 - a context manager, used like a function
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     try:
-        return compose(name, overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+        return compose(name, overrides=_replacing(overrides))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(name, overrides, error)) from error
+
+
+def _replacing(overrides: Sequence[str]) -> list[str]:
+    """An object given whole (``key={_target_: ...}``) replaces the file's: Hydra would mix the two."""
+    replaced: list[str] = []
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key, value, line = override.key_or_group, override.value(), str(override.input_line)
+        whole = isinstance(value, dict) and "_target_" in value
+        change = override.type is OverrideType.CHANGE
+        replaced += [f"~{key}", f"+{line}"] if whole and change else [line]
+    return replaced
+
+
+def _accepting(name: str, overrides: Sequence[str]) -> list[str]:
+    """Overrides of arguments that a constructor has and the files leave at their defaults.
+
+    Hydra wants a ``+`` for a key that no file sets; a user need not know which those are.
+    """
+    if not overrides:
+        return []
+    tree = OmegaConf.to_container(_compose(name, ()), resolve=False)
+    return [f"+{o}" if _is_argument(tree, o.partition("=")[0]) else o for o in overrides]
+
+
+def _is_argument(tree: Any, key: str) -> bool:
+    """Whether ``key`` names an unset argument of an object (or of a stage's Trainer) in the tree."""
+    *parents, leaf = key.split(".")
+    for part in parents:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    if not isinstance(tree, dict) or leaf in tree:
+        # A stage without a `trainer` of its own may be given one; constructor checks come later.
+        unset = parents[:1] == ["stages"] and parents[2:] == ["trainer"] and tree is None
+        return unset and leaf in TRAINER_KEYS
+    if parents[-1:] == ["trainer"]:
+        return leaf in TRAINER_KEYS
+    return leaf in (parameters(str(tree.get("_target_"))) or ())
+
+
+def _unset_arguments(leaves: dict[str, Any]) -> Iterator[str]:
+    """Keys of constructor arguments that no file sets."""
+    for key, target in leaves.items():
+        node, _, leaf = key.rpartition(".")
+        if leaf == "_target_":
+            yield from (f"{node}.{name}" for name in parameters(str(target)) or ())
 
 
 def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's own messages name what is wrong but not what was meant."""
     text = str(error)
-    if found := re.search(r"Could not override '([^']+)'", text):
+    if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         tree = OmegaConf.to_container(compose(name), resolve=False)
-        options = [*GROUPS, *(k for k, _ in flatten(tree))]
+        leaves = dict(flatten(tree))
+        options = [*GROUPS, *leaves, *_unset_arguments(leaves)]
         key = found[1].split("@")[0]
         return f"unknown key {key!r} in {name}{nearest(key, options)} (`+{key}=...` adds a new one)"
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
@@ -214,7 +279,7 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
         options = sorted(f.stem for f in (ROOT / group).glob("*.yaml"))
         listing = ", ".join(options) or "no files"
         return f"no {group} config is called {option!r}{nearest(option, options)} ({listing})"
-    if "parsing override" in text or "mismatched input" in text or "no viable" in text:
+    if isinstance(error, (OverrideParseException, ValueError)):
         bad = " ".join(overrides)
         return f"the overrides {bad!r} cannot be read: write key=value, lists as key=[a,b]"
     return f"{name}: {_first_line(error)}"

@@ -85,7 +85,9 @@ def _take_over(path: Path) -> str:
     except FileNotFoundError:
         return ""
     note = _read(aside)
-    if note is not None and _alive(note):  # another driver was quicker, and this is its lock: give it back
+    if note is not None and _alive(
+        note
+    ):  # another driver was quicker, and this is its lock: give it back
         os.link(aside, path)
         aside.unlink()
         return ""

@@ -23,6 +23,7 @@ from datamodules.versioning import write_json
 from experiments import artifacts, config, lock, report, results
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
+from experiments.source_graph import REPO
 
 VERBS = ("exp", "plan", "show", "data", "list", "results")
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         report.print_error(error)
         return 2
     except BrokenPipeError:  # `make show | head`
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except KeyboardInterrupt:
         report.say("stopped; the same command goes on from the last checkpoint")
@@ -60,7 +61,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.print_list([(n, config.header(n)) for n in config.names()])
         return 0
     if verb == "results":
-        path = results.write_results(artifacts.runs_root(), artifacts.REPO)
+        path = results.write_results(artifacts.runs_root(), REPO)
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
     rerun = "stale=rerun" in overrides
@@ -161,7 +162,7 @@ def _python(module: str, arguments: list[str], folder: Path | None = None) -> No
     """
     environment = {**os.environ, "LLMREC_DRIVER": str(os.getpid())}
     environment["PYTHONPATH"] = os.pathsep.join(
-        [str(artifacts.REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
+        [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     child = subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment)
     if folder is not None:

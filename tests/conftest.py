@@ -115,6 +115,6 @@ def tiny(tiny_movielens: Path) -> list[str]:
     return [
         f"data.root={tiny_movielens}", "data.expected=null",
         "launch.threads=1", "launch.accelerator=cpu",
-        "stages.train.trainer.max_epochs=3", "stages.train.batch_size=16",
-        "stages.train.module.hidden_size=16", "stages.train.module.max_length=10",
+        "++stages.train.trainer.max_epochs=3", "++stages.train.batch_size=16",
+        "++stages.train.module.hidden_size=16", "++stages.train.module.max_length=10",
     ]  # fmt: skip

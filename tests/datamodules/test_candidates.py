@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import os
 from dataclasses import replace
 
 import numpy as np
-import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.candidates import (
-    FullRanking,
     PopularityCandidates,
     UniformCandidates,
-    digest,
     draw_candidates,
-    stored_candidates,
 )
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Histories
 
@@ -150,53 +144,3 @@ def test_bad_count():
         UniformCandidates(0)
     with pytest.raises(ValueError, match="count=-1"):
         PopularityCandidates(-1)
-
-
-def test_digest_is_sha_256_of_shape_and_bytes():
-    array = np.array([[1, 2], [3, 4]], dtype="<i4")
-    raw = b"\1\0\0\0\2\0\0\0\3\0\0\0\4\0\0\0"
-    assert digest(array) == hashlib.sha256(b"(2, 2)" + raw).hexdigest()
-    assert digest(array.reshape(4)) != digest(array)
-    assert digest(array.T) != digest(array)  # row-major bytes, whatever the memory layout
-    assert digest(np.asfortranarray(array)) == digest(array)
-
-
-def test_stored_candidates_are_read_back(tmp_path):
-    users = [[1, 2], [3, 4], [5, 6]]
-    histories = make(users, 20)
-    rows = last_items(users)
-    path = tmp_path / "folder" / "test.parquet"
-    drawn = stored_candidates(path, UniformCandidates(5), histories, *rows, TEST)
-    assert os.listdir(path.parent) == ["test.parquet"]  # no temporary file is left
-    stamp = path.stat().st_mtime_ns
-    again = stored_candidates(path, UniformCandidates(5), histories, *rows, TEST)
-    assert path.stat().st_mtime_ns == stamp
-    np.testing.assert_array_equal(again, drawn)
-    assert again.dtype == np.int32
-    np.testing.assert_array_equal(drawn, UniformCandidates(5).draw(histories, *rows, TEST))
-
-
-def test_full_ranking_stores_nothing(tmp_path):
-    histories = make([[1, 2]], 3)
-    path = tmp_path / "test.parquet"
-    assert stored_candidates(path, FullRanking(), histories, *last_items([[1, 2]]), TEST) is None
-    assert not path.exists()
-
-
-def test_a_file_for_something_else_is_refused(tmp_path):
-    users = [[1, 2], [3, 4]]
-    histories, rows = make(users, 20), last_items(users)
-    path = tmp_path / "test.parquet"
-    stored_candidates(path, UniformCandidates(5), histories, *rows, TEST)
-    with pytest.raises(ValueError, match=r"unlike: candidates\)"):
-        stored_candidates(path, UniformCandidates(5, seed=1), histories, *rows, TEST)
-    with pytest.raises(ValueError, match=r"unlike: rows\)"):
-        stored_candidates(path, UniformCandidates(5), histories, rows[0][:1], rows[1][:1], TEST)
-    with pytest.raises(ValueError, match=r"unlike: code\)"):
-        stored_candidates(path, UniformCandidates(5), histories, *rows, VALID)
-    with pytest.raises(ValueError, match=r"unlike: histories\)"):
-        stored_candidates(path, UniformCandidates(5), make(users[::-1], 20), *rows, TEST)
-    damaged = pl.read_parquet(path).reverse()
-    damaged.write_parquet(path, metadata=dict(pl.read_parquet_metadata(path)))
-    with pytest.raises(ValueError, match=r"unlike: digest\)"):
-        stored_candidates(path, UniformCandidates(5), histories, *rows, TEST)

@@ -50,7 +50,9 @@ def _raw(events: list[tuple[str, str, float, int]] = EVENTS) -> RawData:
     catalog = pl.DataFrame({"item_id": items, "title": [f"Film {i}" for i in items]})
     missing = {c: t for c, t in CATALOG_SCHEMA.items() if c not in catalog.columns}
     catalog = catalog.with_columns(pl.lit(None, t).alias(c) for c, t in missing.items())
-    return RawData(Interactions(frame), Catalog(catalog.select(list(CATALOG_SCHEMA))), source="test")
+    return RawData(
+        Interactions(frame), Catalog(catalog.select(list(CATALOG_SCHEMA))), source="test"
+    )
 
 
 RECIPE = Recipe("tiny", (), LeaveOneOut(), FullRanking(), QuantileGroups())

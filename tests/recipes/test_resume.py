@@ -24,9 +24,9 @@ def settings(tiny: list[str]) -> list[str]:
     """Dropout on, and patience that runs out long before the epochs do."""
     return [
         *[w for w in tiny if "max_epochs" not in w], "~stages.reference",
-        "stages.train.trainer.max_epochs=60", "stages.train.module.dropout=0.3",
-        "stages.train.select.patience=3", "stages.train.module.schedule=constant",
-        "+stages.train.module.loss=bce",
+        "++stages.train.trainer.max_epochs=60", "++stages.train.module.dropout=0.3",
+        "++stages.train.select.patience=3", "++stages.train.module.schedule=constant",
+        "++stages.train.module.loss=bce",
     ]  # fmt: skip
 
 
