@@ -57,9 +57,28 @@ class Patience(EarlyStopping):
             trainer.should_stop = True
 
 
+class Checkpoint(ModelCheckpoint):
+    """A choice of epochs that survives a move of the run folder.
+
+    Lightning forgets the best score so far when a checkpoint was written elsewhere: the next epoch,
+    however bad, would then be the best.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the state, with its paths as if it had been written here."""
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def here(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {here(path): score for path, score in value.items()}
+            return value.replace(old, new, 1) if isinstance(value, str) else value
+
+        super().load_state_dict({name: here(value) for name, value in state_dict.items()})
+
+
 def checkpoints(
     folder: Path, metric: str | None, mode: str
-) -> tuple[ModelCheckpoint, ModelCheckpoint]:
+) -> tuple[Checkpoint, Checkpoint]:
     """``best.ckpt`` by a validation metric (the newest epoch without one) and ``last.ckpt``, each epoch.
 
     Two callbacks, because one ``ModelCheckpoint`` writes its last only in epochs that are also best.
@@ -71,7 +90,7 @@ def checkpoints(
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    best = ModelCheckpoint(filename="best", monitor=metric, mode=mode, **options)
-    last = ModelCheckpoint(filename="last", every_n_epochs=1, monitor=None, **options)
+    best = Checkpoint(filename="best", monitor=metric, mode=mode, **options)
+    last = Checkpoint(filename="last", every_n_epochs=1, monitor=None, **options)
     last.CHECKPOINT_NAME_LAST = "last"
     return best, last

@@ -65,10 +65,12 @@ def _plan_stage(
     roots = (*targets(spec["modules"]), *targets(spec["data"]), "experiments.stage")
     code = sources(roots)
     prepared = prepared_data(spec["data"], cache)
-    if prepared is None:
-        why = "its data is not prepared yet"
-        return PlannedStage(name, spec, None, None, MISSING, why, code)
     upstream = {arg: str(src).partition("/") for arg, src in spec["inputs"].items()}
+    nameless = sorted({s for s, _, _ in upstream.values() if planned[s].folder is None})
+    if prepared is None or nameless:
+        own = "its data is not prepared yet"
+        why = own if prepared is None else f"waits for {', '.join(nameless)}"
+        return PlannedStage(name, spec, None, None, MISSING, why, code)
     keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
     key = stage_key(spec, prepared["digest"], keys)
     folder = _folder(spec, name, key)

@@ -6,9 +6,9 @@ import importlib
 import inspect
 import typing
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -100,7 +100,7 @@ def locate(target: str) -> Any:
     path, _, name = target.rpartition(".")
     try:
         module = importlib.import_module(path)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # ValueError: a name without a module
         raise UserError(f"{target} cannot be imported ({error})") from error
     if not hasattr(module, name):
         public = [n for n in dir(module) if not n.startswith("_")]
@@ -109,15 +109,19 @@ def locate(target: str) -> Any:
 
 
 def build(node: dict[str, Any], **extra: Any) -> Any:
-    """Instantiate a configured object with its nested ones; constructor errors name its place."""
+    """Instantiate a configured object with its nested ones; ``extra`` are arguments as they are.
+
+    Raises:
+        UserError: a constructor refused its arguments; it is named, and says why.
+    """
     try:
-        made = instantiate(node, _convert_="all", **extra)
-    except Exception as error:
+        constructor = instantiate({**node, "_partial_": True}, _convert_="all")
+        return constructor(**extra)
+    except (InstantiationException, ValueError, TypeError) as error:
         cause = error.__cause__ or error
         if isinstance(cause, (ValueError, TypeError)):
             raise UserError(f"{node['_target_']}: {cause}") from error
         raise
-    return made.func(**made.keywords) if isinstance(made, partial) else made
 
 
 def runtime_arguments(target: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -180,17 +180,25 @@ def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
             if d.config_path and not str(d.config_path).startswith(("hydra/", "_"))
         ]
     found: dict[str, str] = {}
+    links: dict[str, str] = {}  # `module: ${stages.train.module}` has its leaves from there
     for path, package, tree in loaded:
         raw = OmegaConf.to_container(tree, resolve=False)
         if isinstance(raw, dict):
             raw.pop("defaults", None)
-            found.update(
-                (key, f"experiments/{path}.yaml")
-                for key, _ in flatten(raw, "" if package == "_global_" else package)
-            )
+            for key, value in flatten(raw, "" if package == "_global_" else package):
+                found[key] = f"experiments/{path}.yaml"
+                links.pop(key, None)
+                if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
+                    links[key] = link[1]
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         for key, _ in flatten(override.value(), override.key_or_group):
             found[key] = f"command line: {override.input_line}"
+            links.pop(key, None)
+    for key, link in links.items():
+        through = {
+            f"{key}{k[len(link) :]}": v for k, v in found.items() if k.startswith(f"{link}.")
+        }
+        found = {**through, **found}
     return found
 
 

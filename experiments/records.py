@@ -42,11 +42,11 @@ def finish(
     )
 
 
-def wandb_id(folder: Path) -> str:
-    """The run's W&B id: made before the first fit, the same after every resume."""
-    path = folder / "wandb_id"
+def wandb_id(folder: Path, row: str = "") -> str:
+    """The W&B id of a stage (or of one row of it): made before the run, kept over every resume."""
+    path = folder / (f"wandb_id.{row}" if row else "wandb_id")
     if not path.is_file():
-        part = path.with_name(".wandb_id.part")
+        part = path.with_name(f".{path.name}.part")
         part.write_text(uuid.uuid4().hex[:12])
         part.replace(path)
     return path.read_text().strip()

@@ -99,7 +99,8 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
             continue
         rows = tables.setdefault(metrics["fingerprint"], {})
         for row, values in metrics["rows"].items():
-            label = experiment.name if "module" in experiment.stages[stage.name] else row
+            single = "module" in experiment.stages[stage.name]
+            label = row_label(experiment.name, stage.name) if single else row
             rows[label] = values
             if stage.state == "stale":
                 older.add(label)
@@ -112,6 +113,11 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
+
+
+def row_label(experiment: str, stage: str) -> str:
+    """How a table calls the row of a test stage."""
+    return experiment if stage == "evaluate" else f"{experiment} {stage}"
 
 
 def cell(entry: dict[str, float] | None, interval: bool = False) -> str:

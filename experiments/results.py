@@ -11,6 +11,7 @@ from typing import Any
 from datamodules.versioning import read_json
 from experiments import config
 from experiments.errors import UserError
+from experiments.report import row_label
 
 COLUMNS = (
     "all/hit@10",
@@ -81,12 +82,13 @@ def collect(runs: Path) -> Iterator[Row]:
             continue
         reference = len(job["spec"]["modules"]) > 1
         for name in metrics["rows"]:
-            label = name if reference else job["experiment"]
+            label = name if reference else row_label(job["experiment"], job["stage"])
             changed = () if reference else _telling(job["overrides"])
             key = (metrics["fingerprint"], label, *changed)
             merged.setdefault(key, []).append((job, metrics, done))
     for (fingerprint, label, *rest), found in merged.items():
-        job, metrics, _ = found[0]
+        found.sort(key=lambda f: str(f[2]["finished"]))  # of a seed that was run twice, the newest
+        job, metrics, _ = found[-1]
         reference = len(job["spec"]["modules"]) > 1
         name = label if reference else next(iter(metrics["rows"]))
         per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}

@@ -148,8 +148,6 @@ def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
         "callbacks": settings.get("callbacks"),
         "overrides": list(experiment.overrides),
         "commit": artifacts.commit(),
-        "data": {"digest": artifacts.prepared_data(stage.spec["data"], cache_root())},
-        "tags": [Path(experiment.name).name, f"seed-{stage.spec['seed']}", artifacts.commit()],
         "sources": stage.sources,
     }
 

@@ -87,7 +87,7 @@ def _fit(
     callbacks: list[pl.Callback] = [best, last]
     if metric and select.get("patience"):
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
-    trainer = _trainer(folder, job, [*callbacks, RunProgress(job["label"], metric)])
+    trainer = _trainer(folder, job, data, "", [*callbacks, RunProgress(job["label"], metric)])
     resume = folder / "last.ckpt"
     ckpt_path = str(resume) if resume.is_file() else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -102,24 +102,42 @@ def _test(
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     """Test each row; rows share the data and the loader's batches."""
     rows: dict[str, Any] = {}
+    several = len(job["spec"]["modules"]) > 1
     for name, node in job["spec"]["modules"].items():
         module = _module(node, job, data)
         progress = RunProgress(f"{job['label']} {name}", None)
-        trainer = _trainer(folder, job, [ScoresWriter(folder / f"scores.{name}.parquet"), progress])
+        writer = ScoresWriter(folder / f"scores.{name}.parquet")
+        trainer = _trainer(folder, job, data, name if several else "", [writer, progress])
         trainer.test(module, datamodule=data, verbose=False)
+        if "wandb" in (job["logger"] or {}):
+            import wandb  # slow to import, and most runs do without
+
+            wandb.finish()  # each row is a run of its own
         rows[name] = {
             metric: {"value": value, "stderr": error}
             for metric, (value, error) in module.results.items()
         }
-    protocol = {**data.protocol(), "metrics": METRICS_VERSION}
-    fingerprint = value_digest(protocol)
+    protocol, fingerprint = _protocol(data)
     if trainer.is_global_zero:
         metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
         write_json(folder / "metrics.json", metrics)
     return trainer, {"fingerprint": fingerprint}
 
 
-def _trainer(folder: Path, job: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+def _protocol(data: SequenceDataModule) -> tuple[dict[str, Any], str]:
+    """Everything that comparable numbers share, and its hash: the protocol fingerprint."""
+    protocol = {**data.protocol(), "metrics": METRICS_VERSION}
+    return protocol, value_digest(protocol)
+
+
+def _trainer(
+    folder: Path,
+    job: dict[str, Any],
+    data: SequenceDataModule,
+    row: str,
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """``row`` names one of several rows of a test; it is empty where a stage has one module."""
     spec, launch = job["spec"], job["launch"]
     extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
     return pl.Trainer(
@@ -130,7 +148,7 @@ def _trainer(folder: Path, job: dict[str, Any], callbacks: list[pl.Callback]) ->
         strategy=launch["strategy"],
         accumulate_grad_batches=_micro_batches(spec, launch),
         callbacks=[*callbacks, *extra],
-        logger=_loggers(folder, job),
+        logger=_loggers(folder, job, data, row),
         default_root_dir=folder,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ours neither pads nor repeats
@@ -150,16 +168,24 @@ def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
     return max(1, -(-int(per_device) // launch["micro_batch_size"]))
 
 
-def _loggers(folder: Path, job: dict[str, Any]) -> list[Logger]:
-    made: list[Logger] = [CSVLogger(folder, name="csv")]
+def _loggers(folder: Path, job: dict[str, Any], data: SequenceDataModule, row: str) -> list[Logger]:
+    fingerprint = _protocol(data)[1]
+    made: list[Logger] = [CSVLogger(folder / "csv", name=row)]
     for name, node in (job["logger"] or {}).items():
         extra: dict[str, Any] = {"save_dir": str(folder)}
         if name == "wandb":
             extra |= {
-                "id": wandb_id(folder), "resume": "allow", "name": job["label"],
-                "group": job["experiment"], "job_type": job["stage"], "tags": job["tags"],
-                "config": {k: job[k] for k in ("experiment", "stage", "spec", "overrides", "data")},
+                "id": wandb_id(folder, row), "resume": "allow",
+                "name": f"{job['label']} {row}".strip(),
+                "group": job["experiment"], "job_type": job["stage"],
+                "tags": [data.recipe.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
+                "config": {
+                    **{k: job[k] for k in ("experiment", "stage", "spec", "overrides", "commit")},
+                    "fingerprint": fingerprint,
+                },
             }  # fmt: skip
+        elif name == "tensorboard":
+            extra["name"] = f"tensorboard/{row}".rstrip("/")
         made.append(build.build(node, **extra))
     return made
 

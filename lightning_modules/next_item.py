@@ -108,7 +108,11 @@ class NextItemModule(RankingModule):
             self.states(batch, where), batch.targets[where], self._negatives(batch, where)
         )
         loss: Tensor = total / batch.normaliser
-        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1)
+        # The normaliser is the global batch's, so that the mean over ranks is the batch's loss.
+        self.log(
+            "train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1,
+            sync_dist=True,
+        )  # fmt: skip
         return loss
 
     def loss_sum(self, states: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:

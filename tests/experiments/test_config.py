@@ -121,13 +121,13 @@ def test_all_problems_are_told_at_once() -> None:
     said = refused(
         "+stages.train.module.droput=0.1", "+stages.train.module.hidden=3",
         "stages.train.module.dropout=high", "stages.train.module.hidden_size=1.5",
-        "+stages.train.module.loss=cee", "+stages.train.trainer.max_epoch=3",
+        "++stages.train.module.loss=cee",
         "+stages.train.module.num_items=7", "+data.splitt=1",
     )  # fmt: skip
     for word in (
         "'droput'; did you mean 'dropout'?", "'hidden'", "stages.train.module.dropout is 'high'",
         "stages.train.module.hidden_size is 1.5", "stages.train.module.loss is 'cee'",
-        "'max_epoch'; did you mean 'max_epochs'?", "num_items comes from the data",
+        "num_items comes from the data",
         "'splitt'; did you mean 'split'?",
     ):  # fmt: skip
         assert word in said, (word, said)
@@ -135,12 +135,12 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_all_problems_of_the_frame_are_told_at_once() -> None:
     said = refused(
-        "+stages.train.batchsize=3", "stages.evaluate.run=tset", "+extra=1",
+        "+stages.train.batchsize=3", "+stages.train.trainer.max_epoch=3", "stages.evaluate.run=tset", "+extra=1",
         "stages.evaluate.inputs.weights=tarin/best.ckpt", "~stages.train.select.metric",
         "++stages.train.select.patience=3", "+stages.train.modules.a._target_=b",
     )  # fmt: skip
     for word in (
-        "'batchsize'; did you mean 'batch_size'?", "'tset'", "'extra'", "'tarin/best.ckpt'",
+        "'batchsize'; did you mean 'batch_size'?", "'max_epoch'; did you mean 'max_epochs'?", "'tset'", "'extra'", "'tarin/best.ckpt'",
         "stages.train.select", "either `module` or `modules`",
     ):  # fmt: skip
         assert word in said, (word, said)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 REPO = Path(__file__).resolve().parents[2]
 EXPERIMENT = "sasrec/movielens_100k"
@@ -71,11 +72,13 @@ def test_killed_five_times_and_moved_ends_bit_equal(
     run_command: Command, settings: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
+    whole = torch.load(stage_folder(uninterrupted, "train") / "last.ckpt", weights_only=True)
+    late = int(whole["global_step"]) - 1
     faults = [
         fault("KillAtStep", step=2),  # in the first epoch: there is no checkpoint yet
         fault("KillAtStep", step=11),
         fault("KillInCheckpoint", number=1),  # half a file of the next checkpoint
-        fault("KillAtStep", step=23),
+        fault("KillAtStep", step=late),  # the best epoch is past, patience has not run out
         fault("KillAfterFit"),
     ]
     for number, kill in enumerate(faults):
@@ -101,7 +104,7 @@ def start(
     settings: list[str], environment: dict[str, str], note: Path
 ) -> tuple[subprocess.Popen[str], int]:
     """Start the command; returns its process and the stage's pid once it is past a checkpoint."""
-    words = ["exp", EXPERIMENT, *settings, fault("Linger", step=6, note=note)]
+    words = ["exp", EXPERIMENT, *settings, fault("Linger", step=12, note=note)]
     driver = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *words],
         cwd=REPO, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,

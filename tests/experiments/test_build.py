@@ -1,0 +1,86 @@
+"""From plain values to objects: what binds, what is refused and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from datamodules.candidates import UniformCandidates
+from experiments import build
+from experiments.errors import UserError
+
+UNIFORM = "datamodules.candidates.UniformCandidates"
+SASREC = "lightning_modules.sasrec.SASRecModule"
+DATA = "datamodules.movielens.MovieLensDataModule"
+
+
+def problems(node: Any, given: tuple[str, ...] = ()) -> list[str]:
+    return list(build.problems(node, "here", given))
+
+
+def test_nested_objects_are_built_with_plain_containers() -> None:
+    node = {"_target_": DATA, "candidates": {"_target_": UNIFORM, "count": 7}, "expected": {"users": 3},
+            "filters": [{"_target_": "datamodules.filters.KCore", "user": 2}]}  # fmt: skip
+    assert problems(node) == []
+    data = build.build(node)
+    assert data.recipe.candidates == UniformCandidates(count=7)
+    assert type(data.expected) is dict
+    assert data.recipe.filters[0].user == 2
+
+
+def test_extra_arguments_reach_the_constructor() -> None:
+    module = build.build({"_target_": SASREC, "hidden_size": 8}, num_items=11)
+    assert module.num_items == 11
+    assert module.item_vectors().shape == (12, 8)
+
+
+def test_facts_go_to_those_who_ask() -> None:
+    facts = {"num_items": 3, "num_users": 4}
+    assert build.runtime_arguments(SASREC, facts) == {"num_items": 3}
+    assert build.runtime_arguments("lightning_modules.markov.MarkovModule", facts) == {}
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"_target_": UNIFORM, "cuont": 3}, ["here", "'cuont'", "did you mean 'count'?"]),
+        ({"_target_": UNIFORM, "count": "many"}, ["here.count is 'many'", "integer"]),
+        ({"_target_": SASREC, "loss": "mse"}, ["here.loss is 'mse'", "'ce'", "'gbce'"]),
+        ({"_target_": SASREC, "betas": [0.9]}, ["here.betas"]),
+        ({"_target_": SASREC, "num_items": 5}, ["num_items comes from the data"]),
+        ({"_target_": "datamodules.nowhere.X"}, ["here", "datamodules.nowhere.X"]),
+        ({"_target_": "datamodules.candidates.Uniform"}, ["has no 'Uniform'"]),
+        ({"a": [{"b": {"_target_": UNIFORM, "x": 1}}]}, ["here.a[0].b", "'x'"]),
+        ({"_target_": DATA, "filters": [{"_target_": UNIFORM, "sed": 1}]}, ["here.filters[0]", "'seed'"]),
+        ({"_target_": "SASRecModule"}, ["here", "SASRecModule"]),
+    ],
+)  # fmt: skip
+def test_one_problem_says_where_and_what(node: dict[str, Any], words: list[str]) -> None:
+    (said,) = problems(node)
+    for word in words:
+        assert word in said, said
+
+
+def test_a_missing_argument_is_a_problem_unless_it_will_be_given() -> None:
+    node = {"_target_": "lightning.pytorch.loggers.TensorBoardLogger"}
+    assert problems(node) == [f"here: {node['_target_']} needs 'save_dir'"]
+    assert problems(node, ("save_dir",)) == []
+
+
+def test_a_given_argument_must_exist() -> None:
+    assert "'backbone'" in problems({"_target_": SASREC}, ("backbone",))[0]
+
+
+def test_all_of_them_at_once() -> None:
+    node = {"_target_": DATA, "relase": "1m", "on_bad_row": 3,
+            "candidates": {"_target_": UNIFORM, "count": "x", "sed": 1}}  # fmt: skip
+    assert len(problems(node)) == 4
+
+
+def test_what_a_constructor_refuses_is_the_users_problem() -> None:
+    with pytest.raises(UserError, match=r"UniformCandidates: .*count=0") as caught:
+        build.build({"_target_": UNIFORM, "count": 0})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="max_length"):
+        build.build({"_target_": SASREC, "max_length": 0}, num_items=3)

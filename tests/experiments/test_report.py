@@ -1,0 +1,206 @@
+"""What is printed and written: plans, settings, tables, ``results.md`` and the README's part."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import config, report, results
+from experiments.artifacts import PlannedStage
+from experiments.errors import UserError
+
+BASIC = "sasrec/movielens_100k"
+README = f"# Title\n\nBefore.\n\n{results.START}\nold table\n{results.END}\n\nAfter.\n"
+NAMES = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr")
+
+
+def protocol(name: str = "movielens-100k") -> dict[str, Any]:
+    return {"name": name, "filters": [], "split": "LeaveOneOut()", "ties": "stable",
+            "candidates": "FullRanking()", "groups": "QuantileGroups()", "mask_seen": True}  # fmt: skip
+
+
+def row(value: float, error: float = 0.01) -> dict[str, dict[str, float]]:
+    groups = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
+    cells = {f"{g}/{n}": {"value": value, "stderr": error} for g in groups for n in NAMES}
+    return {**cells, **{f"{g}/n": {"value": 60.0, "stderr": 0.0} for g in groups}}
+
+
+def write_run(
+    runs: Path, folder: str, rows: dict[str, float], *, fingerprint: str = "f1", seed: int = 0,
+    overrides: tuple[str, ...] = (), finished: str = "2026-01-01 00:00:00", done: bool = True,
+) -> Path:  # fmt: skip
+    """A tested stage's files, without the run."""
+    where = runs / folder
+    where.mkdir(parents=True)
+    modules = {name: {"_target_": "x"} for name in rows}
+    job = {"experiment": BASIC, "stage": "evaluate", "overrides": list(overrides),
+           "spec": {"modules": modules, "seed": seed}}  # fmt: skip
+    metrics = {"fingerprint": fingerprint, "protocol": protocol(),
+               "rows": {name: row(value) for name, value in rows.items()}}  # fmt: skip
+    (where / "stage.json").write_text(json.dumps(job))
+    (where / "metrics.json").write_text(json.dumps(metrics))
+    if done:
+        note = {"commit": "abc", "finished": finished, "seconds": 1.0, "sources": {}}
+        (where / "done.json").write_text(json.dumps(note))
+    return where
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    (tmp_path / "repo" / "experiments").mkdir(parents=True)
+    (tmp_path / "repo" / "README.md").write_text(README)
+    return tmp_path / "repo"
+
+
+# ---------------------------------------------------------------- results.md and README.md
+
+
+def test_seeds_become_a_mean_and_a_deviation(tmp_path: Path, repo: Path) -> None:
+    for seed, value in enumerate((0.10, 0.12, 0.17)):
+        overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere", "logger=wandb")
+        write_run(tmp_path / "runs", f"e-{seed}", {"evaluate": value}, seed=seed, overrides=overrides)
+    (one,) = results.collect(tmp_path / "runs")
+    assert one.seeds == (0, 1, 2)
+    assert one.overrides == ()
+    # mean 0.13; squared deviations 0.0009 + 0.0001 + 0.0016 = 0.0026, over two: 0.0013
+    assert one.cell("all/ndcg@10") == f"0.1300 ±{math.sqrt(0.0013):.4f}"
+    results.write_results(tmp_path / "runs", repo)
+    readme = (repo / "README.md").read_text()
+    assert f"| {BASIC} | `make exp NAME={BASIC}` |" in readme
+    assert "0.1300 ±0.0361 | 3 | f1 |" in readme
+    assert readme.startswith("# Title\n\nBefore.\n")
+    assert readme.endswith(f"{results.END}\n\nAfter.\n")
+    assert "old table" not in readme
+
+
+def test_writing_twice_changes_nothing(tmp_path: Path, repo: Path) -> None:
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    texts = []
+    for _ in range(2):
+        target = results.write_results(tmp_path / "runs", repo)
+        texts.append((target.read_text(), (repo / "README.md").read_text()))
+    assert texts[0] == texts[1]
+
+
+def test_unlike_fingerprints_stand_in_different_tables(tmp_path: Path, repo: Path) -> None:
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    write_run(tmp_path / "runs", "e-2", {"evaluate": 0.9}, fingerprint="f2")
+    text = results.write_results(tmp_path / "runs", repo).read_text()
+    first, second = text.split("## movielens-100k, fingerprint ")[1:]
+    assert first.startswith("f1")
+    assert "0.1000" in first
+    assert "0.9000" not in first
+    assert "0.9000" in second
+
+
+def test_a_changed_experiment_is_a_row_of_its_own(tmp_path: Path, repo: Path) -> None:
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    changed = ("stages.train.module.dropout=0.5", "seed=0")
+    write_run(tmp_path / "runs", "e-2", {"evaluate": 0.2}, overrides=changed)
+    text = results.write_results(tmp_path / "runs", repo).read_text()
+    assert f"| {BASIC} | 1 | 0.1000" in text
+    assert f"| {BASIC} `stages.train.module.dropout=0.5` | 1 | 0.2000" in text
+    readme = (repo / "README.md").read_text()
+    assert "0.1000" in readme
+    assert "0.2000" not in readme, "the README shows experiments as shipped"
+
+
+def test_unfinished_runs_are_left_out(tmp_path: Path, repo: Path) -> None:
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1}, done=False)
+    with pytest.raises(UserError, match="no finished test"):
+        results.write_results(tmp_path / "runs", repo)
+
+
+def test_a_readme_without_its_marks_is_left_alone(tmp_path: Path, repo: Path) -> None:
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    (repo / "README.md").write_text("# Mine\n")
+    with pytest.raises(UserError, match="results: start"):
+        results.write_results(tmp_path / "runs", repo)
+    assert (repo / "README.md").read_text() == "# Mine\n"
+
+
+@pytest.mark.parametrize("folders", [("e-1", "e-2"), ("e-2", "e-1")])
+def test_of_a_seed_that_was_run_twice_the_newest_counts(
+    tmp_path: Path, folders: tuple[str, str]
+) -> None:
+    """As after an edit of the experiment's file; the folders' names (hashes) say nothing of age."""
+    old, new = folders
+    write_run(tmp_path, old, {"evaluate": 0.1}, finished="2026-01-01 00:00:00")
+    write_run(tmp_path, new, {"evaluate": 0.2}, finished="2026-03-01 00:00:00")
+    (one,) = results.collect(tmp_path)
+    assert one.cell("all/mrr") == "0.2000"
+    assert one.seeds == (0,)
+
+
+def test_reference_rows_need_no_seed(tmp_path: Path) -> None:
+    write_run(tmp_path, "reference-1", {"random": 0.01, "popularity": 0.02})
+    rows = {r.label: r for r in results.collect(tmp_path)}
+    assert set(rows) == {"random", "popularity"}
+    assert all(r.reference and r.seeds == () for r in rows.values())
+    assert rows["popularity"].cell("all/hit@10") == "0.0200"
+    assert rows["popularity"].cell("all/nothing") == "-"
+
+
+# ---------------------------------------------------------------- the terminal
+
+
+def stage(name: str, folder: Path | None, state: str, why: str) -> PlannedStage:
+    return PlannedStage(name, {}, "k", folder, state, why)
+
+
+def test_the_table_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = config.load(BASIC)
+    one = write_run(tmp_path, "e-1", {"evaluate": 0.1234567})
+    two = write_run(tmp_path, "r-1", {"random": 0.5, "popularity": math.nan}, fingerprint="f2")
+    stages = [stage("train", tmp_path, "done", ""), stage("evaluate", one, "stale", "older"),
+              stage("reference", two, "done", "")]  # fmt: skip
+    report.print_results(experiment, stages)
+    out = capsys.readouterr().out
+    assert out.index("fingerprint f1") < out.index("0.1235") < out.index("fingerprint f2")
+    assert "0.1235 ±0.020" in out, "1.96 x 0.01"
+    assert f"{BASIC} *" in out
+    assert "stale=rerun" in out
+    assert out.rindex("random") > out.index("fingerprint f2")
+    assert "nan" not in out
+
+
+def test_a_plan_names_state_folder_and_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [stage("train", tmp_path / "t-1", "partial", "was [cut] off"),
+              stage("evaluate", None, "missing", "waits for train")]  # fmt: skip
+    report.print_plan(BASIC, stages)
+    out = capsys.readouterr().out
+    for word in ("partial", "t-1", "was [cut] off", "missing", "no folder yet", "waits for train"):
+        assert word in out
+
+
+def test_settings_are_shown_with_where_they_came_from(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["seed=7", "stages.train.module.dropout=0.25"]
+    report.print_config(config.load(BASIC, overrides), config.origins(BASIC, overrides))
+    lines = dict(line.split("#", 1) for line in capsys.readouterr().out.splitlines())
+    shown = {k.strip(): v.strip() for k, v in lines.items()}
+    assert shown["seed: 7"] == "command line: seed=7"
+    assert shown["launch.devices: 1"] == "experiments/base.yaml"
+    assert shown["stages.train.module.dropout: 0.25"].startswith("command line")
+    # The evaluation's module is the training's, override included: so is where it came from.
+    assert shown["stages.evaluate.module.dropout: 0.25"].startswith("command line")
+
+
+def test_an_error_is_one_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_error(UserError("what is wrong"))
+    out = capsys.readouterr()
+    assert out.err == "error: what is wrong\n"
+    assert out.out == ""
+
+
+def test_lists_and_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    report.print_list([("a/b", "first"), ("long/name", "second")])
+    assert capsys.readouterr().out == "a/b        first\nlong/name  second\n"
+    assert report.cell(None) == report.cell({"value": math.nan, "stderr": 0.1}) == "-"
+    assert report.cell({"value": 0.05, "stderr": math.nan}, interval=True) == "0.0500"
+    assert report.cell({"value": 0.05, "stderr": 0.1}, interval=True) == "0.0500 ±0.196"
