@@ -188,8 +188,8 @@ def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
             for key, value in flatten(raw, "" if package == "_global_" else package):
                 found[key] = f"experiments/{path}.yaml"
                 links.pop(key, None)
-                if link := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
-                    links[key] = link[1]
+                if whole := re.fullmatch(r"\$\{([\w.]+)\}", str(value)):
+                    links[key] = whole[1]
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         for key, _ in flatten(override.value(), override.key_or_group):
             found[key] = f"command line: {override.input_line}"

@@ -33,7 +33,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
 def test_loading_never_unpickles_objects(tmp_path: Path) -> None:
     path = tmp_path / "evil.ckpt"
     torch.save({"object": SimpleNamespace(a=1)}, path)
-    with pytest.raises(Exception, match="weights_only|Weights only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only|Unsupported"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from datamodules.base import AttachTargets, TrainRows
 from datamodules.candidates import FullRanking, UniformCandidates
 from datamodules.filters import KCore
 from datamodules.groups import QuantileGroups
+from datamodules.loading import AttachTargets, TrainRows
 from datamodules.movielens import MovieLensDataModule
 from datamodules.prepare import Recipe, prepare
 from datamodules.splits import FewShot, LeaveOneOut
@@ -94,7 +94,7 @@ def test_a_second_call_parses_nothing_and_content_names_the_digest(tmp_path: Pat
 
 def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
     emptied = replace(RECIPE, filters=(KCore(user=50),))
-    with pytest.raises(ValueError, match="KCore|k-core|filter"):
+    with pytest.raises(ValueError, match=r"KCore|k-core|filter"):
         prepare(emptied, _raw, {}, tmp_path)
     assert list((tmp_path / "prepared").iterdir()) == []
 

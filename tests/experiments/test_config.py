@@ -135,12 +135,14 @@ def test_all_problems_are_told_at_once() -> None:
 
 def test_all_problems_of_the_frame_are_told_at_once() -> None:
     said = refused(
-        "+stages.train.batchsize=3", "+stages.train.trainer.max_epoch=3", "stages.evaluate.run=tset", "+extra=1",
+        "+stages.train.batchsize=3", "+stages.train.trainer.max_epoch=3",
+        "stages.evaluate.run=tset", "+extra=1",
         "stages.evaluate.inputs.weights=tarin/best.ckpt", "~stages.train.select.metric",
         "++stages.train.select.patience=3", "+stages.train.modules.a._target_=b",
     )  # fmt: skip
     for word in (
-        "'batchsize'; did you mean 'batch_size'?", "'max_epoch'; did you mean 'max_epochs'?", "'tset'", "'extra'", "'tarin/best.ckpt'",
+        "'batchsize'; did you mean 'batch_size'?", "'max_epoch'; did you mean 'max_epochs'?",
+        "'tset'", "'extra'", "'tarin/best.ckpt'",
         "stages.train.select", "either `module` or `modules`",
     ):  # fmt: skip
         assert word in said, (word, said)

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as lightning
 import polars as pl
 import pytest
 import torch
 
+from datamodules.movielens import MovieLensDataModule
 from lightning_modules.metrics import row_metrics
+from lightning_modules.sasrec import SASRecModule
 
 Finished = Any  # conftest.Finished
 EXPERIMENT = "sasrec/movielens_100k"
@@ -159,8 +162,8 @@ def test_a_hyper_parameter_reruns_training_and_evaluation_alone(
     result = finish(EXPERIMENT, changed, finished.runs).result
     after = mtimes(finished.runs)
     assert {f: after[f] for f in before} == before
-    made = {Path(f).relative_to(finished.runs).parts[0].partition("-")[0] for f in after.keys() - before.keys()}
-    assert made == {"sasrec.train", "sasrec.evaluate"}
+    made = {Path(f).relative_to(finished.runs).parts[0] for f in after.keys() - before.keys()}
+    assert {name.partition("-")[0] for name in made} == {"sasrec.train", "sasrec.evaluate"}
     assert "reference: done" in result.stderr
     for folder in {Path(f).relative_to(finished.runs).parts[0] for f in after.keys() - before.keys()}:
         shutil.rmtree(finished.runs / folder)  # `finished` keeps one folder a stage
@@ -204,6 +207,37 @@ def test_tensorboard_files_and_a_falling_loss(sampled: Finished) -> None:
     assert len(losses) == 3
     assert all(map(math.isfinite, losses))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("loss", ["ce", "sampled_ce", "bce", "gbce", "bpr"])
+@pytest.mark.parametrize("windows", ["newest", "all"])
+def test_every_loss_trains(tiny_movielens: Path, tmp_path: Path, loss: str, windows: str) -> None:
+    """Two epochs in this process: the loss is a number, falls, and moves every weight."""
+    lightning.seed_everything(0, verbose=False)
+    data = MovieLensDataModule(root=str(tiny_movielens))
+    data.batch_size = 16
+    module = SASRecModule(
+        data.histories.num_items, max_length=6, hidden_size=8, num_blocks=1, dropout=0.0,
+        loss=loss, windows=windows, negatives=3, learning_rate=0.01,
+    )  # fmt: skip
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    seen: list[float] = []
+
+    class Watch(lightning.Callback):
+        def on_train_epoch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+            seen.append(float(trainer.callback_metrics["train/loss"]))
+
+    trainer = lightning.Trainer(
+        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        use_distributed_sampler=False, num_sanity_val_steps=0, callbacks=[Watch()],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert len(seen) == 2
+    assert all(map(math.isfinite, seen))
+    assert seen[1] < seen[0]
+    still = [n for n, p in module.named_parameters() if torch.equal(p, before[n])]
+    assert still == []
 
 
 @pytest.mark.slow

@@ -1,0 +1,116 @@
+"""Which events a row is made of, and what every method's batch gets besides its own tensors.
+
+Legend: U users, N interactions, R rows, B batch rows, T history length, K negatives, S seen pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.samplers import RowBatch, sample_negatives
+from datamodules.types import TRAIN, Batch, Collator, EvalRows, Histories, Rows
+
+
+class TrainRows:
+    """Which stretches of history are learned from.
+
+    A row ends one past a training event and carries up to ``max_length`` targets before that. It starts
+    at its user's first event: the method's collator cuts what it cannot use. With ``all_windows`` a
+    history gives as many rows as it takes to make every training event a target once, counted from its
+    newest; without, one row.
+    """
+
+    def __init__(self, histories: Histories, max_length: int, all_windows: bool) -> None:
+        self.histories = histories
+        users = histories.users  # (N,)
+        learned = histories.split == TRAIN
+        learned &= np.arange(len(learned)) > histories.offsets[users]  # the first has no history
+        last = np.full(histories.num_users + 1, -1, np.int64)  # (U + 1,) last training event
+        np.maximum.at(last, users[learned], np.flatnonzero(learned))
+        user = np.flatnonzero(last >= 0)
+        start, stop = histories.offsets[user], last[user] + 1
+        rows = -(-(stop - start - 1) // max_length) if all_windows else np.ones_like(user)
+        nth = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
+        start, stop = np.repeat(start, rows), np.repeat(stop, rows) - nth * max_length
+        total = np.concatenate([[0], np.cumsum(learned)])
+        targets = total[stop] - total[np.maximum(start, stop - max_length)]
+        some = targets > 0  # a stretch of context alone teaches nothing
+        self.user = np.repeat(user, rows)[some]  # (R,)
+        self.start, self.stop = start[some], stop[some]
+        self.target_counts = targets[some]  # (R,) positions that carry a loss
+
+
+class TrainDataset(Dataset[Rows]):
+    """Hands a sampler's batch of training row numbers on as ``Rows``."""
+
+    def __init__(self, rows: TrainRows, seed: int) -> None:
+        self.rows, self.seed = rows, seed
+
+    def __getitem__(self, batch: RowBatch) -> Rows:
+        rows, row = self.rows, batch.row
+        return Rows(
+            rows.histories, row, rows.user[row], rows.start[row], rows.stop[row],
+            batch.epoch, self.seed, batch.filler, batch.normaliser,
+        )  # fmt: skip
+
+
+class EvalDataset(Dataset[Rows]):
+    """Hands a sampler's batch of held-out row numbers on as ``Rows``."""
+
+    def __init__(self, histories: Histories, rows: EvalRows, seed: int) -> None:
+        self.histories, self.rows, self.seed = histories, rows, seed
+
+    def __getitem__(self, batch: RowBatch) -> Rows:
+        row = batch.row
+        user = self.rows.user[row]
+        start = self.histories.offsets[user]
+        return Rows(self.histories, row, user, start, self.rows.position[row], 0, self.seed)
+
+
+class AttachNegatives:
+    """Adds sampled items that the user has not trained on: (B, T, K), the same on every rank."""
+
+    def __init__(self, collate: Collator, count: int) -> None:
+        self.collate, self.count = collate, count
+
+    def __call__(self, rows: Rows) -> Batch:
+        """The method's batch with negatives."""
+        batch = self.collate(rows)
+        shape = (batch.history.shape[1], self.count)
+        drawn = sample_negatives(rows.histories, rows.user, rows.epoch, rows.seed, shape)
+        return replace(batch, negatives=torch.from_numpy(drawn).long())
+
+
+class AttachTargets:
+    """Adds to a method's batch what evaluation needs of every method alike."""
+
+    def __init__(self, collate: Collator, rows: EvalRows, mask_seen: bool) -> None:
+        self.collate, self.rows, self.mask_seen = collate, rows, mask_seen
+
+    def __call__(self, rows: Rows) -> Batch:
+        """The method's batch with targets, groups, weights and what must not be ranked."""
+        held_out, row = self.rows, rows.row
+        candidates = held_out.candidates
+        newest = np.maximum(rows.stop - 1, rows.start)  # the target's own place without a history
+        return replace(
+            self.collate(rows),
+            target=torch.from_numpy(held_out.target[row]),
+            groups=torch.from_numpy(held_out.groups[row]),
+            weight=torch.from_numpy(held_out.weight[row]),
+            time=torch.from_numpy(rows.histories.timestamps[newest]),
+            candidates=None if candidates is None else torch.from_numpy(candidates[row]).long(),
+            seen=_seen_pairs(rows) if self.mask_seen and candidates is None else None,
+        )
+
+
+def _seen_pairs(rows: Rows) -> torch.Tensor:
+    """(S, 2) pairs (batch row, item) of every earlier event of the row's user."""
+    counts = rows.stop - rows.start  # (B,)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    items = rows.histories.items[rows.start[owner] + within]
+    return torch.from_numpy(np.stack([owner, items.astype(np.int64)], axis=1))
