@@ -76,9 +76,7 @@ class Checkpoint(ModelCheckpoint):
         super().load_state_dict({name: here(value) for name, value in state_dict.items()})
 
 
-def checkpoints(
-    folder: Path, metric: str | None, mode: str
-) -> tuple[Checkpoint, Checkpoint]:
+def checkpoints(folder: Path, metric: str | None, mode: str) -> tuple[Checkpoint, Checkpoint]:
     """``best.ckpt`` by a validation metric (the newest epoch without one) and ``last.ckpt``, each epoch.
 
     Two callbacks, because one ``ModelCheckpoint`` writes its last only in epochs that are also best.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import time
 from typing import Any
@@ -19,16 +20,19 @@ class RunProgress(pl.Callback):
     Args:
         label: what is running.
         metric: validation metric to show with its best value so far.
+        mode: ``max`` or ``min``: which of two values is the better one.
     """
 
-    def __init__(self, label: str, metric: str | None = None) -> None:
+    def __init__(self, label: str, metric: str | None = None, mode: str = "max") -> None:
         self.label, self.metric = label, metric
+        self._better = operator.gt if mode == "max" else operator.lt
         self.best: tuple[float, int] | None = None
         self._latest: float | None = None
         self._bar: Progress | None = None
         self._task: Any = None
         self._printed = time.monotonic()
         self._done = self._total = 0
+        self._shown = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin at the step a resumed run goes on from."""
@@ -44,7 +48,7 @@ class RunProgress(pl.Callback):
         value = trainer.callback_metrics.get(self.metric or "")
         if value is not None:
             self._latest = float(value)
-            if self.best is None or self._latest > self.best[0]:
+            if self.best is None or self._better(self._latest, self.best[0]):
                 self.best = (self._latest, trainer.current_epoch + 1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -91,6 +95,7 @@ class RunProgress(pl.Callback):
 
     def _open(self, trainer: pl.Trainer, total: int, done: int) -> None:
         self._total, self._done = total, done
+        self._shown = trainer.is_global_zero and total > 0
         if not trainer.is_global_zero or not sys.stderr.isatty():
             return
         self._bar = Progress(
@@ -105,8 +110,9 @@ class RunProgress(pl.Callback):
         self._done += 1
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, note=note)
-        elif time.monotonic() - self._printed > PLAIN_SECONDS and self._total:
+        elif self._shown and time.monotonic() - self._printed > PLAIN_SECONDS:
             self._printed = time.monotonic()
+            sys.stderr.write(f"{self.label} {self._done / self._total:4.0%}  {note}\n")
 
     def _close(self, note: str) -> None:
         if self._bar is not None:

@@ -74,13 +74,13 @@ def _plan_stage(
     keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
     key = stage_key(spec, prepared["digest"], keys)
     folder = _folder(spec, name, key)
-    state, why = _state(folder, code)
+    inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
+    state, why = _state(folder, code, inputs)
     waiting = [s for s, _, _ in upstream.values() if not planned[s].done]
     if state == MISSING and waiting:
         why = f"waits for {', '.join(sorted(set(waiting)))}"
     elif state == MISSING:
         why = _nearest_run(folder, spec)
-    inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
     return PlannedStage(name, spec, key, folder, state, why, code, inputs)
 
 
@@ -90,7 +90,7 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
     config = experiment.config
     modules = stage.get("modules") or {name: stage["module"]}
     return {
-        "run": stage["run"],
+        "run": stage.get("run"),
         "modules": {row: m for row, m in modules.items() if m is not None},  # null takes a row out
         "inputs": stage.get("inputs") or {},
         "data": stage.get("data") or config["data"],
@@ -206,18 +206,36 @@ def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
     return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
 
 
-def _state(folder: Path, code: dict[str, str]) -> tuple[str, str]:
+def _state(folder: Path, code: dict[str, str], inputs: dict[str, str]) -> tuple[str, str]:
     if (holder := lock.holder(folder)) is not None:
         return RUNNING, holder
     done = read_json(folder / "done.json")
     if done is None:
-        if (folder / "last.ckpt").is_file():
-            return PARTIAL, "was cut off: resumes from last.ckpt"
-        return MISSING, "never run"
+        if not (folder / "last.ckpt").is_file():
+            return MISSING, "never run"
+        begun = (read_json(folder / "stage.json") or {}).get("sources", code)
+        changed = changed_sources(begun, code)
+        note = f" with changed code ({', '.join(changed)})" if changed else ""
+        return PARTIAL, f"was cut off: resumes from last.ckpt{note}"
     changed = changed_sources(done.get("sources", {}), code)
     if changed:
         return STALE, f'made by older code ({", ".join(changed)}); ARGS="stale=rerun" makes it anew'
+    if renewed := _renewed(folder, inputs):
+        return STALE, f'{renewed} was made anew since; ARGS="stale=rerun" makes this anew too'
     return DONE, f"{done['seconds']:.0f} s on {done['finished']}"
+
+
+def _renewed(folder: Path, inputs: dict[str, str]) -> str:
+    """The inputs whose content is not what this stage read."""
+    read = (read_json(folder / "stage.json") or {}).get("inputs_digest", {})
+    return ", ".join(a for a, f in inputs.items() if read.get(a) != output_digest(Path(f)))
+
+
+def output_digest(file: Path) -> str | None:
+    """Content digest of a finished stage's file, as its ``done.json`` has it."""
+    done = read_json(file.parent / "done.json") or {}
+    digest: str | None = done.get("outputs", {}).get(file.name)
+    return digest
 
 
 def _nearest_run(folder: Path, spec: dict[str, Any]) -> str:

@@ -19,26 +19,18 @@ from experiments import artifacts, build, config
 from experiments.errors import UserError
 from experiments.report import print_error, say
 
-# Arguments of Trainer that ``stage.py`` gives itself.
-RUNNER_SETS = {
-    "accelerator", "devices", "num_nodes", "strategy", "accumulate_grad_batches", "callbacks",
-    "logger", "default_root_dir", "num_sanity_val_steps", "use_distributed_sampler",
-    "enable_progress_bar", "enable_model_summary", "enable_checkpointing", "plugins",
-    "log_every_n_steps",
-}  # fmt: skip
-
 
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
     """Everything that would stop a stage at construction, over all stages."""
-    for name in experiment.stages:
+    for name, stage in experiment.stages.items():
+        if not isinstance(stage, dict) or ("module" in stage) == ("modules" in stage):
+            continue  # a problem of its frame, which is told by config.structure_problems
         spec = artifacts.stage_spec(experiment, name)
         given = tuple(a for a in spec["inputs"] if a not in build.STAGE_INPUTS)
-        single = "module" in experiment.stages[name]
+        single = "module" in stage
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
             yield from build.problems(module, where, given)
-        for argument in sorted(spec["trainer"].keys() & RUNNER_SETS):
-            yield f"stages.{name}.trainer.{argument} is set by the runner: see `launch` and `logger`"
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
     for data in _distinct_data(experiment):
@@ -48,12 +40,12 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         yield from build.problems(logger, f"logger.{name}", ("save_dir",))
 
 
-def require_bound(experiment: config.Experiment) -> None:
-    """Raise one UserError that lists every problem."""
-    found = list(dict.fromkeys(binding_problems(experiment)))
+def require_sound(experiment: config.Experiment) -> None:
+    """Raise one UserError that lists every problem, of the frame and of every constructor."""
+    frame = list(config.structure_problems(experiment.config))
+    found = [*frame, *binding_problems(experiment)]
     if found:
-        listing = "\n".join(f"  - {p}" for p in found)
-        raise UserError(f"{experiment.name} cannot run:\n{listing}")
+        raise UserError(config.cannot_run(experiment.name, found))
 
 
 def prepare_data(experiment: config.Experiment) -> list[Any]:
@@ -72,15 +64,16 @@ def prepare_data(experiment: config.Experiment) -> list[Any]:
 
 
 def _distinct_data(experiment: config.Experiment) -> list[dict[str, Any]]:
-    specs = [artifacts.stage_spec(experiment, name)["data"] for name in experiment.stages]
+    stages = experiment.stages.values()
+    specs = [s.get("data") or experiment.config["data"] for s in stages if isinstance(s, dict)]
     return list({json.dumps(s, sort_keys=True): s for s in specs}.values())
 
 
 def main(argv: list[str]) -> int:
     """``python -m experiments.check NAME [override ...]``."""
     try:
-        experiment = config.load(argv[0], argv[1:])
-        require_bound(experiment)
+        experiment = config.composed(argv[0], argv[1:])
+        require_sound(experiment)
         prepare_data(experiment)
     except (UserError, DataSourceError, ValueError) as error:
         print_error(error)

@@ -72,25 +72,40 @@ def header(name: str) -> str:
     return ""
 
 
+class FrameError(UserError):
+    """The frame of an experiment is wrong; ``experiments.check`` tells this and all else at once."""
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Experiment:
     """Compose, apply the overrides, resolve, and refuse every unknown key.
 
     Raises:
-        UserError: unknown experiment, group, key or value; all problems of the composed file at once.
+        UserError: unknown experiment, group, key or value.
+        FrameError: problems of the composed experiment, all at once.
     """
+    experiment = composed(name, overrides)
+    problems = list(structure_problems(experiment.config))
+    if problems:
+        raise FrameError(cannot_run(name, problems))
+    return experiment
+
+
+def cannot_run(name: str, problems: Sequence[str]) -> str:
+    """The message that lists everything that keeps an experiment from running."""
+    return f"{name} cannot run:\n" + "\n".join(f"  - {p}" for p in dict.fromkeys(problems))
+
+
+def composed(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """An experiment as its files and overrides give it, not looked at yet."""
     path = find(name)
     with _hydra():
-        composed = _compose(name, _accepting(name, overrides))
+        tree = _compose(name, _accepting(name, overrides))
     try:
-        config = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        config = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{name}: {_first_line(error)}") from error
     assert isinstance(config, dict)
-    experiment = Experiment(name, {str(k): v for k, v in config.items()}, tuple(overrides), path)
-    problems = list(structure_problems(experiment.config))
-    if problems:
-        raise UserError(f"{name} cannot run:\n" + "\n".join(f"  - {p}" for p in problems))
-    return experiment
+    return Experiment(name, {str(k): v for k, v in config.items()}, tuple(overrides), path)
 
 
 def find(name: str) -> Path:
@@ -112,9 +127,11 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     for key in config:
         if key not in TOP_KEYS:
             yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
-    for key in config.get("trainer") or {}:
-        if key not in TRAINER_KEYS:
-            yield f"trainer: unknown key {key!r}{nearest(key, TRAINER_KEYS)}"
+    yield from _trainer_problems("trainer", config.get("trainer") or {})
+    for key in ("devices", "num_nodes"):
+        count = (config.get("launch") or {}).get(key, 1)
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            yield f"launch.{key} is {count!r}, expected a whole number of at least 1"
     stages = config.get("stages") or {}
     if not stages:
         yield "no stages: an experiment lists at least one under `stages:`"
@@ -137,14 +154,19 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
         yield f"stages.{name}.modules: only a test stage can have several modules"
     if stage.get("select") and "metric" not in stage["select"]:
         yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
-    for key in stage.get("trainer") or {}:
-        if key not in TRAINER_KEYS:
-            yield f"stages.{name}.trainer: unknown key {key!r}{nearest(key, TRAINER_KEYS)}"
+    yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
     for argument, source in (stage.get("inputs") or {}).items():
         upstream = str(source).partition("/")[0]
         if upstream not in stages or "/" not in str(source):
             expected = "an earlier stage's file, for instance train/best.ckpt"
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
+
+
+def _trainer_problems(where: str, trainer: dict[str, Any]) -> Iterator[str]:
+    for key in trainer:
+        if key not in TRAINER_KEYS:
+            hint = nearest(key, TRAINER_KEYS) or "; devices and the like are set by `launch`"
+            yield f"{where}: unknown key {key!r}{hint}"
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

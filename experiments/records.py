@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from datamodules.sources import file_digest
 from datamodules.versioning import write_json
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
@@ -36,6 +37,7 @@ def finish(
             "device": _device(trainer),
             "commit": job["commit"],
             "python": platform.python_version(),
+            "outputs": {f.name: file_digest(f) for f in sorted(folder.glob("*.ckpt"))},
             "versions": {p: v for p in PACKAGES if (v := _version(p))},
             "sources": job["sources"],
         },

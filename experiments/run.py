@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from datamodules.sources import cache_root
-from datamodules.versioning import write_json
+from datamodules.versioning import read_json, write_json
 from experiments import artifacts, config, lock, report, results
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
@@ -29,7 +29,7 @@ VERBS = ("exp", "plan", "show", "data", "list", "results")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 1 a stage failed, 2 a problem the user can mend, 130 stopped."""
+    """Exit status: 0 done, 2 failed (the reason is on the screen), 130 stopped."""
     words = list(argv)
     verb = words.pop(0) if words and words[0] in VERBS else "exp"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -65,7 +65,13 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
     rerun = "stale=rerun" in overrides
-    experiment = config.load(name, [o for o in overrides if o != "stale=rerun"])
+    overrides = [o for o in overrides if o != "stale=rerun"]
+    try:
+        experiment = config.load(name, overrides)
+    except config.FrameError:
+        if verb == "exp":
+            _python("experiments.check", [name, *overrides])  # tells all problems, then ends
+        raise
     if verb == "exp":
         return run_experiment(experiment, rerun)
     if verb == "plan":
@@ -85,7 +91,10 @@ def run_experiment(experiment: config.Experiment, rerun_stale: bool = False) -> 
         report.say(f"{experiment.name}: checking the configuration and the data ...")
         _python("experiments.check", [experiment.name, *experiment.overrides])
         stages = artifacts.plan(experiment, cache_root())
-    for number, stage in enumerate(stages, start=1):
+    for number, planned in enumerate(stages, start=1):
+        # Looked at again: what an earlier stage has just made may have made this one stale.
+        stage = artifacts.plan(experiment, cache_root())[number - 1]
+        assert stage.name == planned.name
         _announce(stage, number, len(stages), rerun_stale)
         if _wanted(stage, rerun_stale):
             run_stage(experiment, stage, rerun_stale)
@@ -109,7 +118,8 @@ def run_stage(
         if (stage.folder / "done.json").is_file():
             if not rerun_stale:
                 return  # another driver finished it while this one waited to start
-            for file in (*stage.folder.glob("*.ckpt"), stage.folder / "done.json"):
+            # In this order: a kill in between leaves a stage that is resumed, never one without weights.
+            for file in (stage.folder / "done.json", *stage.folder.glob("*.ckpt")):
                 file.unlink()
         write_json(stage.folder / "stage.json", _job(experiment, stage))
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
@@ -129,7 +139,7 @@ def _announce(stage: PlannedStage, number: int, total: int, rerun_stale: bool) -
         note = "done" if stage.state == "done" else f"done, but {stage.why}"
         report.say(f"[{number}/{total}] {stage.name}: {note} ({folder})")
     else:
-        verb = "resuming" if stage.state == PARTIAL else "running"
+        verb = stage.why if stage.state == PARTIAL else "running"
         report.say(f"[{number}/{total}] {stage.name}: {verb} ({folder})")
 
 
@@ -147,9 +157,19 @@ def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
         "logger": settings.get("logger"),
         "callbacks": settings.get("callbacks"),
         "overrides": list(experiment.overrides),
+        "inputs_digest": {a: artifacts.output_digest(Path(f)) for a, f in stage.inputs.items()},
         "commit": artifacts.commit(),
-        "sources": stage.sources,
+        "sources": _begun_with(stage),
     }
+
+
+def _begun_with(stage: PlannedStage) -> dict[str, str]:
+    """The sources that the result will be marked with: for a resumed stage, those it began with."""
+    begun = read_json(stage.folder / "stage.json") if stage.folder else None
+    if stage.state == PARTIAL and begun:
+        sources: dict[str, str] = begun["sources"]
+        return sources
+    return stage.sources
 
 
 def _python(module: str, arguments: list[str], folder: Path | None = None) -> None:

@@ -85,9 +85,9 @@ def _fit(
     metric, mode = select.get("metric"), select.get("mode", "max")
     best, last = checkpoints(folder, metric, mode)
     callbacks: list[pl.Callback] = [best, last]
-    if metric and select.get("patience"):
+    if metric and select.get("patience") is not None:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
-    trainer = _trainer(folder, job, data, "", [*callbacks, RunProgress(job["label"], metric)])
+    trainer = _trainer(folder, job, data, "", [*callbacks, RunProgress(job["label"], metric, mode)])
     resume = folder / "last.ckpt"
     ckpt_path = str(resume) if resume.is_file() else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
@@ -192,14 +192,16 @@ def _loggers(folder: Path, job: dict[str, Any], data: SequenceDataModule, row: s
 
 def _die_with_driver() -> None:
     """Stop when the driver is gone (killed): an orphan must not write into a folder that others take."""
-    driver = os.environ.get("LLMREC_DRIVER")
+    # Lightning's further ranks are children of rank 0, not of the driver.
+    further = "LOCAL_RANK" in os.environ
+    driver = str(os.getppid()) if further else os.environ.get("LLMREC_DRIVER")
 
     def watch() -> None:
         while str(os.getppid()) == driver:
             time.sleep(0.2)
         os._exit(75)
 
-    if driver and "LOCAL_RANK" not in os.environ:
+    if driver:
         threading.Thread(target=watch, daemon=True).start()
 
 

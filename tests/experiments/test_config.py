@@ -20,7 +20,7 @@ GROUP_FILES = [
 def refused(*overrides: str, name: str = BASIC) -> str:
     """The message of an experiment that must not load or bind."""
     with pytest.raises(UserError) as caught:
-        check.require_bound(config.load(name, overrides))
+        check.require_sound(config.composed(name, overrides))
     return str(caught.value)
 
 
