@@ -139,7 +139,7 @@ def _announce(stage: PlannedStage, number: int, total: int, rerun_stale: bool) -
         note = "done" if stage.state == "done" else f"done, but {stage.why}"
         report.say(f"[{number}/{total}] {stage.name}: {note} ({folder})")
     else:
-        verb = stage.why if stage.state == PARTIAL else "running"
+        verb = f"resuming, {stage.why}" if stage.state == PARTIAL else "running"
         report.say(f"[{number}/{total}] {stage.name}: {verb} ({folder})")
 
 
