@@ -12,6 +12,7 @@ from datamodules.versioning import read_json
 from experiments import config
 from experiments.errors import UserError
 from experiments.report import row_label
+from experiments.source_graph import changed_since
 
 COLUMNS = (
     "all/hit@10",
@@ -38,6 +39,7 @@ class Row:
     seeds: tuple[int, ...]
     values: dict[str, list[float]]
     commits: tuple[str, ...]
+    older: bool  # made by code that has changed since
 
     def cell(self, name: str) -> str:
         """Mean, and standard deviation over seeds where there are several; a dash without rows."""
@@ -89,6 +91,7 @@ def collect(runs: Path) -> Iterator[Row]:
     for (fingerprint, label, *rest), found in merged.items():
         found.sort(key=lambda f: str(f[2]["finished"]))  # of a seed that was run twice, the newest
         job, metrics, _ = found[-1]
+        found = [f for f in found if _settings(f[0]) == _settings(job)]  # an edited YAML file
         reference = len(job["spec"]["modules"]) > 1
         name = label if reference else next(iter(metrics["rows"]))
         per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}
@@ -97,7 +100,15 @@ def collect(runs: Path) -> Iterator[Row]:
             tuple(sorted(per_seed)) if not reference else (),
             {m: [v[m]["value"] for v, _ in per_seed.values()] for m in metrics["rows"][name]},
             tuple(sorted({d["commit"] for _, d in per_seed.values()})),
+            any(changed_since(d["sources"]) for _, d in per_seed.values()),
         )  # fmt: skip
+
+
+def _settings(job: dict[str, Any]) -> list[Any]:
+    """What a test and the stages it took its inputs from were told, apart from the seed."""
+    spec = {k: v for k, v in job["spec"].items() if k != "seed"}
+    upstream = [read_json(Path(f).parent / "stage.json") for f in job["inputs"].values()]
+    return [spec, *(_settings(u) for u in upstream if u)]
 
 
 def _telling(overrides: list[str]) -> tuple[str, ...]:
@@ -110,7 +121,8 @@ def _document(rows: list[Row]) -> Iterator[str]:
     yield "# Results"
     yield ""
     yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
-    yield "different tables must not be compared. ± is the standard deviation over seeds."
+    yield "different tables must not be compared. ± is the standard deviation over seeds; * marks rows made"
+    yield "by code that has changed since."
     for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
         here = [r for r in rows if r.fingerprint == fingerprint]
         protocol = here[0].protocol
@@ -125,7 +137,8 @@ def _document(rows: list[Row]) -> Iterator[str]:
         )
         yield "|---|---|" + "---|" * (len(COLUMNS) + 1)
         for row in sorted(here, key=lambda r: (r.reference, r.label, r.overrides)):
-            label = " ".join([row.label, *(f"`{o}`" for o in row.overrides)])
+            marks = ["*"] if row.older else []
+            label = " ".join([row.label, *(f"`{o}`" for o in row.overrides), *marks])
             seeds = str(len(row.seeds)) if row.seeds else "-"
             cells = " | ".join(row.cell(c) for c in COLUMNS)
             yield f"| {label} | {seeds} | {cells} | {', '.join(row.commits)} |"

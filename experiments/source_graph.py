@@ -38,6 +38,11 @@ def changed_sources(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f))
 
 
+def changed_since(recorded: dict[str, str]) -> list[str]:
+    """Which of the recorded files are now different or gone."""
+    return [f for f, d in recorded.items() if not (REPO / f).is_file() or _digest(REPO / f) != d]
+
+
 @cache
 def parameters(target: str) -> tuple[str, ...] | None:
     """Constructor arguments of one of our classes; None for what is not ours or not a class."""

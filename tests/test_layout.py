@@ -14,7 +14,9 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[1]
 OURS = ("datamodules", "lightning_modules", "callbacks", "experiments")
-FILES = sorted(f.relative_to(REPO).as_posix() for package in OURS for f in (REPO / package).rglob("*.py"))
+FILES = sorted(
+    f.relative_to(REPO).as_posix() for package in OURS for f in (REPO / package).rglob("*.py")
+)
 TESTS = sorted(f.relative_to(REPO).as_posix() for f in (REPO / "tests").rglob("*.py"))
 
 # package -> what of ours it may import
@@ -106,7 +108,9 @@ def test_a_plan_needs_neither_torch_nor_lightning() -> None:
 
 def test_parsing_data_needs_no_torch() -> None:
     names = ("types", "sources", "filters", "splits", "groups", "candidates", "movielens_formats")
-    code = f"import sys, {', '.join(f'datamodules.{n}' for n in names)}; print('torch' in sys.modules)"
+    code = (
+        f"import sys, {', '.join(f'datamodules.{n}' for n in names)}; print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
@@ -116,7 +120,9 @@ def test_parsing_data_needs_no_torch() -> None:
 def tracked() -> list[str]:
     """Files in git's index, or all files where there is no git."""
     try:
-        out = subprocess.run(["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            ["git", "ls-files"], cwd=REPO, capture_output=True, text=True, check=True
+        )
         return [n for n in out.stdout.splitlines() if (REPO / n).is_file()]
     except (OSError, subprocess.CalledProcessError):
         return [*FILES, *TESTS, *(n for n in TOP if (REPO / n).is_file())]
@@ -137,7 +143,14 @@ def test_a_file_is_named_for_what_it_does_and_short(name: str) -> None:
 
 # Assembled, so that this file does not name what it forbids.
 MACHINE = [rf"(?<![\w./~{{}}-])/{place}/" for place in ("work", "root", "home", "Users", "mnt")]
-HOSTS = [r"py" + r"pi\.org", r"pythonhosted", r"index-url", r"artifactory", r"npmjs", r"proxy\.golang"]
+HOSTS = [
+    r"py" + r"pi\.org",
+    r"pythonhosted",
+    r"index-url",
+    r"artifactory",
+    r"npmjs",
+    r"proxy\.golang",
+]
 
 
 def test_no_file_names_a_registry_or_a_machine() -> None:
@@ -148,7 +161,10 @@ def test_no_file_names_a_registry_or_a_machine() -> None:
         except UnicodeDecodeError:
             continue
         for number, line in enumerate(text.splitlines(), start=1):
-            if any(re.search(p, line) for p in (*MACHINE, *HOSTS)) and name != "tests/test_layout.py":
+            if (
+                any(re.search(p, line) for p in (*MACHINE, *HOSTS))
+                and name != "tests/test_layout.py"
+            ):
                 found.append(f"{name}:{number}: {line.strip()[:100]}")
     assert found == []
 

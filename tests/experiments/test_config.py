@@ -110,7 +110,9 @@ def test_an_unknown_key_or_group_is_answered_with_the_nearest(override: str, mea
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("override", ["seed", "seed 3", "stages.train.module.dropout==[", "=3", "a=[1"])
+@pytest.mark.parametrize(
+    "override", ["seed", "seed 3", "stages.train.module.dropout==[", "=3", "a=[1"]
+)
 def test_an_override_that_cannot_be_read_says_how_to_write_one(override: str) -> None:
     said = refused(override)
     assert override in said
@@ -160,7 +162,9 @@ def test_a_stage_that_is_no_mapping_is_a_problem_and_not_a_crash(value: str) -> 
     assert "stages.reference" in refused(f"stages.reference={value}")
 
 
-@pytest.mark.parametrize("argument", ["devices=2", "accelerator=cpu", "callbacks=[]", "logger=false"])
+@pytest.mark.parametrize(
+    "argument", ["devices=2", "accelerator=cpu", "callbacks=[]", "logger=false"]
+)
 def test_what_the_runner_sets_itself_is_refused_in_trainer(argument: str) -> None:
     name = argument.partition("=")[0]
     assert name in refused(f"+stages.train.trainer.{argument}")

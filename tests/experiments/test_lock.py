@@ -62,7 +62,12 @@ def no_endless_loop() -> Iterator[None]:
 
 def write(folder: Path, **note: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"pid": os.getpid(), "start": own_start(), "host": socket.gethostname(), "since": "then"}
+    whole = {
+        "pid": os.getpid(),
+        "start": own_start(),
+        "host": socket.gethostname(),
+        "since": "then",
+    }
     (folder / lock.NAME).write_text(json.dumps({**whole, **note}))
 
 

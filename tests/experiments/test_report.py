@@ -38,7 +38,7 @@ def write_run(
     where.mkdir(parents=True)
     modules = {name: {"_target_": "x"} for name in rows}
     job = {"experiment": BASIC, "stage": "evaluate", "overrides": list(overrides),
-           "spec": {"modules": modules, "seed": seed}}  # fmt: skip
+           "inputs": {}, "spec": {"modules": modules, "seed": seed}}  # fmt: skip
     metrics = {"fingerprint": fingerprint, "protocol": protocol(),
                "rows": {name: row(value) for name, value in rows.items()}}  # fmt: skip
     (where / "stage.json").write_text(json.dumps(job))
@@ -62,7 +62,9 @@ def repo(tmp_path: Path) -> Path:
 def test_seeds_become_a_mean_and_a_deviation(tmp_path: Path, repo: Path) -> None:
     for seed, value in enumerate((0.10, 0.12, 0.17)):
         overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere", "logger=wandb")
-        write_run(tmp_path / "runs", f"e-{seed}", {"evaluate": value}, seed=seed, overrides=overrides)
+        write_run(
+            tmp_path / "runs", f"e-{seed}", {"evaluate": value}, seed=seed, overrides=overrides
+        )
     (one,) = results.collect(tmp_path / "runs")
     assert one.seeds == (0, 1, 2)
     assert one.overrides == ()
@@ -204,3 +206,24 @@ def test_lists_and_cells(capsys: pytest.CaptureFixture[str]) -> None:
     assert report.cell(None) == report.cell({"value": math.nan, "stderr": 0.1}) == "-"
     assert report.cell({"value": 0.05, "stderr": math.nan}, interval=True) == "0.0500"
     assert report.cell({"value": 0.05, "stderr": 0.1}, interval=True) == "0.0500 ±0.196"
+
+
+def test_seeds_of_other_settings_are_not_averaged_and_old_code_is_marked(
+    tmp_path: Path,
+) -> None:
+    for number, (seed, width) in enumerate([(0, 8), (1, 16), (2, 16)]):
+        folder = tmp_path / f"sasrec.evaluate-{number}"
+        folder.mkdir()
+        spec = {"modules": {"evaluate": {"hidden_size": width}}, "seed": seed}
+        job = {"experiment": "sasrec/movielens_100k", "stage": "evaluate", "overrides": [],
+               "inputs": {}, "spec": spec}  # fmt: skip
+        rows = {"evaluate": {"all/ndcg@10": {"value": number / 10, "stderr": 0.0}}}
+        metrics = {"fingerprint": "f", "protocol": {"name": "x"}, "rows": rows}
+        done = {"commit": "abc", "finished": f"2026-01-0{number + 1}", "seconds": 1.0,
+                "sources": {"datamodules/gone.py": "0"}}  # fmt: skip
+        for name, value in (("stage", job), ("metrics", metrics), ("done", done)):
+            (folder / f"{name}.json").write_text(json.dumps(value))
+    (row,) = results.collect(tmp_path)
+    assert row.seeds == (1, 2)
+    assert row.values["all/ndcg@10"] == [0.1, 0.2]
+    assert row.older

@@ -34,7 +34,9 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finish(run_command: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Finished]:
+def finish(
+    run_command: Command, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Finished]:
     """``finish(name, overrides, runs=None)``: run an experiment and require that it went well."""
 
     def run(name: str, overrides: list[str], runs: Path | None = None) -> Finished:

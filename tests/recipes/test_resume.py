@@ -63,7 +63,9 @@ def uninterrupted(
     runs = tmp_path_factory.mktemp("uninterrupted")
     result = run_command("exp", EXPERIMENT, *settings, runs=runs)
     assert result.returncode == 0, result.stderr[-3000:]
-    epochs = json.loads((stage_folder(runs, "train") / "done.json").read_text())["results"]["epochs"]
+    epochs = json.loads((stage_folder(runs, "train") / "done.json").read_text())["results"][
+        "epochs"
+    ]
     assert 4 <= epochs < 60, "patience has to run out, but not at once"
     return runs
 

@@ -66,13 +66,24 @@ def require_equal(metrics: dict[str, Any], row: str, scores: pl.DataFrame) -> No
         n = scores.height if group == "all" else scores[group].sum()
         assert values[f"{group}/n"]["value"] == n > 0
         for name, value in ours.items():
-            assert values[f"{group}/{name}"]["value"] == pytest.approx(value, abs=1e-6), (group, name)
+            assert values[f"{group}/{name}"]["value"] == pytest.approx(value, abs=1e-6), (
+                group,
+                name,
+            )
 
 
 @pytest.mark.slow
 def test_the_first_run_prints_its_table_and_names_its_folders(finished: Finished) -> None:
     out = finished.result.stdout
-    for word in ("cold item", "warm item", "cold user", "warm user", EXPERIMENT, *ROWS, "fingerprint"):
+    for word in (
+        "cold item",
+        "warm item",
+        "cold user",
+        "warm user",
+        EXPERIMENT,
+        *ROWS,
+        "fingerprint",
+    ):
         assert word in out, word
     for stage in ("train", "evaluate", "reference"):
         assert finished.folder(stage).name in out.replace("\n", "")
@@ -89,12 +100,16 @@ def test_the_table_shows_the_numbers_of_the_files(finished: Finished) -> None:
     for name, cells in shown.items():
         assert cells[1].strip() == ("all" if cells is table[0] else "")
         assert float(cells[4]) == pytest.approx(rows[name]["all/hit@1"]["value"], abs=5e-5)
-        assert float(cells[7].split("±")[0]) == pytest.approx(rows[name]["all/ndcg@10"]["value"], abs=5e-5)
+        assert float(cells[7].split("±")[0]) == pytest.approx(
+            rows[name]["all/ndcg@10"]["value"], abs=5e-5
+        )
 
 
 def test_what_a_stage_leaves_behind(finished: Finished) -> None:
     train, test = finished.folder("train"), finished.folder("evaluate")
-    assert {"best.ckpt", "last.ckpt", "config.yaml", "stage.json"} <= {f.name for f in train.iterdir()}
+    assert {"best.ckpt", "last.ckpt", "config.yaml", "stage.json"} <= {
+        f.name for f in train.iterdir()
+    }
     assert (test / "scores.evaluate.parquet").is_file()
     for row in ROWS:
         assert (finished.folder("reference") / f"scores.{row}.parquet").is_file()
@@ -105,7 +120,9 @@ def test_what_a_stage_leaves_behind(finished: Finished) -> None:
     assert done["results"]["epochs"] == 3
     assert "lightning_modules/sasrec/model.py" in done["sources"]
     assert "lightning_modules/markov/module.py" not in done["sources"]
-    leftovers = [f for f in finished.runs.rglob("*") if f.name.endswith((".part", ".parts", ".lock"))]
+    leftovers = [
+        f for f in finished.runs.rglob("*") if f.name.endswith((".part", ".parts", ".lock"))
+    ]
     assert leftovers == []
 
 
@@ -268,7 +285,10 @@ def test_two_devices_and_micro_batches_change_nothing(
     assert "val/all/ndcg@10" in logged[0]
     for other, words in zip(logged[1:], ("two devices", "micro batches", "both"), strict=True):
         for name in ("train/loss", *(n for n in logged[0] if n.startswith("val/"))):
-            assert other[name] == pytest.approx(logged[0][name], abs=1e-5, nan_ok=True), (words, name)
+            assert other[name] == pytest.approx(logged[0][name], abs=1e-5, nan_ok=True), (
+                words,
+                name,
+            )
     # The same weights tested on two devices: every row once, to the last bit.
     one, two = runs[0], runs[1]
     assert one.json("evaluate", "done.json")["devices"] == 1
