@@ -40,7 +40,7 @@ results: $(READY) ## Rewrite experiments/results.md and the README's table from 
 	@$(PY) -m experiments.run results
 
 test: $(READY) ## Run the tests (ARGS="-k name" picks some)
-	@$(PY) -m pytest $${ARGS:-}
+	@$(PY) -c 'import os, shlex, sys, pytest; sys.exit(pytest.main(shlex.split(os.environ["ARGS"])))'
 
 lint: $(READY) ## ruff, mypy
 	@$(PY) -m ruff check .

@@ -90,7 +90,8 @@ class RunProgress(pl.Callback):
         if loss is not None:
             text += f"  loss {float(loss):.3f}"
         if self._latest is not None and self.best is not None:
-            text += f"  {self.metric} {self._latest:.4f} (best {self.best[0]:.4f}, epoch {self.best[1]})"
+            name = str(self.metric).rpartition("/")[2]
+            text += f"  {name} {self._latest:.4f} (best {self.best[0]:.4f} in {self.best[1]})"
         return text
 
     def _open(self, trainer: pl.Trainer, total: int, done: int) -> None:

@@ -33,6 +33,7 @@ from datamodules.types import (
     RawData,
     Rows,
 )
+from datamodules.versioning import folder_stats
 
 
 class Method(Protocol):
@@ -116,7 +117,8 @@ class SequenceDataModule(pl.LightningDataModule):
     def prepared(self) -> Prepared:
         """The prepared folder, made on first use."""
         if self._prepared is None:
-            asked = {**self.asked(), "on_bad_row": self.on_bad_row, "files": _stats(self.root)}
+            files = folder_stats(self.root) if self.root else []
+            asked = {**self.asked(), "on_bad_row": self.on_bad_row, "files": files}
             self._prepared = prepare(self.recipe, self.load_raw, asked, self.cache)
         return self._prepared
 
@@ -230,11 +232,3 @@ class SequenceDataModule(pl.LightningDataModule):
     def _method(self) -> Method:
         module: Any = self._trainer().lightning_module
         return module
-
-
-def _stats(root: Path | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of a local folder's files: when they change, so does the prepared folder."""
-    if root is None or not root.is_dir():
-        return []
-    files = sorted(f for f in root.rglob("*") if f.is_file())
-    return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]

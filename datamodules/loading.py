@@ -81,7 +81,8 @@ class AttachNegatives:
         """The method's batch with negatives."""
         batch = self.collate(rows)
         shape = (batch.history.shape[1], self.count)
-        drawn = sample_negatives(rows.histories, rows.user, rows.epoch, rows.seed, shape)
+        begins = rows.stop - 1 - batch.length.numpy() - rows.start  # (B,) where each window begins
+        drawn = sample_negatives(rows.histories, rows.user, rows.epoch, rows.seed, shape, begins)
         return replace(batch, negatives=torch.from_numpy(drawn).long())
 
 

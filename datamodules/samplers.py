@@ -90,16 +90,22 @@ def train_keys(histories: Histories) -> np.ndarray:
 
 
 def sample_negatives(
-    histories: Histories, user: np.ndarray, epoch: int, seed: int, shape: tuple[int, int]
+    histories: Histories,
+    user: np.ndarray,
+    epoch: int,
+    seed: int,
+    shape: tuple[int, int],
+    begins: np.ndarray | None = None,
 ) -> np.ndarray:
     """Items that each user has not trained on, uniform, independent of each other.
 
-    A pure function of (seed, epoch, user, position, draw): the same whatever the rank, the batch
-    around the user, or the padded length T.
+    A pure function of (seed, epoch, user, place in the history, draw): the same whatever the rank,
+    the batch around the user, the window it is cut into, or the padded length T.
 
     Arguments:
         user: (B,) internal user ids.
         shape: (T, K), positions and draws a position.
+        begins: (B,) place in the user's history of each row's first position; None = 0.
 
     Returns:
         (B, T, K) int32 item ids in 1..I.
@@ -122,7 +128,9 @@ def sample_negatives(
         hashed = hashed_integers(num_items, NEGATIVES, epoch, attempt, *cell, seed=seed)
         return (1 + hashed).astype(np.int32)
 
-    positions, draws = np.arange(shape[0])[:, None], np.arange(shape[1])
+    draws = np.arange(shape[1])
+    places = np.arange(shape[0]) + (0 if begins is None else np.asarray(begins)[:, None])
+    positions = np.broadcast_to(places, (len(user), shape[0]))[:, :, None]  # (B, T, 1)
     items = draw(0, user[:, None, None], positions, draws)  # (B, T, K)
     rejected = np.empty(items.shape, dtype=bool)
     own = np.zeros(num_items + 1, dtype=bool)  # a table is many times faster than a search
@@ -135,7 +143,8 @@ def sample_negatives(
     attempt = 0
     while len(todo[0]):  # only the rejected cells are drawn again
         attempt += 1
-        items[todo] = draw(attempt, user[todo[0]], *todo[1:])
+        which, t, k = todo
+        items[todo] = draw(attempt, user[which], positions[which, t, 0], k)
         again = contains(keys, first[todo[0]] + items[todo])
         todo = tuple(index[again] for index in todo)
     return items

@@ -311,5 +311,9 @@ def first_available(
                             "%s: using %s, as %s failed: %s", what, source.name, name, reason
                         )
                 return found, source
-    reasons = "\n".join(f"  - {name}: {reason}" for name, reason in failures)
-    raise DataSourceError(f"{what} could not be had:\n{reasons}\nWhat to do: {remedy}")
+    lines = (
+        f"  - {reason if name in reason else f'{name}: {reason}'}" for name, reason in failures
+    )
+    reasons = "\n".join(dict.fromkeys(lines))
+    told = f":\n{reasons}\n" if reasons else ": it has no address to fetch it from. "
+    raise DataSourceError(f"{what} could not be had{told}What to do: {remedy}")

@@ -29,6 +29,19 @@ def value_digest(value: Any, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
+def folder_stats(folder: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of the files in a folder and one folder down, where sources look.
+
+    When they change, so does what is prepared from them. Nothing deeper is read: a user may name a
+    folder that holds much else.
+    """
+    if not folder.is_dir():
+        return []
+    files = [f for f in (*folder.glob("*"), *folder.glob("*/*")) if f.is_file()]
+    stats = ((str(f.relative_to(folder)), f.stat()) for f in files)
+    return sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats)
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where there is none or it is not whole."""
     try:

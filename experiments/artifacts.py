@@ -15,14 +15,23 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datamodules.versioning import code_digest, read_json, value_digest, write_json
+from datamodules.versioning import code_digest, folder_stats, read_json, value_digest, write_json
 from experiments import lock
-from experiments.config import Experiment, flatten
+from experiments.config import Experiment
 from experiments.errors import UserError
+from experiments.keys import flatten
 from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
 LOCAL_DATA_KEYS = ("root", "on_bad_row", "expected")
+# What `make results` writes is no change of the code that made the results.
+WRITTEN = ("README.md", "experiments/results.md")
+# Settings of the Trainer that a test does not read.
+FIT_KEYS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "gradient_clip_val",
+    "gradient_clip_algorithm", "val_check_interval", "check_val_every_n_epoch",
+    "limit_train_batches", "limit_val_batches",
+)  # fmt: skip
 DONE, PARTIAL, MISSING, STALE, RUNNING = "done", "partial", "missing", "stale", "running"
 
 
@@ -104,10 +113,11 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
 def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) -> str:
     """The hash that names the folder (12 hex digits).
 
-    A test draws nothing and optimises nothing, so its seed, batch size and epochs are not part of it;
-    the reference rows of one data set are then shared by every experiment and seed.
+    A test draws nothing and optimises nothing, so its seed, batch size and what is only for a fit are no
+    part of it; the reference rows of one data set are then shared by every experiment and seed.
     """
     test = spec["run"] == "test"
+    trainer = _without(spec["trainer"], FIT_KEYS) if test else spec["trainer"]
     return value_digest(
         {
             "run": spec["run"],
@@ -115,7 +125,7 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
             "inputs": inputs,
             "data": _without(spec["data"], LOCAL_DATA_KEYS),
             "digest": data_digest,
-            "trainer": {"precision": spec["trainer"].get("precision")} if test else spec["trainer"],
+            "trainer": trainer,
             "select": spec["select"],
             "batch_size": None if test else spec["batch_size"],
             "seed": None if test else spec["seed"],
@@ -126,9 +136,9 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
 def data_key(data: dict[str, Any]) -> str:
     """Names a data configuration on this machine: its settings, its parsers' code, its local files."""
     root = data.get("root")
-    files = sorted(Path(root).expanduser().rglob("*"))[:10_000] if root else []
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
-    return value_digest({"data": data, "files": stats, "code": _data_code()}, 16)
+    asked = _without(data, ("mask_seen", "expected"))  # they change no prepared file
+    files = folder_stats(Path(root).expanduser()) if root else []
+    return value_digest({"data": asked, "files": files, "code": _data_code()}, 16)
 
 
 def prepared_data(data: dict[str, Any], cache: Path) -> dict[str, Any] | None:
@@ -149,7 +159,11 @@ def commit() -> str:
     """The git commit, ``+changes`` if the tree differs from it, or ``unknown``."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+        return head + (
+            "+changes"
+            if _git("status", "--porcelain", "-uno", "--", ".", *(f":!{f}" for f in WRITTEN))
+            else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

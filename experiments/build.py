@@ -12,8 +12,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from experiments.config import nearest
 from experiments.errors import UserError
+from experiments.keys import nearest
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
 RUNTIME = ("num_items", "num_users")

@@ -14,23 +14,32 @@ from typing import Any
 import lightning.pytorch as pl
 
 from datamodules.errors import DataSourceError
+from datamodules.groups import GROUP_NAMES
 from datamodules.sources import cache_root
-from experiments import artifacts, build, config
+from datamodules.types import VALID
+from experiments import artifacts, build, config, frame
 from experiments.errors import UserError
+from experiments.keys import nearest
 from experiments.report import print_error, say
+from lightning_modules.base import KS
+from lightning_modules.metrics import RankingMetrics
 
 
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
     """Everything that would stop a stage at construction, over all stages."""
+    seen: list[tuple[Any, tuple[str, ...]]] = []
     for name, stage in experiment.stages.items():
         if not isinstance(stage, dict) or ("module" in stage) == ("modules" in stage):
-            continue  # a problem of its frame, which is told by config.structure_problems
+            continue  # a problem of its frame, which is told by frame.structure_problems
         spec = artifacts.stage_spec(experiment, name)
         given = tuple(a for a in spec["inputs"] if a not in build.STAGE_INPUTS)
         single = "module" in stage
+        yield from _metric_problems(name, spec["select"])
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
-            yield from build.problems(module, where, given)
+            if (module, given) not in seen:  # a test's module is mostly its fit's, told once
+                yield from build.problems(module, where, given)
+            seen.append((module, given))
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
     for data in _distinct_data(experiment):
@@ -40,10 +49,22 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         yield from build.problems(logger, f"logger.{name}", ("save_dir",))
 
 
+def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]:
+    """A metric to select on that no validation will ever log."""
+    metric = (select or {}).get("metric")
+    if metric is None:
+        return
+    names = (*RankingMetrics(KS).names, "auc")
+    known = ["train/loss", *(f"val/{group}/{name}" for group in GROUP_NAMES for name in names)]
+    if metric not in known:
+        hint = nearest(str(metric), known)
+        yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"
+
+
 def require_sound(experiment: config.Experiment) -> None:
     """Raise one UserError that lists every problem, of the frame and of every constructor."""
-    frame = list(config.structure_problems(experiment.config))
-    found = [*frame, *binding_problems(experiment)]
+    found = list(frame.structure_problems(experiment.config))
+    found += binding_problems(experiment)
     if found:
         raise UserError(config.cannot_run(experiment.name, found))
 
@@ -56,11 +77,24 @@ def prepare_data(experiment: config.Experiment) -> list[Any]:
         prepared = module.prepared  # type: ignore[attr-defined]
         artifacts.record_prepared(data, cache_root(), Path(prepared.folder), prepared.digest)
         modules.append(module)
+        _require_validation(experiment, data, module)
         for name, count in (data.get("expected") or {}).items():
             if (found := prepared.manifest["counts"].get(name)) != count:
                 note = f"make data NAME={experiment.name} shows why, data.expected=null accepts it"
                 say(f"warning: the data has {found:,} {name}, expected {count:,} ({note})")
     return modules
+
+
+def _require_validation(experiment: config.Experiment, data: dict[str, Any], module: Any) -> None:
+    """Refuse a fit that selects on validation rows that its split does not hold out."""
+    for name in experiment.stages:
+        spec = artifacts.stage_spec(experiment, name)
+        selects = str((spec["select"] or {}).get("metric", "")).startswith("val/")
+        if selects and spec["data"] == data and not len(module.rows(VALID).target):
+            raise UserError(
+                f"stages.{name} selects its best epoch on validation, but the split holds out no "
+                f"validation events: hold some out, or keep the last epoch with stages.{name}.select=null"
+            )
 
 
 def _distinct_data(experiment: config.Experiment) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@ below ``experiments/``; its name is its path without the ending, for instance ``
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,24 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import UserError
+from experiments.frame import GROUPS, TRAINER_KEYS, structure_problems
+from experiments.keys import flatten, nearest
 from experiments.source_graph import parameters
 
 ROOT = Path(__file__).resolve().parent
-GROUPS = ("data", "llm", "trainer", "logger")
-STAGE_KEYS = {
-    "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
-}  # fmt: skip
-TOP_KEYS = {
-    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", *GROUPS,
-}  # fmt: skip
-RUNS = ("fit", "predict", "test")
-# What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
-TRAINER_KEYS = (
-    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
-    "benchmark", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval",
-    "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "limit_test_batches",
-    "overfit_batches", "detect_anomaly", "inference_mode",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,75 +108,6 @@ def find(name: str) -> Path:
     return ROOT / f"{name}.yaml"
 
 
-def structure_problems(config: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the frame of a composed experiment, before any constructor is looked at."""
-    for key in config:
-        if key not in TOP_KEYS:
-            yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
-    yield from _trainer_problems("trainer", config.get("trainer") or {})
-    for key in ("devices", "num_nodes"):
-        count = (config.get("launch") or {}).get(key, 1)
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            yield f"launch.{key} is {count!r}, expected a whole number of at least 1"
-    stages = config.get("stages") or {}
-    if not stages:
-        yield "no stages: an experiment lists at least one under `stages:`"
-    for name, stage in stages.items():
-        yield from _stage_problems(name, stage, list(stages))
-
-
-def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:
-    if not isinstance(stage, dict):
-        yield f"stages.{name} is {stage!r}, expected a mapping (~stages.{name} leaves the stage out)"
-        return
-    for key in stage:
-        if key not in STAGE_KEYS:
-            yield f"stages.{name}: unknown key {key!r}{nearest(key, sorted(STAGE_KEYS))}"
-    if stage.get("run") not in RUNS:
-        yield f"stages.{name}.run is {stage.get('run')!r}, expected one of {', '.join(RUNS)}"
-    if ("module" in stage) == ("modules" in stage):
-        yield f"stages.{name} needs either `module` or `modules` (several rows of one test)"
-    if "modules" in stage and stage.get("run") != "test":
-        yield f"stages.{name}.modules: only a test stage can have several modules"
-    if stage.get("select") and "metric" not in stage["select"]:
-        yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
-    yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
-    for argument, source in (stage.get("inputs") or {}).items():
-        upstream = str(source).partition("/")[0]
-        if upstream not in stages or "/" not in str(source):
-            expected = "an earlier stage's file, for instance train/best.ckpt"
-            yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
-
-
-def _trainer_problems(where: str, trainer: dict[str, Any]) -> Iterator[str]:
-    for key in trainer:
-        if key not in TRAINER_KEYS:
-            hint = nearest(key, TRAINER_KEYS) or "; devices and the like are set by `launch`"
-            yield f"{where}: unknown key {key!r}{hint}"
-
-
-def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; lists are leaves."""
-    if isinstance(tree, dict) and tree:
-        for key, value in tree.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, tree
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """'; did you mean X?' or the empty string.
-
-    A key given without its path (``dropout`` for ``stages.train.module.dropout``) counts as near.
-    """
-    leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
-    leaf = word.rpartition(".")[2]
-    same = [k for k in known if k.rpartition(".")[2] == leaf]
-    close = difflib.get_close_matches(word, same or known, 1, 0.0 if same else 0.6)
-    close = close or [leaves[c] for c in difflib.get_close_matches(leaf, list(leaves), 1, 0.7)]
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
     """For every leaf of the composed tree, the file (or command-line override) that set it last."""
     with _hydra():
@@ -262,6 +179,24 @@ def _replacing(overrides: Sequence[str]) -> list[str]:
     return replaced
 
 
+def as_text(override: str) -> str:
+    """An override that Hydra's grammar cannot read, with its value quoted: a path with blanks, say."""
+    key, equals, value = override.partition("=")
+    if _parses(override) or not equals or not value or not re.fullmatch(r"[+~]*[\w./@]+", key):
+        return override
+    escaped = value.replace("'", "\\'")
+    quoted = f"{key}='{escaped}'"
+    return quoted if value[0] not in "[{'\"" and _parses(quoted) else override
+
+
+def _parses(override: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(override)
+    except HydraException:
+        return False
+    return True
+
+
 def _accepting(name: str, overrides: Sequence[str]) -> list[str]:
     """Overrides of arguments that a constructor has and the files leave at their defaults.
 
@@ -303,6 +238,8 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
         leaves = dict(flatten(tree))
         options = [*GROUPS, *leaves, *_unset_arguments(leaves)]
         key = found[1].split("@")[0]
+        if key in GROUPS:
+            return f"{name} uses no {key} config, so there is none to swap"
         return f"unknown key {key!r} in {name}{nearest(key, options)} (`+{key}=...` adds a new one)"
     if found := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
         group, option = found[1], found[2]

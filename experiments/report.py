@@ -15,7 +15,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.versioning import read_json
-from experiments.config import Experiment, flatten, origin_of
+from experiments.config import Experiment, origin_of
+from experiments.keys import flatten
 
 COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc")
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
@@ -109,7 +110,9 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
         console.print(_results_table(f"test, fingerprint {fingerprint}", rows, older))
     if older:
         console.print('* made by older code; ARGS="stale=rerun" makes it anew')
-    console.print("± is a 95 % interval over users; random is the exact expectation of guessing")
+    console.print(
+        "± is a 95 % interval that takes rows as independent; random is the exact expectation of guessing"
+    )
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
@@ -120,14 +123,14 @@ def row_label(experiment: str, stage: str) -> str:
     return experiment if stage == "evaluate" else f"{experiment} {stage}"
 
 
-def cell(entry: dict[str, float] | None, interval: bool = False) -> str:
-    """A value with three or four digits, or a dash where nothing was measured."""
-    if entry is None or math.isnan(entry["value"]):
+def cell(entry: dict[str, float | None] | None, interval: bool = False) -> str:
+    """A value with four digits, or a dash where nothing was measured."""
+    value = entry["value"] if entry else None
+    if entry is None or value is None or math.isnan(value):
         return "-"
-    text = f"{entry['value']:.4f}"
-    if interval and not math.isnan(entry["stderr"]):
-        text += f" ±{1.96 * entry['stderr']:.3f}"
-    return text
+    error = entry["stderr"] if interval else None
+    told = error is not None and not math.isnan(error)
+    return f"{value:.4f} ±{1.96 * (error or 0):.3f}" if told else f"{value:.4f}"
 
 
 def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str]) -> Table:
@@ -160,7 +163,10 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
     return [
         [
             ("raw file", _counts_text(report["raw"])),
-            *((f"skipped: {k}", f"{v:,}") for k, v in report["skipped"].items()),
+            *(
+                (k if k.startswith("kept:") else f"skipped: {k}", f"{v:,}")
+                for k, v in report["skipped"].items()
+            ),
             *filters,
         ],
         [

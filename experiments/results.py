@@ -37,14 +37,15 @@ class Row:
     fingerprint: str
     protocol: dict[str, Any]
     seeds: tuple[int, ...]
-    values: dict[str, list[float]]
+    values: dict[str, list[float | None]]  # None where a group is empty
     commits: tuple[str, ...]
     older: bool  # made by code that has changed since
 
     def cell(self, name: str) -> str:
         """Mean, and standard deviation over seeds where there are several; a dash without rows."""
-        values = self.values.get(name, [])
-        if not values or any(v != v for v in values):
+        told = self.values.get(name, [])
+        values = [v for v in told if v is not None]
+        if not values or len(values) < len(told):
             return "-"
         mean = f"{statistics.fmean(values):.4f}"
         return f"{mean} ±{statistics.stdev(values):.4f}" if len(values) > 1 else mean
@@ -85,7 +86,7 @@ def collect(runs: Path) -> Iterator[Row]:
         reference = len(job["spec"]["modules"]) > 1
         for name in metrics["rows"]:
             label = name if reference else row_label(job["experiment"], job["stage"])
-            changed = () if reference else _telling(job["overrides"])
+            changed = _told(job, name) if reference else _telling(job["overrides"])
             key = (metrics["fingerprint"], label, *changed)
             merged.setdefault(key, []).append((job, metrics, done))
     for (fingerprint, label, *rest), found in merged.items():
@@ -93,7 +94,7 @@ def collect(runs: Path) -> Iterator[Row]:
         job, metrics, _ = found[-1]
         found = [f for f in found if _settings(f[0]) == _settings(job)]  # an edited YAML file
         reference = len(job["spec"]["modules"]) > 1
-        name = label if reference else next(iter(metrics["rows"]))
+        name = label if reference else next(iter(metrics["rows"]))  # in the file
         per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}
         yield Row(
             label, job["experiment"], tuple(rest), reference, fingerprint, metrics["protocol"],
@@ -109,6 +110,12 @@ def _settings(job: dict[str, Any]) -> list[Any]:
     spec = {k: v for k, v in job["spec"].items() if k != "seed"}
     upstream = [read_json(Path(f).parent / "stage.json") for f in job["inputs"].values()]
     return [spec, *(_settings(u) for u in upstream if u)]
+
+
+def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
+    """What a reference row was told beside its defaults (its file tells it nothing)."""
+    node = job["spec"]["modules"].get(row) or {}
+    return tuple(f"{key}={value}" for key, value in node.items() if key != "_target_")
 
 
 def _telling(overrides: list[str]) -> tuple[str, ...]:

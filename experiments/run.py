@@ -65,7 +65,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
     rerun = "stale=rerun" in overrides
-    overrides = [o for o in overrides if o != "stale=rerun"]
+    overrides = [config.as_text(o) for o in overrides if o != "stale=rerun"]
     try:
         experiment = config.load(name, overrides)
     except config.FrameError:

@@ -7,6 +7,7 @@ DDP Lightning starts this command again for every further rank; the driver alone
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import sys
@@ -90,11 +91,24 @@ def _fit(
     trainer = _trainer(folder, job, data, "", [*callbacks, RunProgress(job["label"], metric, mode)])
     resume = folder / "last.ckpt"
     ckpt_path = str(resume) if resume.is_file() else None
+    if ckpt_path:
+        _require_readable(resume)
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     if not (folder / "best.ckpt").is_file():
         raise UserError(f"no epoch was selected: {metric} was never a number; see the csv log")
     score = None if best.best_model_score is None else {metric: float(best.best_model_score)}
     return trainer, {"selected": score, "epochs": trainer.current_epoch}
+
+
+def _require_readable(checkpoint: Path) -> None:
+    """Our own writer leaves no half file, but a full disk or a broken copy may."""
+    try:
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{checkpoint} cannot be read ({reason}): delete it, and the same command trains anew"
+        ) from error
 
 
 def _test(
@@ -114,19 +128,27 @@ def _test(
 
             wandb.finish()  # each row is a run of its own
         rows[name] = {
-            metric: {"value": value, "stderr": error}
+            metric: {"value": _or_null(value), "stderr": _or_null(error)}
             for metric, (value, error) in module.results.items()
         }
-    protocol, fingerprint = _protocol(data)
+    protocol, fingerprint = _protocol(data, job["spec"]["trainer"])
     if trainer.is_global_zero:
         metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
         write_json(folder / "metrics.json", metrics)
     return trainer, {"fingerprint": fingerprint}
 
 
-def _protocol(data: SequenceDataModule) -> tuple[dict[str, Any], str]:
+def _or_null(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _protocol(data: SequenceDataModule, trainer: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Everything that comparable numbers share, and its hash: the protocol fingerprint."""
     protocol = {**data.protocol(), "metrics": METRICS_VERSION}
+    # A test of some batches alone is another protocol.
+    cut = {k: trainer[k] for k in ("limit_test_batches", "overfit_batches") if trainer.get(k)}
+    protocol |= {"cut": cut} if cut else {}
     return protocol, value_digest(protocol)
 
 
@@ -169,7 +191,7 @@ def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
 
 
 def _loggers(folder: Path, job: dict[str, Any], data: SequenceDataModule, row: str) -> list[Logger]:
-    fingerprint = _protocol(data)[1]
+    fingerprint = _protocol(data, job["spec"]["trainer"])[1]
     made: list[Logger] = [CSVLogger(folder / "csv", name=row)]
     for name, node in (job["logger"] or {}).items():
         extra: dict[str, Any] = {"save_dir": str(folder)}
@@ -212,6 +234,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
 
 

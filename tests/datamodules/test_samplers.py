@@ -133,6 +133,15 @@ def test_negatives_depend_on_user_position_and_draw_only():
     assert (sample_negatives(histories, np.array([1, 2, 3]), 4, 1, (6, 8)) != whole).any()
 
 
+def test_negatives_belong_to_a_place_in_the_history_whatever_the_window():
+    histories = make([[1, 2, 3, 4], [5, 6]], 40)
+    whole = sample_negatives(histories, np.array([1]), 3, 0, (6, 5))
+    cut = sample_negatives(histories, np.array([1, 1]), 3, 0, (3, 5), begins=np.array([0, 3]))
+    np.testing.assert_array_equal(cut[0], whole[0, :3])
+    np.testing.assert_array_equal(cut[1], whole[0, 3:])
+    assert (cut[0] != cut[1]).any()
+
+
 def test_negatives_are_uniform_and_may_be_held_out_items():
     # The user trained on 1..4 and is tested on 5: the six others are equally likely.
     histories = make([[1, 2, 3, 4, 5]], 10, [[TRAIN] * 4 + [TEST]])

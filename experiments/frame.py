@@ -1,0 +1,84 @@
+"""What the frame of an experiment may look like: top keys, stages and their settings.
+
+Arguments of modules, data and loggers are checked against their constructors by ``experiments.check``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.keys import nearest
+
+GROUPS = ("data", "llm", "trainer", "logger")
+STAGE_KEYS = {
+    "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
+}  # fmt: skip
+TOP_KEYS = {
+    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", *GROUPS,
+}  # fmt: skip
+RUNS = ("fit", "predict", "test")
+# What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
+TRAINER_KEYS = (
+    "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
+    "benchmark", "gradient_clip_val", "gradient_clip_algorithm", "val_check_interval",
+    "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches", "limit_test_batches",
+    "overfit_batches", "detect_anomaly", "inference_mode",
+)  # fmt: skip
+
+
+def structure_problems(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the frame of a composed experiment, before any constructor is looked at."""
+    for key in config:
+        if key not in TOP_KEYS:
+            yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
+    yield from _trainer_problems("trainer", config.get("trainer") or {})
+    launch = config.get("launch") or {}
+    for key in ("devices", "num_nodes"):
+        yield from _count_problems(f"launch.{key}", launch.get(key, 1))
+    for key in ("threads", "micro_batch_size"):
+        if launch.get(key) is not None:
+            yield from _count_problems(f"launch.{key}", launch[key])
+    yield from _count_problems("launch.num_workers", launch.get("num_workers", 0), least=0)
+    yield from _count_problems("seed", config.get("seed", 0), least=0)
+    stages = config.get("stages") or {}
+    if not stages:
+        yield "no stages: an experiment lists at least one under `stages:`"
+    for name, stage in stages.items():
+        yield from _stage_problems(name, stage, list(stages))
+
+
+def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:
+    if not isinstance(stage, dict):
+        yield f"stages.{name} is {stage!r}, expected a mapping (~stages.{name} leaves the stage out)"
+        return
+    for key in stage:
+        if key not in STAGE_KEYS:
+            yield f"stages.{name}: unknown key {key!r}{nearest(key, sorted(STAGE_KEYS))}"
+    if stage.get("run") not in RUNS:
+        yield f"stages.{name}.run is {stage.get('run')!r}, expected one of {', '.join(RUNS)}"
+    if ("module" in stage) == ("modules" in stage):
+        yield f"stages.{name} needs either `module` or `modules` (several rows of one test)"
+    if "modules" in stage and stage.get("run") != "test":
+        yield f"stages.{name}.modules: only a test stage can have several modules"
+    yield from _count_problems(f"stages.{name}.batch_size", stage.get("batch_size", 1))
+    if stage.get("select") and "metric" not in stage["select"]:
+        yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
+    yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
+    for argument, source in (stage.get("inputs") or {}).items():
+        upstream = str(source).partition("/")[0]
+        if upstream not in stages or "/" not in str(source):
+            expected = "an earlier stage's file, for instance train/best.ckpt"
+            yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
+
+
+def _count_problems(where: str, count: Any, least: int = 1) -> Iterator[str]:
+    if not isinstance(count, int) or isinstance(count, bool) or count < least:
+        yield f"{where} is {count!r}, expected a whole number of at least {least}"
+
+
+def _trainer_problems(where: str, trainer: dict[str, Any]) -> Iterator[str]:
+    for key in trainer:
+        if key not in TRAINER_KEYS:
+            hint = nearest(key, TRAINER_KEYS) or "; devices and the like are set by `launch`"
+            yield f"{where}: unknown key {key!r}{hint}"
