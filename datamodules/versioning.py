@@ -60,11 +60,17 @@ def write_json(path: Path, value: Any) -> None:
 
 def _meaning(file: Path) -> str:
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=file.name)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and _is_docstring(body[0]):
-            node.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    _without_docstrings(tree)
     return ast.dump(tree)
+
+
+def _without_docstrings(node: ast.Module | ast.ClassDef | ast.FunctionDef) -> None:
+    """Only definitions are looked into: walking every node would cost planning its second."""
+    if node.body and _is_docstring(node.body[0]):
+        node.body = node.body[1:] or [ast.Pass()]
+    for part in node.body:
+        if isinstance(part, (ast.ClassDef, ast.FunctionDef)):
+            _without_docstrings(part)
 
 
 def _is_docstring(node: ast.AST) -> bool:

@@ -6,6 +6,7 @@ Planning and overriding must answer at once, so neither may import torch; files 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,10 @@ from datamodules.versioning import code_digest
 
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("datamodules", "lightning_modules", "callbacks", "experiments")
+_OURS = rf"(?:{'|'.join(PACKAGES)})[\w.]*"
+_IMPORT = re.compile(
+    rf"^[ \t]*(?:from|import)[ \t]+({_OURS})(?:[ \t]+import[ \t]+(\([^)]*\)|[^\n]+))?", re.M
+)
 
 
 def sources(roots: tuple[str, ...]) -> dict[str, str]:
@@ -88,14 +93,12 @@ def _digest(file: Path) -> str:
 
 @cache
 def _imports(file: Path) -> tuple[Path, ...]:
+    """Our files that a file imports, read off its lines (a syntax tree would take twenty times longer)."""
     names: list[str] = []
-    for node in ast.walk(_tree(file)):
-        if isinstance(node, ast.Import):
-            names += [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
-    files = (_module_file(n) for n in names if n.partition(".")[0] in PACKAGES)
-    return tuple(f for f in files if f)
+    for module, imported in _IMPORT.findall(file.read_text(encoding="utf-8")):
+        names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", imported))]
+    files = (_module_file(n) for n in names)
+    return tuple(dict.fromkeys(f for f in files if f))
 
 
 def _module_file(dotted: str) -> Path | None:
