@@ -152,8 +152,8 @@ def _document(rows: list[Row]) -> Iterator[str]:
 
 
 def _readme_table(rows: list[Row]) -> Iterator[str]:
-    """Experiments as shipped (no overrides but seeds), the published value beside ours."""
-    yield "| experiment | command | metric | published | ours | seeds | fingerprint |"
+    """Experiments as shipped (no overrides but seeds), the known value beside ours."""
+    yield "| experiment | command | metric | known value | ours | seeds | fingerprint |"
     yield "|---|---|---|---|---|---|---|"
     for row in sorted(rows, key=lambda r: r.experiment):
         if row.reference or row.overrides:

@@ -213,7 +213,7 @@ def one_run(side: str, file: Path, arguments: argparse.Namespace) -> dict[str, A
     words += ["--every", str(arguments.every), "--threads", str(arguments.threads)]
     words += ["--to-the-end"] * arguments.to_the_end + arguments.options
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    environment.setdefault("OMP_WAIT_POLICY", "passive")  # as experiments/run.py; for both sides
+    environment.setdefault("GOMP_SPINCOUNT", "1000")  # as experiments/run.py; for both sides
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed with status {done.returncode}:\n{done.stderr[-3000:]}")
