@@ -90,8 +90,10 @@ def _unsafe(archive: Path, name: str, why: str) -> DataSourceError:
 
 def _extract_into(archive: Path, folder: Path, wanted: Wanted) -> None:
     is_zip = archive.name.lower().endswith((".zip", ".whl"))
+    found = False
     try:
         for name, size, stream in (_zip_members if is_zip else _tar_members)(archive, wanted):
+            found = True
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
@@ -105,6 +107,11 @@ def _extract_into(archive: Path, folder: Path, wanted: Wanted) -> None:
             f"{archive}: the archive is truncated, damaged or of another type ({reason}); "
             "delete it and run again, or put a complete copy in its place."
         ) from error
+    if not found:
+        raise DataSourceError(
+            f"{archive}: the archive holds none of the files that are looked for; "
+            "get it from its publisher again, or put the files themselves in the folder."
+        )
 
 
 def _zip_members(archive: Path, wanted: Wanted) -> Iterator[tuple[str, int, IO[bytes]]]:

@@ -66,7 +66,8 @@ def read_raw(path: Path) -> tuple[bytes, str]:
     """A file's bytes, unpacked if it is ``.gz``, and their SHA-256.
 
     Raises:
-        DataFormatError: the file is empty, or its gzip stream is cut off or damaged.
+        DataFormatError: the file is empty, in UTF-16 or UTF-32, holds a NUL, or its gzip stream is cut
+            off or damaged.
     """
     try:
         if path.suffix == ".gz":
@@ -80,6 +81,12 @@ def read_raw(path: Path) -> tuple[bytes, str]:
         ) from error
     if not data.strip():
         raise DataFormatError(f"{path}: the file is empty; get it again.")
+    if b"\0" in data:  # no text format of ours has it; UTF-16 and UTF-32 have it in every line
+        line = data.count(b"\n", 0, data.index(b"\0")) + 1
+        raise DataFormatError(
+            f"{path}, line {line}: a NUL byte, so this is UTF-16, UTF-32 or no text at all; "
+            "save it in the release's own encoding, or get it again."
+        )
     return data, hashlib.sha256(data).hexdigest()
 
 

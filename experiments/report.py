@@ -175,7 +175,7 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
             ("repeated user-item pairs", f"{report['repeated_pairs']:,}"),
         ],
         [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
-        _split_section(report["split"]),
+        _split_section(report["split"], manifest["counts"]["users"]),
         [(k.replace("_", " "), f"{v:,}") for k, v in report["groups"].items()],
         [
             (k, v if isinstance(v, str) else "; ".join(v) or "none")
@@ -185,7 +185,7 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
     ]
 
 
-def _split_section(split: dict[str, Any]) -> list[tuple[str, str]]:
+def _split_section(split: dict[str, Any], users: int) -> list[tuple[str, str]]:
     """Events by purpose, what is new in them, and what time says about leakage."""
     names = {"cold_users": "users never trained on", "cold_items": "items never trained on"}
     names |= {"no_history": "without any history"}
@@ -194,6 +194,8 @@ def _split_section(split: dict[str, Any]) -> list[tuple[str, str]]:
         for code, counts in split.items()
         if isinstance(counts, dict) and counts["events"]
     ]
+    held_out = split["test"]["users"]
+    parts.append(("users without a test event", f"{users - held_out:,}"))
     times = {
         "leakage": "test targets older than the newest training event",
         "tied_last_two_users": "users whose last two events share a time",

@@ -508,3 +508,14 @@ def test_the_wheel_is_the_official_100k(tmp_path: Path) -> None:
     assert shipped.users is not None
     assert official.users is not None
     assert shipped.users.equals(official.users)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_wide_encodings_are_named_for_what_they_are(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "u.item"
+    path.write_bytes("1|Toy Story (1995)|01-Jan-1995\n".encode(encoding))
+    with pytest.raises(DataFormatError, match=r"u\.item, line 1: .*UTF-16.*save it in"):
+        delimited.read_raw(path)
+    path.write_bytes(b"1|Toy Story\n2|Golden\0Eye\n")
+    with pytest.raises(DataFormatError, match=r"line 2: a NUL byte"):
+        delimited.read_raw(path)

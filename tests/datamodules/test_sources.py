@@ -489,3 +489,12 @@ def test_neither_torch_nor_lightning_is_imported() -> None:
     )
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_an_archive_without_the_files_leaves_no_folder(tmp_path: Path) -> None:
+    archive, target = tmp_path / "ml-100k.zip", tmp_path / "out" / "ml-100k"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("readme.txt", "nothing else")
+    with pytest.raises(DataSourceError, match="holds none of the files"):
+        extract(archive, target, lambda name: name.endswith("u.data"))
+    assert not target.exists()
