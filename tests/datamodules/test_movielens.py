@@ -1,15 +1,12 @@
-"""Every raw format of MovieLens: round trips, real files, and each kind of bad input."""
+"""Every raw format of MovieLens: round trips, releases, and the real files."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
-import io
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -23,90 +20,20 @@ from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.movielens_formats import RELEASES, differences, find_release, load_movielens
 from datamodules.sources import Wheel
 from datamodules.types import CATALOG_SCHEMA, INTERACTION_SCHEMA, RawData
+from tests.datamodules.movielens_files import (
+    EVENTS,
+    FILMS,
+    FORMATS,
+    events_of,
+    put,
+    unpacked,
+    write_100k,
+    write_csv,
+    write_dat,
+)
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "movielens"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared/data beside the repository")
-
-Event = tuple[str, str, float, int]
-Film = tuple[str, str, list[str]]
-EVENTS: list[Event] = [("1", "10", 3, 978300760), ("2", "10", 5, 0), ("1", "7", 1, 978300760)]
-FILMS: list[Film] = [("7", "Amélie (2001)", ["Comedy", "Romance"]), ("10", "Alien: 3", [])]
-
-
-# ---------------------------------------------------------------- writers, independent of the code
-
-
-def csv_text(rows: list[tuple[object, ...]], header: str) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerows([tuple(header.split(",")), *rows])
-    return out.getvalue().encode()
-
-
-def joined(rows: list[tuple[object, ...]], separator: str, encoding: str) -> bytes:
-    return "".join(separator.join(map(str, row)) + "\n" for row in rows).encode(encoding)
-
-
-def write_csv(events: list[Event], films: list[Film]) -> dict[str, bytes]:
-    movies = [(i, t, "|".join(g) or "(no genres listed)") for i, t, g in films]
-    return {
-        "ratings.csv": csv_text(list(events), "userId,movieId,rating,timestamp"),
-        "movies.csv": csv_text(list(movies), "movieId,title,genres"),
-    }
-
-
-def write_dat(events: list[Event], films: list[Film], encoding: str) -> dict[str, bytes]:
-    movies = [(i, t, "|".join(g)) for i, t, g in films]
-    return {
-        "ratings.dat": joined([(u, i, f"{r:g}", t) for u, i, r, t in events], "::", encoding),
-        "movies.dat": joined(list(movies), "::", encoding),
-    }
-
-
-def write_100k(events: list[Event], films: list[Film]) -> dict[str, bytes]:
-    def flags(genres: list[str]) -> list[int]:
-        return [int(name in genres) for name in parsers.GENRES_100K]
-
-    items = [(i, t, "01-Jan-1995", "", "http://x", *flags(g)) for i, t, g in films]
-    return {
-        "u.data": joined([(u, i, f"{r:g}", t) for u, i, r, t in events], "\t", "latin-1"),
-        "u.item": joined(list(items), "|", "latin-1"),
-    }
-
-
-def write_wheel(events: list[Event], films: list[Film]) -> dict[str, bytes]:
-    inter = [("user_id:token", "item_id:token", "rating:float", "timestamp:float")]
-    item = [("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")]
-    rows = [(u, i, f"{r:g}", str(t)) for u, i, r, t in events]
-    films_ = [(i, t.removesuffix(" (2001)"), "2001", " ".join(g)) for i, t, g in films]
-    return {
-        "ml-100k.inter": joined([*inter, *rows], "\t", "utf-8"),
-        "ml-100k.item": joined([*item, *films_], "\t", "utf-8"),
-    }
-
-
-Writer = Callable[[list[Event], list[Film]], dict[str, bytes]]
-FORMATS: dict[str, tuple[str, Writer, parsers.Parser]] = {
-    "100k": ("100k", write_100k, parsers.parse_100k),
-    "100k-wheel": ("100k", write_wheel, parsers.parse_100k_wheel),
-    "1m": ("1m", lambda e, f: write_dat(e, f, "latin-1"), parsers.parse_1m),
-    "10m": ("10m", lambda e, f: write_dat(e, f, "utf-8"), parsers.parse_10m),
-    "25m": ("25m", write_csv, parsers.parse_csv),
-}
-
-
-def put(folder: Path, contents: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, data in contents.items():
-        (folder / name).write_bytes(data)
-    return folder
-
-
-def unpacked(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes())
-
-
-def events_of(raw: RawData) -> list[tuple[object, ...]]:
-    return raw.interactions.frame.rows()
 
 
 # ---------------------------------------------------------------- round trips
@@ -264,133 +191,6 @@ def test_sasrec_maps_must_fit(tmp_path: Path, name: str, text: bytes, message: s
         load_movielens("1m-sasrec", tmp_path, tmp_path)
 
 
-# ---------------------------------------------------------------- bad input
-
-GOOD = b"userId,movieId,rating,timestamp\r\n1,10,4.0,5\r\n"
-BAD_ROWS = [
-    (b"1,10,4.0", "line 3: broken row: 3 fields where 4"),
-    (b"1,10,4.0,5,6", "line 3: broken row: 5 fields where 4"),
-    (b'1,"10,4.0,5', "line 3: broken quotes"),
-    (b'"1"x,10,4.0,5', "line 3: broken quotes"),
-    (b"1,1\xff,4.0,5", "line 3: bytes of an unknown encoding"),
-    (b"1,10,5.5,5", "line 3: rating off the scale: '5.5', expected 0.5 to 5 in steps of 0.5"),
-    (b"1,10,0,5", "line 3: rating off the scale"),
-    (b"1,10,3.7,5", "line 3: rating off the scale"),
-    (b"1,10,nan,5", "line 3: rating off the scale"),
-    (b"1,10,five,5", "line 3: rating off the scale"),
-    (b"1,10,,5", "line 3: rating off the scale"),
-    (b"1,10,4.0,-5", "line 3: bad timestamp: '-5'"),
-    (b"1,10,4.0,5.5", "line 3: bad timestamp: '5.5'"),
-    (b"1,10,4.0,", "line 3: bad timestamp: ''"),
-    (b"1,10,4.0,9223372036854775808", "line 3: bad timestamp"),
-    (b",10,4.0,5", "line 3: empty id"),
-    (b'1,"",4.0,5', "line 3: empty id"),
-]
-
-
-@pytest.mark.parametrize(("row", "message"), BAD_ROWS)
-def test_a_bad_row_is_named_or_counted(tmp_path: Path, row: bytes, message: str) -> None:
-    contents = write_csv(EVENTS, FILMS) | {"ratings.csv": GOOD + row + b"\r\n2,7,0.5,6\r\n"}
-    put(tmp_path, contents)
-    with pytest.raises(DataFormatError, match=message) as error:
-        load_movielens("25m", tmp_path, tmp_path)
-    assert str(tmp_path / "ratings.csv") in str(error.value)
-    assert 'on_bad_row="skip"' in str(error.value)
-    raw = load_movielens("25m", tmp_path, tmp_path, on_bad_row="skip")
-    assert events_of(raw) == [("1", "10", 4.0, 5), ("2", "7", 0.5, 6)]
-    assert list(raw.skipped.values()) == [1]
-    assert next(iter(raw.skipped)).startswith("ratings.csv: ")
-
-
-@pytest.mark.parametrize("rating", ["0.5", "3.5", "0", "6"])
-def test_whole_stars_are_whole_in_100k_and_1m(tmp_path: Path, rating: str) -> None:
-    contents = write_dat(EVENTS, FILMS, "latin-1")
-    contents["ratings.dat"] += f"1::10::{rating}::5\n".encode()
-    with pytest.raises(
-        DataFormatError, match=r"line 4: rating off the scale.* 1 to 5 in steps of 1"
-    ):
-        load_movielens("1m", put(tmp_path / "1m", contents), tmp_path)
-    contents = write_100k(EVENTS, FILMS)
-    contents["u.data"] += f"1\t10\t{rating}\t5\n".encode()
-    with pytest.raises(DataFormatError, match="line 4: rating off the scale"):
-        load_movielens("100k", put(tmp_path / "100k", contents), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("name", "release", "line", "message"),
-    [
-        ("movies.csv", "25m", b"9,Nine\r\n", "line 4: broken row: 2 fields where 3"),
-        ("movies.csv", "25m", b"7,Again,Drama\r\n", "line 4: repeated id: '7' is on line 2"),
-        ("movies.csv", "25m", b"9,Caf\xe9,Drama\r\n", "line 4: bytes of an unknown encoding"),
-        ("movies.csv", "25m", b",Nobody,Drama\r\n", "line 4: empty id"),
-        ("movies.dat", "1m", b"9::A::B::C\n", "line 3: broken row: 4 fields where 3"),
-        ("u.item", "100k", b"9|Nine|date||url" + b"|0" * 18 + b"\n", "line 3: broken row: 23"),
-        ("u.item", "100k", b"9|Nine|date||url" + b"|2" * 19 + b"\n", "line 3: bad genre flag"),
-    ],
-)
-def test_bad_rows_of_the_other_files(
-    tmp_path: Path, name: str, release: str, line: bytes, message: str
-) -> None:
-    contents = FORMATS[release][1](EVENTS, FILMS)
-    contents[name] += line
-    put(tmp_path, contents)
-    with pytest.raises(DataFormatError, match=message):
-        load_movielens(release, tmp_path, tmp_path)
-    raw = load_movielens(release, tmp_path, tmp_path, on_bad_row="skip")
-    assert raw.catalog.frame["item_id"].to_list() == ["7", "10"]
-    assert list(raw.skipped.values()) == [1]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"9::F::x::0::1\n", "line 1: bad age: 'x'"),
-        (b"9::F::25::21::1\n", "line 1: bad occupation: '21'"),
-    ],
-)
-def test_bad_users(tmp_path: Path, line: bytes, message: str) -> None:
-    put(tmp_path, write_dat(EVENTS, FILMS, "latin-1") | {"users.dat": line})
-    with pytest.raises(DataFormatError, match=message):
-        load_movielens("1m", tmp_path, tmp_path)
-
-
-@pytest.mark.parametrize("mode", ["error", "skip"])
-def test_a_missing_column_and_an_empty_file_are_never_skipped(tmp_path: Path, mode: str) -> None:
-    contents = write_csv(EVENTS, FILMS)
-    put(tmp_path, contents | {"ratings.csv": b"userId,movieId,timestamp\n1,2,3\n"})
-    with pytest.raises(DataFormatError, match="line 1: missing column rating; the header names"):
-        load_movielens("25m", tmp_path, tmp_path, mode)
-    put(tmp_path, {"ratings.csv": b"\n"})
-    with pytest.raises(DataFormatError, match="the file is empty"):
-        load_movielens("25m", tmp_path, tmp_path, mode)
-    put(tmp_path, {"ratings.csv": b"userId,movieId,rating,timestamp\n"})
-    with pytest.raises(DataFormatError, match="no good row"):
-        load_movielens("25m", tmp_path, tmp_path, mode)
-
-
-def test_a_truncated_gz_is_named(tmp_path: Path) -> None:
-    contents = write_csv(EVENTS * 200, FILMS)
-    whole = gzip.compress(contents.pop("ratings.csv"))
-    put(tmp_path, contents | {"ratings.csv.gz": whole[: len(whole) // 2]})
-    with pytest.raises(DataFormatError, match=r"ratings.csv.gz: the gzip file is truncated"):
-        load_movielens("25m", tmp_path, tmp_path)
-
-
-def test_columns_are_found_by_name_and_byte_order_mark_and_blank_lines_are_ignored(
-    tmp_path: Path,
-) -> None:
-    text = "\ufefftimestamp,extra,rating,movieId,userId\n5,x,4.0,10,1\n\n6,x,0.5,7,2\n\n"
-    put(tmp_path, write_csv(EVENTS, FILMS) | {"ratings.csv": text.encode()})
-    raw = load_movielens("25m", tmp_path, tmp_path)
-    assert events_of(raw) == [("1", "10", 4.0, 5), ("2", "7", 0.5, 6)]
-
-
-def test_on_bad_row_has_two_values(tmp_path: Path) -> None:
-    put(tmp_path, write_csv(EVENTS, FILMS))
-    with pytest.raises(ValueError, match='expected "error" or "skip"'):
-        load_movielens("25m", tmp_path, tmp_path, on_bad_row="ignore")
-
-
 # ---------------------------------------------------------------- releases
 
 
@@ -508,14 +308,3 @@ def test_the_wheel_is_the_official_100k(tmp_path: Path) -> None:
     assert shipped.users is not None
     assert official.users is not None
     assert shipped.users.equals(official.users)
-
-
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
-def test_wide_encodings_are_named_for_what_they_are(tmp_path: Path, encoding: str) -> None:
-    path = tmp_path / "u.item"
-    path.write_bytes("1|Toy Story (1995)|01-Jan-1995\n".encode(encoding))
-    with pytest.raises(DataFormatError, match=r"u\.item, line 1: .*UTF-16.*save it in"):
-        delimited.read_raw(path)
-    path.write_bytes(b"1|Toy Story\n2|Golden\0Eye\n")
-    with pytest.raises(DataFormatError, match=r"line 2: a NUL byte"):
-        delimited.read_raw(path)
