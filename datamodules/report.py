@@ -66,5 +66,5 @@ def _text_report(items: pl.DataFrame) -> dict[str, int]:
         "sharing a title": int(titles.len() - titles.n_unique()),
         "without description": items["description"].null_count(),
         "without categories": int((categories == 0).sum()),
-        "without image": items["image"].null_count(),
+        "without image": int((items["images"].list.len().fill_null(0) == 0).sum()),
     }

@@ -35,15 +35,22 @@ CATALOG_SCHEMA: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
     "brand": pl.String(),
     "price": pl.Float32(),
-    "image": pl.String(),
+    "images": pl.List(pl.String()),  # addresses, the best first; empty or null = none is known
 }
+# What a method shows for an item whose title is null. Counted in the data report, never dressed up.
+NO_TITLE = "(no title)"
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """Events in the raw file's order, columns as in ``INTERACTION_SCHEMA`` (raw ids)."""
+    """Events in the raw file's order, columns as in ``INTERACTION_SCHEMA`` (raw ids).
+
+    Large releases hold the ids as ``pl.Categorical`` instead of strings. ``ordered`` is False where the
+    file has neither times nor an order that means anything; histories are then shuffled by a seed.
+    """
 
     frame: pl.DataFrame
+    ordered: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ class Histories:
     split: np.ndarray  # (N,) int8, TRAIN | VALID | TEST | CONTEXT
     timestamps: np.ndarray  # (N,) int64; zeros where the release has none
     num_items: int
+    ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
 
     @property
     def num_users(self) -> int:
@@ -114,6 +122,10 @@ class EvalRows:
     candidates: np.ndarray | None = (
         None  # (R, C) int32, the target among them; None = whole catalogue
     )
+    label: np.ndarray | None = None  # (R,) bool, liked or not; None = every target is positive
+    start: np.ndarray | None = (
+        None  # (R,) int64: first event of the history; None = the user's first
+    )
 
 
 @dataclass
@@ -132,6 +144,12 @@ class Batch:
     seen: torch.Tensor | None = None  # (S, 2) pairs (batch row, item id) that must not be ranked
     groups: torch.Tensor | None = None  # (B, G) bool
     weight: torch.Tensor | None = None  # (B,) float64
+    liked: torch.Tensor | None = (
+        None  # (B, T) bool: rating above the threshold, where rows are labelled
+    )
+    label: torch.Tensor | None = (
+        None  # (B,) bool: whether ``target`` was liked, where rows are labelled
+    )
     time: torch.Tensor | None = None  # (B,) seconds: when the newest history event was
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -164,6 +182,11 @@ class Rows:
         None  # (B,) bool: rows that only keep ranks in step and carry no loss
     )
     normaliser: float = 1.0
+    target: np.ndarray | None = (
+        None  # (B,) labelled rows: the item asked about, not always an event
+    )
+    label: np.ndarray | None = None  # (B,) bool: whether it was liked
+    liked_above: float | None = None  # events rated above this count as liked
 
 
 Collator = Callable[[Rows], Batch]
