@@ -2,6 +2,7 @@
 
 Sampled candidates: one Parquet line per (row, candidate). Whole catalogue: one line per row with its
 best K items, the target's score, how many items are above it and how many are tied with it.
+Labelled rows: one line per row.
 
 Legend: B rows, C candidates, K best items, G groups.
 """
@@ -52,9 +53,8 @@ class ScoresWriter(lightning.Callback):
     ) -> None:
         """Turn one scored batch into lines."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        frame = _listed(outputs, data) if outputs.scores is not None else _ranked(outputs, data)
-        self._frames.append(frame)
-        self._lines += frame.height
+        self._frames.append(_lines_of(outputs, data))
+        self._lines += self._frames[-1].height
         if self._lines >= BUFFERED_LINES:
             self._flush(trainer)
 
@@ -74,6 +74,12 @@ class ScoresWriter(lightning.Callback):
             name = f"{trainer.global_rank:04d}-{self._written:06d}.parquet"
             pl.concat(self._frames).write_parquet(self.parts / name)
             self._frames, self._lines, self._written = [], 0, self._written + 1
+
+
+def _lines_of(outputs: Any, data: Any) -> pl.DataFrame:
+    if outputs.counts is None:
+        return _labelled(outputs, data)
+    return _listed(outputs, data) if outputs.scores is not None else _ranked(outputs, data)
 
 
 def _row_columns(batch: Any, data: Any) -> dict[str, Any]:
@@ -99,6 +105,16 @@ def _listed(outputs: Any, data: Any) -> pl.DataFrame:
         pl.Series("item_id", data.raw_items(candidates[real])),
         pl.Series("score", outputs.scores.float().cpu().numpy()[real]),
         pl.Series("is_target", target),
+    )
+
+
+def _labelled(outputs: Any, data: Any) -> pl.DataFrame:
+    """One line per labelled row: the item asked about, its score, whether it was liked."""
+    batch = outputs.batch
+    return pl.DataFrame(_row_columns(batch, data)).with_columns(
+        pl.Series("item_id", data.raw_items(batch.target.cpu().numpy())),
+        pl.Series("score", outputs.scores[:, 0].float().cpu().numpy()),
+        pl.Series("label", batch.label.cpu().numpy()),
     )
 
 

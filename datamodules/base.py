@@ -16,14 +16,26 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.candidates import Candidates, FullRanking
+from datamodules.examples import Examples, ExampleTable
 from datamodules.filters import Filter
 from datamodules.groups import QuantileGroups
-from datamodules.loading import AttachNegatives, AttachTargets, EvalDataset, TrainDataset, TrainRows
-from datamodules.prepare import Groups, Prepared, Recipe, prepare
+from datamodules.loading import (
+    AttachLabels,
+    AttachNegatives,
+    AttachTargets,
+    EvalDataset,
+    ExampleDataset,
+    TrainDataset,
+    TrainRows,
+)
+from datamodules.prepare import prepare
+from datamodules.prepared import Prepared
+from datamodules.recipe import Groups, Recipe
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
 from datamodules.sources import cache_root
 from datamodules.splits import LeaveOneOut, Split
 from datamodules.types import (
+    NO_TITLE,
     TEST,
     VALID,
     Batch,
@@ -33,7 +45,7 @@ from datamodules.types import (
     RawData,
     Rows,
 )
-from datamodules.versioning import folder_stats
+from datamodules.versioning import place_stats
 
 
 class Method(Protocol):
@@ -45,6 +57,8 @@ class Method(Protocol):
     all_windows: bool
     # Sampled items a position of a training batch; 0: the loss needs none.
     num_negatives: int
+    # Learn from examples that were liked or not, instead of from the next item of a history.
+    labelled: bool
 
     def collator(self, training: bool) -> Collator:
         """Turns rows into a batch (runs in loader workers)."""
@@ -58,6 +72,8 @@ class Method(Protocol):
 class SequenceDataModule(pl.LightningDataModule):
     """Users' histories, splits and candidates of one data set, shared by every method.
 
+    Every data set takes these arguments besides its own.
+
     Args:
         name: names the data set in folders and tables.
         root: a folder with the raw files; None uses the cache, then the official source.
@@ -65,23 +81,32 @@ class SequenceDataModule(pl.LightningDataModule):
         split: what each event is for.
         candidates: what each target is ranked among.
         groups: which rows count as cold and warm.
+        examples: labelled examples for yes/no methods; None ranks every target.
         mask_seen: leave the items of a row's own history out of its ranking.
+        order_seed: shuffles the histories of a release without times and without an order.
         on_bad_row: ``error`` stops at the first bad row; ``skip`` leaves it out and counts it.
-        expected: users, items, interactions after filtering, as published; checked by the data report.
+        expected: users, items, interactions after filtering, as published; the data report shows the
+            difference, and a ``preset: paper`` experiment refuses it.
+        allow_mismatch: let a ``preset: paper`` experiment run on data of other counts than expected.
         cache: where prepared data is kept (default: ``LLMREC_CACHE`` or the user's cache folder).
     """
 
     def __init__(
         self,
         name: str,
+        /,
+        *,
         root: str | None = None,
         filters: Sequence[Filter] = (),
         split: Split | None = None,
         candidates: Candidates | None = None,
         groups: Groups | None = None,
+        examples: Examples | None = None,
         mask_seen: bool = True,
+        order_seed: int = 0,
         on_bad_row: str = "error",
         expected: dict[str, int] | None = None,
+        allow_mismatch: bool = False,
         cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -94,10 +119,13 @@ class SequenceDataModule(pl.LightningDataModule):
             split=split or LeaveOneOut(),
             candidates=candidates or FullRanking(),
             groups=groups or QuantileGroups(),
+            examples=examples,
+            order_seed=order_seed,
         )
         self.mask_seen = mask_seen
         self.on_bad_row = on_bad_row
         self.expected = expected or {}
+        self.allow_mismatch = allow_mismatch
         self.cache = Path(cache).expanduser() if cache else cache_root()
         self.batch_size = 128
         self.num_workers = 0
@@ -117,7 +145,7 @@ class SequenceDataModule(pl.LightningDataModule):
     def prepared(self) -> Prepared:
         """The prepared folder, made on first use."""
         if self._prepared is None:
-            files = folder_stats(self.root) if self.root else []
+            files = place_stats(self.root) if self.root else []
             asked = {**self.asked(), "on_bad_row": self.on_bad_row, "files": files}
             self._prepared = prepare(self.recipe, self.load_raw, asked, self.cache)
         return self._prepared
@@ -138,15 +166,23 @@ class SequenceDataModule(pl.LightningDataModule):
         """The groups that metrics are given for; the first is ``all``."""
         return self.rows(TEST).group_names
 
+    def sampled_candidates(self, code: int) -> bool:
+        """Whether a split's targets are ranked among sampled candidates, not the whole catalogue."""
+        return self.rows(code).candidates is not None
+
+    def labelled(self, code: int) -> bool:
+        """Whether a split's rows are examples that were liked or not, instead of targets to rank."""
+        return self.rows(code).label is not None
+
     @property
-    def sampled_candidates(self) -> bool:
-        """Whether targets are ranked among sampled candidates instead of the whole catalogue."""
-        return self.rows(TEST).candidates is not None
+    def titles(self) -> list[str]:
+        """(I + 1,) the title of each internal id; ``NO_TITLE`` where there is none, "" for padding."""
+        return ["", *self.prepared.items["title"].fill_null(NO_TITLE)]
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
         return {
-            **self.recipe.describe(),
+            **self.prepared.protocol,
             "content": self.prepared.digest,
             "mask_seen": self.mask_seen,
         }
@@ -158,6 +194,19 @@ class SequenceDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Global batches of training rows in length buckets, the same on every number of devices."""
         trainer, method = self._trainer(), self._method()
+        examples = self.prepared.examples()
+        if method.labelled and examples is None:
+            raise ValueError(
+                f"{type(method).__name__} learns from labelled examples, but {self.recipe.name} has "
+                "none: give data.examples a recipe, for instance datamodules.examples.RatedTargets."
+            )
+        if examples is not None and not method.labelled:
+            raise ValueError(
+                f"{type(method).__name__} learns from sequences, but {self.recipe.name} has labelled "
+                "examples: set data.examples=null."
+            )
+        if examples is not None:
+            return self._example_loader(examples)
         rows = TrainRows(self.histories, method.max_length, method.all_windows)
         sampler = GlobalBatchSampler(
             lengths=method.row_lengths(rows.stop - rows.start - 1),
@@ -175,6 +224,26 @@ class SequenceDataModule(pl.LightningDataModule):
             collate = AttachNegatives(collate, method.num_negatives)
         dataset = TrainDataset(rows, self.seed)
         return self._loader(dataset, sampler, collate)
+
+    def _example_loader(self, examples: ExampleTable) -> DataLoader[Batch]:
+        trainer, method = self._trainer(), self._method()
+        sampler = GlobalBatchSampler(
+            lengths=method.row_lengths(examples.stop - examples.start),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            bucket=True,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            micro_batches=trainer.accumulate_grad_batches,
+            target_counts=np.ones(len(examples), np.int64),
+        )
+        dataset = ExampleDataset(self.histories, examples, self.seed, self._liked_above)
+        return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
+
+    @property
+    def _liked_above(self) -> float | None:
+        return self.recipe.examples.liked_above if self.recipe.examples else None
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation rows, each exactly once over all devices."""
@@ -197,15 +266,17 @@ class SequenceDataModule(pl.LightningDataModule):
     def _eval_loader(self, code: int) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()
         rows = self.rows(code)
-        start = self.histories.offsets[rows.user]
+        start = self.histories.offsets[rows.user] if rows.start is None else rows.start
         sampler = EvalBatchSampler(
             lengths=method.row_lengths(rows.position - start),
             batch_size=self.batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        dataset = EvalDataset(self.histories, rows, self.seed)
-        attach = AttachTargets(method.collator(training=False), rows, self.mask_seen)
+        dataset = EvalDataset(self.histories, rows, self.seed, self._liked_above)
+        attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
+        if rows.label is not None:
+            attach = AttachLabels(attach)
         return self._loader(dataset, sampler, attach)
 
     def _loader(

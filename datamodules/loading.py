@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datamodules.examples import ExampleTable
 from datamodules.samplers import RowBatch, sample_negatives
 from datamodules.types import TRAIN, Batch, Collator, EvalRows, Histories, Rows
 
@@ -58,17 +59,47 @@ class TrainDataset(Dataset[Rows]):
         )  # fmt: skip
 
 
+class ExampleDataset(Dataset[Rows]):
+    """Hands a sampler's batch of labelled training examples on as ``Rows``."""
+
+    def __init__(
+        self, histories: Histories, examples: ExampleTable, seed: int, liked_above: float | None
+    ) -> None:
+        self.histories, self.examples, self.seed = histories, examples, seed
+        self.liked_above = liked_above
+
+    def __getitem__(self, batch: RowBatch) -> Rows:
+        part = self.examples.take(batch.row)
+        return Rows(
+            self.histories, batch.row, part.user, part.start, part.stop, batch.epoch, self.seed,
+            batch.filler, batch.normaliser, part.target, part.label, self.liked_above,
+        )  # fmt: skip
+
+
 class EvalDataset(Dataset[Rows]):
     """Hands a sampler's batch of held-out row numbers on as ``Rows``."""
 
-    def __init__(self, histories: Histories, rows: EvalRows, seed: int) -> None:
+    def __init__(
+        self, histories: Histories, rows: EvalRows, seed: int, liked_above: float | None = None
+    ) -> None:
         self.histories, self.rows, self.seed = histories, rows, seed
+        self.liked_above = liked_above
 
     def __getitem__(self, batch: RowBatch) -> Rows:
-        row = batch.row
-        user = self.rows.user[row]
-        start = self.histories.offsets[user]
-        return Rows(self.histories, row, user, start, self.rows.position[row], 0, self.seed)
+        rows, row = self.rows, batch.row
+        user = rows.user[row]
+        return Rows(
+            histories=self.histories,
+            row=row,
+            user=user,
+            start=self.histories.offsets[user] if rows.start is None else rows.start[row],
+            stop=rows.position[row],
+            epoch=0,
+            seed=self.seed,
+            target=rows.target[row],
+            label=None if rows.label is None else rows.label[row],
+            liked_above=self.liked_above,
+        )
 
 
 class AttachNegatives:
@@ -86,6 +117,34 @@ class AttachNegatives:
         return replace(batch, negatives=torch.from_numpy(drawn).long())
 
 
+class AttachLabels:
+    """Adds what a yes/no method learns from: the item asked about, its label, which events were liked."""
+
+    def __init__(self, collate: Collator) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: Rows) -> Batch:
+        """The method's batch with ``target`` (B,), ``label`` (B,) and ``liked`` (B, T)."""
+        assert rows.target is not None
+        assert rows.label is not None
+        batch = self.collate(rows)
+        length = batch.length.numpy()  # (B,) the newest events that the method reads
+        columns = np.arange(batch.history.shape[1])
+        real = columns < length[:, None]  # (B, T)
+        liked = real
+        if rows.liked_above is not None:
+            assert rows.histories.ratings is not None
+            index = np.where(real, (rows.stop - length)[:, None] + columns, 0)
+            liked = real & (rows.histories.ratings[index] > rows.liked_above)
+        return replace(
+            batch,
+            target=torch.from_numpy(rows.target.astype(np.int64)),
+            label=torch.from_numpy(rows.label.copy()),
+            liked=torch.from_numpy(liked),
+            normaliser=torch.tensor(rows.normaliser, dtype=torch.float32),
+        )
+
+
 class AttachTargets:
     """Adds to a method's batch what evaluation needs of every method alike."""
 
@@ -96,6 +155,7 @@ class AttachTargets:
         """The method's batch with targets, groups, weights and what must not be ranked."""
         held_out, row = self.rows, rows.row
         candidates = held_out.candidates
+        ranked = candidates is None and held_out.label is None  # in the whole catalogue
         newest = np.maximum(rows.stop - 1, rows.start)  # the target's own place without a history
         return replace(
             self.collate(rows),
@@ -104,7 +164,7 @@ class AttachTargets:
             weight=torch.from_numpy(held_out.weight[row]),
             time=torch.from_numpy(rows.histories.timestamps[newest]),
             candidates=None if candidates is None else torch.from_numpy(candidates[row]).long(),
-            seen=_seen_pairs(rows) if self.mask_seen and candidates is None else None,
+            seen=_seen_pairs(rows) if ranked and self.mask_seen else None,
         )
 
 

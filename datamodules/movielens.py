@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from datamodules.base import SequenceDataModule
-from datamodules.candidates import Candidates
-from datamodules.filters import Filter
 from datamodules.movielens_formats import load_movielens
-from datamodules.prepare import Groups
-from datamodules.splits import Split
 from datamodules.types import RawData
 
 
@@ -20,27 +15,11 @@ class MovieLensDataModule(SequenceDataModule):
     Args:
         release: ``100k``, ``1m``, ``10m``, ``20m``, ``25m``, ``32m``, ``latest-small``, or ``1m-sasrec``
             (the SASRec papers' "user item" lines: no ratings, no times).
-        root, filters, split, candidates, groups, mask_seen, on_bad_row, expected, cache: see
-            ``SequenceDataModule``.
+        options: those of ``SequenceDataModule``.
     """
 
-    def __init__(
-        self,
-        release: str = "100k",
-        root: str | None = None,
-        filters: Sequence[Filter] = (),
-        split: Split | None = None,
-        candidates: Candidates | None = None,
-        groups: Groups | None = None,
-        mask_seen: bool = True,
-        on_bad_row: str = "error",
-        expected: dict[str, int] | None = None,
-        cache: str | None = None,
-    ) -> None:
-        super().__init__(
-            f"movielens-{release}", root, filters, split, candidates, groups, mask_seen,
-            on_bad_row, expected, cache,
-        )  # fmt: skip
+    def __init__(self, release: str = "100k", **options: Any) -> None:
+        super().__init__(f"movielens-{release}", **options)
         self.release = release
 
     def load_raw(self) -> RawData:

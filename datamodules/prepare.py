@@ -1,119 +1,34 @@
 """From a parser's rows to the arrays that every model shares: filtered, numbered, sorted, split, stored.
 
-A prepared folder is named by the hash of what was asked (release, filters, split, candidates, groups),
-of the raw files' checksums and of this package's code; it is written beside its place and renamed, so
-that it is whole or absent. Its ``digest`` covers content only: two ways to the same arrays agree.
+A prepared folder is named by the hash of what was asked (release, filters, split, candidates, groups,
+examples), of the raw files' checksums and of this package's code; it is whole or absent. Its ``digest``
+covers content only: two ways to the same arrays agree.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
 
-from datamodules.candidates import Candidates
-from datamodules.filters import Filter, apply_filters
-from datamodules.report import data_report
-from datamodules.splits import Split, eval_positions, sort_histories
-from datamodules.types import SPLIT_NAMES, TEST, VALID, EvalRows, Histories, RawData
-from datamodules.versioning import code_digest, read_json, value_digest, write_json
+from datamodules.examples import ExampleTable
+from datamodules.few_examples import codes_of
+from datamodules.filters import apply_filters
+from datamodules.parsed import Parsed, parsed
+from datamodules.prepared import ARRAYS, Prepared
+from datamodules.recipe import Recipe
+from datamodules.report import data_report, examples_report
+from datamodules.samplers import hashed_integers
+from datamodules.splits import eval_positions, sort_histories
+from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
+from datamodules.versioning import code_digest, publish_folder, value_digest, write_json
 
-
-class Groups(Protocol):
-    """Marks cold and warm rows."""
-
-    def __call__(
-        self, histories: Histories, user: np.ndarray, target: np.ndarray
-    ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Membership (R, G) of rows with these users and targets (R,), and the G names."""
-        ...
-
-    def sizes(self, histories: Histories) -> dict[str, int]:
-        """Users and items in each group, for the data report."""
-        ...
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What to do with a release's rows."""
-
-    name: str
-    filters: Sequence[Filter]
-    split: Split
-    candidates: Candidates
-    groups: Groups
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values that name the protocol (dataclass reprs list every argument)."""
-        return {
-            "name": self.name,
-            "filters": [repr(f) for f in self.filters],
-            "split": repr(self.split),
-            "ties": "stable sort by user and time; equal times keep the raw file's order",
-            "candidates": repr(self.candidates),
-            "groups": repr(self.groups),
-        }
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared folder; arrays are read when they are asked for."""
-
-    folder: Path
-
-    @cached_property
-    def manifest(self) -> dict[str, Any]:
-        """Recipe, digest, counts and the data report."""
-        manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
-        return manifest
-
-    @property
-    def digest(self) -> str:
-        """Content digest of events, ids, split, groups and candidates."""
-        return str(self.manifest["digest"])
-
-    @cached_property
-    def items(self) -> pl.DataFrame:
-        """Catalogue in internal order: row ``i`` is item ``i + 1``."""
-        return pl.read_parquet(self.folder / "items.parquet")
-
-    @cached_property
-    def users(self) -> pl.DataFrame:
-        """Users in internal order: row ``u`` is user ``u + 1``."""
-        return pl.read_parquet(self.folder / "users.parquet")
-
-    @cached_property
-    def histories(self) -> Histories:
-        """Every user's events in time order."""
-        events = pl.read_parquet(self.folder / "events.parquet")
-        return _histories(events, self.users.height, self.items.height)
-
-    def rows(self, code: int) -> EvalRows:
-        """The held-out events of one split with groups and candidates."""
-        table = pl.read_parquet(self.folder / f"{SPLIT_NAMES[code]}.parquet")
-        names = tuple(c for c in table.columns if c not in _ROW_COLUMNS)
-        candidates = table["candidates"].to_numpy() if "candidates" in table.columns else None
-        return EvalRows(
-            user=table["user"].to_numpy(),
-            position=table["position"].to_numpy(),
-            target=table["target"].to_numpy(),
-            groups=table.select(names).to_numpy(),
-            group_names=names,
-            weight=table["weight"].to_numpy(),
-            candidates=candidates,
-        )
-
-
-_ROW_COLUMNS = ("user", "position", "target", "weight", "candidates")
+_TEXT_BLOCK = 100_000  # ids that are hashed at a time
 
 
 def prepare(
@@ -122,137 +37,197 @@ def prepare(
     """Make the prepared folder, or find it made.
 
     Args:
-        recipe: filters, split, candidates, groups.
-        load: parses the release; called only when there is no folder yet.
+        recipe: filters, split, candidates, groups, examples.
+        load: parses the release; called only when its rows are not in the cache yet.
         asked: further plain values that name the folder (release, local files' sizes and times).
         cache: the cache root.
     """
     code = code_digest(Path(__file__).parent.glob("*.py"))
-    key = value_digest({"recipe": recipe.describe(), "asked": asked, "code": code})
+    settings = {**recipe.describe(), "order_seed": recipe.order_seed}
+    key = value_digest({"recipe": settings, "asked": asked, "code": code})
     folder = cache / "prepared" / f"{recipe.name}-{key}"
     if not (folder / "manifest.json").is_file():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            _write(part, recipe, load(), asked)
-            _publish(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        rows = parsed(recipe.name, load, asked, cache)
+        publish_folder(folder, "manifest.json", lambda part: _write(part, recipe, rows, asked))
     return Prepared(folder)
 
 
-def _publish(part: Path, folder: Path) -> None:
-    try:
-        os.rename(part, folder)
-    except OSError:
-        if not (folder / "manifest.json").is_file():  # not another process that was quicker
-            raise
-
-
-def _write(part: Path, recipe: Recipe, raw: RawData, asked: dict[str, Any]) -> None:
-    frame, steps = apply_filters(raw.interactions.frame, recipe.filters)
-    items = _numbered(frame["item_id"], raw.catalog.frame, "item_id")
-    users = _numbered(frame["user_id"], raw.users, "user_id")
-    events = _events(frame, users, items, recipe.split)
-    histories = _histories(events, users.height, items.height)
+def _write(part: Path, recipe: Recipe, raw: Parsed, asked: dict[str, Any]) -> None:
+    whole = raw.interactions()
+    frame, steps = apply_filters(whole, recipe.filters)
+    items = _numbered(frame["item_id"], raw.catalog(), "item_id")
+    users = _numbered(frame["user_id"], raw.users(), "user_id")
+    histories, order = _histories(frame, users, items, recipe, raw.note["ordered"])
+    histories, examples = _with_examples(histories, order, recipe)
     items = items.with_columns(train_count=pl.Series(histories.train_counts()[1:]))
-    tables = {SPLIT_NAMES[code]: _rows(histories, code, recipe) for code in (VALID, TEST)}
-    files = {"events": events, "items": items, "users": users, **tables}
-    for name, table in files.items():
-        table.write_parquet(part / f"{name}.parquet")
-    protocol = [events, items.select("item_id"), users.select("user_id"), *tables.values()]
+    tables = {SPLIT_NAMES[c]: _rows(histories, c, recipe, examples) for c in (VALID, TEST)}
+    if examples is not None and (examples.code == TRAIN).any():
+        tables[SPLIT_NAMES[TRAIN]] = _example_rows(examples, TRAIN)
+    for name, table in {"items": items, "users": users, **tables}.items():
+        table.rechunk().write_ipc(part / f"{name}.arrow", compression="uncompressed")
+    arrays = _arrays(histories)
+    for name, array in arrays.items():
+        np.save(part / f"{name}.npy", array)
+    report = data_report(whole, raw, steps, items, histories, recipe.groups)
+    if examples is not None and recipe.examples is not None:
+        liked_above = recipe.examples.liked_above
+        report["examples"] = examples_report(examples, histories, liked_above)
+    counts = (users.height, items.height, len(histories.items))
     manifest = {
-        "recipe": recipe.describe(),
+        "recipe": recipe.describe(raw.note["ordered"]),
         "asked": asked,
-        "digest": _content_digest(protocol),
-        "source": raw.source,
-        "checksums": raw.checksums,
-        "counts": {"users": users.height, "items": items.height, "interactions": events.height},
-        "report": data_report(raw, steps, items, histories, recipe.groups),
+        "digest": _content_digest(histories.users, arrays, items, users, tables),
+        "source": raw.note["source"],
+        "checksums": raw.note["checksums"],
+        "counts": dict(zip(("users", "items", "interactions"), counts, strict=True)),
+        "report": report,
     }
     write_json(part / "manifest.json", manifest)
 
 
-def _numbered(ids: pl.Series, attributes: pl.DataFrame | None, key: str) -> pl.DataFrame:
+def _numbered(ids: pl.Series, attributes: pl.LazyFrame | None, key: str) -> pl.DataFrame:
     """One row an id that occurs, in internal order, with its attributes; whole numbers sort as numbers."""
-    table = ids.unique().to_frame(key)
+    table = ids.unique().cast(pl.String).to_frame(key)
     number = pl.col(key).cast(pl.Int64, strict=False)
     table = table.sort(number.is_null(), number, pl.col(key))
     if attributes is None:
         return table
-    return table.join(
-        attributes.unique(key, keep="first"), on=key, how="left", maintain_order="left"
-    )
+    # The first row of an id counts; of the others' text, nothing is read into memory.
+    known = attributes.join(table.lazy(), on=key, how="semi").collect()
+    known = known.unique(key, keep="first", maintain_order=True)
+    return table.join(known, on=key, how="left", maintain_order="left")
 
 
-def _events(
-    frame: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, split: Split
-) -> pl.DataFrame:
-    """Events with internal ids, sorted by user and time, and what each is for."""
+def _histories(
+    frame: pl.DataFrame, users: pl.DataFrame, items: pl.DataFrame, recipe: Recipe, ordered: bool
+) -> tuple[Histories, np.ndarray]:
+    """Histories in time order with the split's codes, and (N,) the row of ``frame`` of each event."""
     user = _internal(frame["user_id"], users["user_id"])
     item = _internal(frame["item_id"], items["item_id"])
     times = frame["timestamp"]
     stamps = None if times.null_count() == len(times) else times.to_numpy()
-    order = sort_histories(user, stamps)
-    events = pl.DataFrame(
-        {
-            "user": user[order],
-            "item": item[order],
-            "rating": frame["rating"].gather(order),
-            "timestamp": (np.zeros(len(order), np.int64) if stamps is None else stamps)[order],
-        }
+    if not ordered:  # the file's order would be an accident of how it was written
+        shuffled = hashed_integers(2**62, user, item, seed=recipe.order_seed)
+        order = sort_histories(user, shuffled)
+    else:
+        order = sort_histories(user, stamps)
+    counts = np.bincount(user, minlength=users.height + 1)  # (U + 1,)
+    histories = Histories(
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),  # (U + 2,)
+        items=item[order],
+        split=np.full(len(order), CONTEXT, np.int8),
+        timestamps=(np.zeros(len(order), np.int64) if stamps is None else stamps[order]),
+        num_items=items.height,
+        ratings=frame["rating"].fill_null(float("nan")).to_numpy()[order].astype(np.float32),
     )
-    histories = _histories(
-        events.with_columns(split=pl.lit(0, pl.Int8)), users.height, items.height
-    )
-    codes = split(histories.offsets, histories.items, histories.timestamps)
-    return events.with_columns(split=pl.Series(codes, dtype=pl.Int8))
+    if recipe.examples is None or not recipe.examples.own_split:
+        codes = recipe.split(histories.offsets, histories.items, histories.timestamps)
+        histories = replace(histories, split=codes.astype(np.int8))
+    return histories, order
 
 
 def _internal(raw: pl.Series, ordered: pl.Series) -> np.ndarray:
     """(N,) int32 internal ids, from 1."""
-    table = ordered.to_frame("id").with_row_index("number", offset=1)
-    found = raw.to_frame("id").join(table, on="id", how="left", maintain_order="left")
-    return found["number"].cast(pl.Int32).to_numpy()
+    codes = raw.cast(pl.Categorical).to_physical()  # (N,)
+    distinct = codes.unique()
+    names = raw.cast(pl.Categorical).gather(codes.arg_unique()).cast(pl.String)
+    known = ordered.to_frame("id").with_row_index("number", offset=1)
+    found = names.to_frame("id").join(known, on="id", how="left", maintain_order="left")
+    table = np.zeros(int(distinct.max() or 0) + 1, np.int32)
+    table[codes.gather(codes.arg_unique()).to_numpy()] = found["number"].to_numpy()
+    return table[codes.to_numpy()]
 
 
-def _histories(events: pl.DataFrame, num_users: int, num_items: int) -> Histories:
-    counts = np.bincount(events["user"].to_numpy(), minlength=num_users + 1)  # (U + 1,)
-    return Histories(
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),  # (U + 2,)
-        items=events["item"].to_numpy(),
-        split=events["split"].to_numpy(),
-        timestamps=events["timestamp"].to_numpy(),
-        num_items=num_items,
-    )
+def _with_examples(
+    histories: Histories, order: np.ndarray, recipe: Recipe
+) -> tuple[Histories, ExampleTable | None]:
+    """The labelled examples, and the codes of events that follow from them."""
+    recipe_of = recipe.examples
+    if recipe_of is None:
+        return histories, None
+    first_row = np.full(histories.num_users + 1, len(order), np.int64)  # (U + 1,)
+    np.minimum.at(first_row, histories.users, order)
+    table = recipe_of(histories, first_row)
+    if recipe_of.limits_training:
+        histories = replace(histories, split=codes_of(table, histories, recipe_of.own_split))
+    return histories, table
 
 
-def _rows(histories: Histories, code: int, recipe: Recipe) -> pl.DataFrame:
-    position = eval_positions(histories.split, code)  # (R,)
-    user = histories.users[position].astype(np.int64)
-    target = histories.items[position].astype(np.int64)
+def _rows(
+    histories: Histories, code: int, recipe: Recipe, examples: ExampleTable | None
+) -> pl.DataFrame:
+    """The held-out rows of one split: labelled ones where there are examples, else its events."""
+    if examples is not None and (examples.code == code).any():
+        table = _example_rows(examples, code)
+    else:
+        position = eval_positions(histories.split, code)  # (R,)
+        table = pl.DataFrame(
+            {
+                "user": histories.users[position].astype(np.int64),
+                "position": position.astype(np.int64),
+                "target": histories.items[position].astype(np.int64),
+            }
+        )
+    user, target = table["user"].to_numpy(), table["target"].to_numpy()
     groups, names = recipe.groups(histories, user, target)  # (R, G)
     per_user = np.bincount(user, minlength=histories.num_users + 1)
     columns: dict[str, Any] = {
-        "user": user,
-        "position": position.astype(np.int64),
-        "target": target,
         "weight": 1.0 / per_user[user],
         **{name: groups[:, g] for g, name in enumerate(names)},
     }
-    candidates = recipe.candidates.draw(histories, user, target, code)  # (R, C) or None
-    if candidates is not None:
-        columns["candidates"] = candidates
-    return pl.DataFrame(columns)
+    if "label" not in table.columns:
+        candidates = recipe.candidates.draw(histories, user, target, code)  # (R, C) or None
+        if candidates is not None:
+            columns["candidates"] = candidates
+    return table.with_columns(pl.Series(name, values) for name, values in columns.items())
 
 
-def _content_digest(tables: Sequence[pl.DataFrame]) -> str:
+def _example_rows(examples: ExampleTable, code: int) -> pl.DataFrame:
+    part = examples.take(examples.code == code)
+    return pl.DataFrame(
+        {
+            "user": part.user,
+            "start": part.start,
+            "position": part.stop,
+            "target": part.target,
+            "label": part.label,
+        }
+    )
+
+
+def _arrays(histories: Histories) -> dict[str, np.ndarray]:
+    """Name -> array, with the types of ``ARRAYS``."""
+    assert histories.ratings is not None
+    found = (
+        histories.offsets, histories.items, histories.ratings, histories.timestamps, histories.split
+    )  # fmt: skip
+    pairs = zip(ARRAYS.items(), found, strict=True)
+    return {name: np.ascontiguousarray(array, dtype=kind) for (name, kind), array in pairs}
+
+
+def _content_digest(
+    users_of: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    items: pl.DataFrame,
+    users: pl.DataFrame,
+    tables: dict[str, pl.DataFrame],
+) -> str:
     digest = hashlib.sha256()
-    for table in tables:
+    for name, array in {"user": users_of, **arrays}.items():
+        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for series in (items["item_id"], users["user_id"]):
+        for block in _texts(series):
+            digest.update(block)
+    for name, table in sorted(tables.items()):
         for column in table.iter_columns():
-            digest.update(f"{column.name}:{column.dtype}:{len(column)};".encode())
-            if column.dtype == pl.String:
-                digest.update("\0".join(column.fill_null("\1").to_list()).encode())
-            else:
-                digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+            digest.update(f"{name}.{column.name}:{column.dtype}:{len(column)};".encode())
+            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _texts(series: pl.Series) -> Iterator[bytes]:
+    """The ids as bytes, a block at a time: a million of them at once would be a gigabyte."""
+    yield f"{series.name}:{len(series)};".encode()
+    for at in range(0, len(series), _TEXT_BLOCK):
+        yield "".join(f"{text}\0" for text in series.slice(at, _TEXT_BLOCK)).encode()

@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from datamodules.filters import FilterStep
+from datamodules.examples import ExampleTable
+from datamodules.filters import FilterStep, count
+from datamodules.parsed import Parsed
 from datamodules.splits import split_report
-from datamodules.types import Histories, RawData
+from datamodules.types import SPLIT_NAMES, TEST, TRAIN, VALID, Histories
 
 
 class _Sizes(Protocol):
@@ -17,15 +19,29 @@ class _Sizes(Protocol):
 
 
 def data_report(
-    raw: RawData, steps: list[FilterStep], items: pl.DataFrame, histories: Histories, groups: _Sizes
+    frame: pl.DataFrame,
+    raw: Parsed,
+    steps: list[FilterStep],
+    items: pl.DataFrame,
+    histories: Histories,
+    groups: _Sizes,
 ) -> dict[str, Any]:
-    """Plain numbers for ``make data`` (shares are of 1)."""
+    """Plain numbers for ``make data`` (shares are of 1).
+
+    Args:
+        frame: all rows of the release, before any filter.
+        raw: what else its parser said.
+        steps: what the filters did.
+        items: the catalogue that is left, in internal order.
+        histories: the events that are left.
+        groups: sizes of cold and warm groups.
+    """
     events = np.diff(histories.offsets)[1:]  # (U,)
     quantiles = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
-    frame = raw.interactions.frame
+    catalogue = raw.catalog().select(pl.len()).collect().item()
     return {
-        "raw": {**_counts(frame), "catalogue": raw.catalog.frame.height},
-        "skipped": raw.skipped,
+        "raw": {**count(frame), "catalogue": catalogue},
+        "skipped": raw.note["skipped"],
         "filters": [_step(s) for s in steps],
         "history_length": {f"{q:.0%}": int(np.quantile(events, q)) for q in quantiles},
         "ratings": _histogram(frame),
@@ -35,14 +51,6 @@ def data_report(
             histories.offsets, histories.items, histories.split, histories.timestamps
         ),
         "groups": groups.sizes(histories),
-    }
-
-
-def _counts(frame: pl.DataFrame) -> dict[str, int]:
-    return {
-        "users": frame["user_id"].n_unique(),
-        "items": frame["item_id"].n_unique(),
-        "interactions": frame.height,
     }
 
 
@@ -68,3 +76,24 @@ def _text_report(items: pl.DataFrame) -> dict[str, int]:
         "without categories": int((categories == 0).sum()),
         "without image": int((items["images"].list.len().fill_null(0) == 0).sum()),
     }
+
+
+def examples_report(
+    table: ExampleTable, histories: Histories, liked_above: float | None
+) -> dict[str, Any]:
+    """Per code: examples, users, share of likes, share of histories without a like."""
+    report: dict[str, dict[str, float]] = {}
+    for code in (TRAIN, VALID, TEST):
+        part = table.take(table.code == code)
+        if not len(part):
+            continue
+        report[SPLIT_NAMES[code]] = {
+            "examples": len(part),
+            "users": len(np.unique(part.user)),
+            "liked": float(part.label.mean()),
+        }
+        if liked_above is not None and histories.ratings is not None:
+            likes = np.concatenate([[0], np.cumsum(histories.ratings > liked_above)])
+            without = likes[part.stop] == likes[part.start]
+            report[SPLIT_NAMES[code]]["histories without a like"] = float(without.mean())
+    return report

@@ -10,11 +10,11 @@ Legend: U users, N events. ``offsets`` (U + 2,): user ``u`` owns ``offsets[u]:of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
+from datamodules.dates import iso_seconds
 from datamodules.samplers import hashed_order
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID
 
@@ -119,7 +119,7 @@ class GlobalTemporal:
                 "or two ISO dates."
             )
         if isinstance(self.valid, str) and isinstance(self.test, str):
-            if _seconds(self.valid) >= _seconds(self.test):
+            if self._second(self.valid) >= self._second(self.test):
                 raise ValueError(
                     f"GlobalTemporal got valid={self.valid!r}, test={self.test!r}; VALID must "
                     "begin before TEST."
@@ -149,11 +149,14 @@ class GlobalTemporal:
     def _boundaries(self, timestamps: np.ndarray) -> tuple[float, float]:
         """Seconds at which VALID and TEST begin."""
         if isinstance(self.valid, str) or isinstance(self.test, str):
-            return _seconds(str(self.valid)), _seconds(str(self.test))
+            return self._second(str(self.valid)), self._second(str(self.test))
         times = np.sort(timestamps)
         test_at = len(times) - _share(self.test, len(times))
         valid_at = max(test_at - _share(self.valid, len(times)), 0)
         return float(times[valid_at]), float(times[test_at])
+
+    def _second(self, date: str) -> float:
+        return iso_seconds(date, type(self).__name__)
 
     def _check_parts(self, split: np.ndarray, valid_from: float, test_from: float) -> None:
         wanted = (TRAIN, TEST) if self.valid == 0 else (TRAIN, VALID, TEST)
@@ -173,20 +176,6 @@ class GlobalTemporal:
         same = user[1:] == user[:-1]
         keep_first = self.targets == "first"
         return position[np.append(False, same) if keep_first else np.append(same, False)]
-
-
-def _seconds(date: str) -> float:
-    """Seconds since 1970 of an ISO date or date and time."""
-    try:
-        moment = datetime.fromisoformat(date.replace("Z", "+00:00"))
-    except ValueError as error:
-        raise ValueError(
-            f"GlobalTemporal got the date {date!r}; expected ISO format, such as 2020-03-31 or "
-            "2020-03-31T12:00:00."
-        ) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return moment.timestamp()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,9 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ def folder_stats(folder: Path) -> list[tuple[str, int, int]]:
     return sorted((name, s.st_size, s.st_mtime_ns) for name, s in stats)
 
 
+def place_stats(place: str | Path) -> list[tuple[str, int, int]]:
+    """``folder_stats`` of a folder; of a file its own name, size and time."""
+    path = Path(place).expanduser()
+    if not path.is_file():
+        return folder_stats(path)
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, or None where there is none or it is not whole."""
     try:
@@ -56,6 +66,27 @@ def write_json(path: Path, value: Any) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def publish_folder(folder: Path, last: str, write: Callable[[Path], None]) -> None:
+    """Make a folder whole or not at all: written beside its place, then renamed.
+
+    Args:
+        folder: its place.
+        last: a file that every whole folder has; with it another process's folder is taken as good.
+        write: fills the folder that it is given.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write(part)
+        part.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
+        os.rename(part, folder)
+    except OSError:
+        if not (folder / last).is_file():  # not another process that was quicker
+            raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _meaning(file: Path) -> str:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from datamodules.versioning import code_digest, folder_stats, read_json, value_digest, write_json
+from datamodules.versioning import code_digest, place_stats, read_json, value_digest, write_json
 from experiments import lock
 from experiments.config import Experiment
 from experiments.errors import UserError
@@ -23,7 +23,9 @@ from experiments.keys import flatten
 from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
-LOCAL_DATA_KEYS = ("root", "on_bad_row", "expected")
+# Places of the user's: their content counts, not where they lie.
+LOCAL_PLACES = ("root", "interactions", "items", "images")
+LOCAL_DATA_KEYS = (*LOCAL_PLACES, "on_bad_row", "expected", "allow_mismatch")
 # What `make results` writes is no change of the code that made the results.
 WRITTEN = ("README.md", "experiments/results.md")
 # Settings of the Trainer that a test does not read.
@@ -135,9 +137,10 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
 
 def data_key(data: dict[str, Any]) -> str:
     """Names a data configuration on this machine: its settings, its parsers' code, its local files."""
-    root = data.get("root")
-    asked = _without(data, ("mask_seen", "expected"))  # they change no prepared file
-    files = folder_stats(Path(root).expanduser()) if root else []
+    asked = _without(
+        data, ("mask_seen", "expected", "allow_mismatch")
+    )  # they change no prepared file
+    files = [place_stats(data[place]) for place in LOCAL_PLACES if data.get(place)]
     return value_digest({"data": asked, "files": files, "code": _data_code()}, 16)
 
 

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from experiments.errors import UserError
 from experiments.keys import nearest
+from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
 RUNTIME = ("num_items", "num_users")
@@ -47,8 +48,7 @@ def _object_problems(node: dict[str, Any], where: str, given: tuple[str, ...]) -
     except UserError as error:
         yield f"{where}: {error}"
         return
-    signature = inspect.signature(function)
-    parameters = signature.parameters
+    parameters = signature_of(function)
     arguments = {k: v for k, v in node.items() if not (k.startswith("_") and k.endswith("_"))}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in [*arguments, *given]:
@@ -67,10 +67,12 @@ def _object_problems(node: dict[str, Any], where: str, given: tuple[str, ...]) -
 
 def _type_problems(function: Any, arguments: dict[str, Any], where: str) -> Iterator[str]:
     """Values that do not fit the annotation. Objects are checked when they are built themselves."""
-    try:
-        hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (NameError, TypeError):  # annotations that exist for type checkers only
-        return
+    hints: dict[str, Any] = {}
+    for constructor in reversed(list(_constructors(function))):
+        try:
+            hints |= typing.get_type_hints(constructor)
+        except (NameError, TypeError):  # annotations that exist for type checkers only
+            continue
     for name, value in arguments.items():
         if name not in hints or _holds_objects(value):
             continue
@@ -83,6 +85,44 @@ def _type_problems(function: Any, arguments: dict[str, Any], where: str) -> Iter
         except ValidationError as error:
             first = error.errors()[0]
             yield f"{where}.{name} is {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+def _constructors(function: Any) -> Iterator[Any]:
+    """What a call runs; in our own code ``**options`` are passed on to the base class's constructor."""
+    if not _is_ours(function):
+        yield function.__init__ if inspect.isclass(function) else function
+        return
+    for base in filter(_is_ours, function.__mro__):
+        own = vars(base).get("__init__")
+        if own is not None:
+            yield own
+            kinds = [p.kind for p in inspect.signature(own).parameters.values()]
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                return
+
+
+def _is_ours(function: Any) -> bool:
+    return inspect.isclass(function) and function.__module__.partition(".")[0] in PACKAGES
+
+
+def signature_of(function: Any) -> dict[str, inspect.Parameter]:
+    """Arguments by name; a class of ours that takes ``**options`` has those of its base class, too.
+
+    A base class's positional-only arguments are what its heirs decide for themselves.
+    """
+    if not _is_ours(function):
+        return dict(inspect.signature(function).parameters)
+    found: dict[str, inspect.Parameter] = {}
+    chain = list(_constructors(function))
+    for constructor in chain:
+        own = list(inspect.signature(constructor).parameters.values())[1:]  # without self
+        last = constructor is chain[-1]
+        for parameter in own:
+            passed_on = parameter.kind is parameter.VAR_KEYWORD and not last
+            private = parameter.kind is parameter.POSITIONAL_ONLY
+            if not passed_on and not private:
+                found.setdefault(parameter.name, parameter)
+    return found
 
 
 def _holds_objects(value: Any) -> bool:
@@ -126,4 +166,4 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 
 def runtime_arguments(target: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Those of the data's facts that a constructor asks for by name."""
-    return {k: v for k, v in facts.items() if k in inspect.signature(locate(target)).parameters}
+    return {k: v for k, v in facts.items() if k in signature_of(locate(target))}

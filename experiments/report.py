@@ -18,7 +18,7 @@ from datamodules.versioning import read_json
 from experiments.config import Experiment, origin_of
 from experiments.keys import flatten
 
-COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc")
+COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc")
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 
@@ -174,6 +174,7 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
             ("ratings", ratings),
             ("repeated user-item pairs", f"{report['repeated_pairs']:,}"),
         ],
+        _example_section(report.get("examples", {})),
         [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
         _split_section(report["split"], manifest["counts"]["users"]),
         [(k.replace("_", " "), f"{v:,}") for k, v in report["groups"].items()],
@@ -182,6 +183,14 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
             for k, v in manifest["recipe"].items()
         ],
         [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
+    ]
+
+
+def _example_section(parts: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
+    """Labelled examples by purpose."""
+    return [
+        (f"{code} examples", ", ".join(f"{_plain(v)} {k}" for k, v in counts.items()))
+        for code, counts in parts.items()
     ]
 
 

@@ -66,9 +66,9 @@ def _arguments(node: ast.ClassDef, module: str) -> Iterator[str]:
     for part in node.body:
         if isinstance(part, ast.FunctionDef) and part.name == "__init__":
             spec = part.args
-            yield from (
-                a.arg for a in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs) if a.arg != "self"
-            )
+            yield from (a.arg for a in (*spec.args, *spec.kwonlyargs) if a.arg != "self")
+            if spec.kwarg:  # **options are those of the base class
+                yield from _inherited(node, module)
             return
     fields = [
         p.target.id
@@ -76,9 +76,13 @@ def _arguments(node: ast.ClassDef, module: str) -> Iterator[str]:
         if isinstance(p, ast.AnnAssign) and isinstance(p.target, ast.Name)
     ]
     decorated = any("dataclass" in ast.dump(d) for d in node.decorator_list)
-    bases = [b.id for b in node.bases if isinstance(b, ast.Name)]
-    inherited = (parameters(f"{module}.{b}") or () for b in bases)
-    yield from fields if decorated else (name for names in inherited for name in names)
+    yield from fields if decorated else _inherited(node, module)
+
+
+def _inherited(node: ast.ClassDef, module: str) -> Iterator[str]:
+    for base in node.bases:
+        if isinstance(base, ast.Name):
+            yield from parameters(f"{module}.{base.id}") or ()
 
 
 @cache

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.types import Batch, Collator, Histories
+from datamodules.types import TEST, VALID, Batch, Collator, Histories
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
@@ -30,7 +30,7 @@ class ScoredBatch:
     """What a test step returns, for the callback that writes scored candidates."""
 
     batch: Batch
-    counts: RankCounts
+    counts: RankCounts | None  # None where rows are labelled: there is nothing to rank
     scores: Tensor | None  # (B, C) of ``batch.candidates``; None when the catalogue was ranked
 
 
@@ -44,6 +44,7 @@ class RankingModule(pl.LightningModule):
 
     all_windows: bool = False
     num_negatives: int = 0
+    labelled: bool = False
     # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
     strict_loading = False
 
@@ -56,7 +57,7 @@ class RankingModule(pl.LightningModule):
         self.max_length = max_length
         self.block_size = block_size
         self.eval_metrics: dict[str, RankingMetrics] = {}
-        self.pooled_auc: dict[str, LogitAUC] = {}  # by group; sampled candidates only
+        self.pooled_auc: dict[str, LogitAUC] = {}  # by group; sampled candidates and labels
         self.results: dict[str, tuple[float, float]] = {}  # name -> (mean, standard error)
 
     # What a method gives -------------------------------------------------------------------------
@@ -88,14 +89,17 @@ class RankingModule(pl.LightningModule):
 
     # Evaluation ------------------------------------------------------------------------------------
 
-    def rank(self, batch: Batch, top_k: int = 0) -> tuple[RankCounts, Tensor | None]:
+    def rank(self, batch: Batch, top_k: int = 0) -> tuple[RankCounts | None, Tensor | None]:
         """Where the targets stand, among the batch's candidates or in the whole catalogue.
 
         Returns:
-            The counts, and the candidates' scores (B, C) where there are candidates.
+            The counts, and the candidates' scores (B, C) where there are candidates. Rows that are labelled
+            have no counts, and scores (B, 1) of their target.
         """
         assert batch.target is not None
         state = self.encode(batch)
+        if batch.label is not None:
+            return None, self.score(state, batch.target[:, None])
         if batch.candidates is not None:
             scores = self.score(state, batch.candidates)  # (B, C)
             counts = rank_candidates(scores, candidates=batch.candidates, target=batch.target)
@@ -134,22 +138,32 @@ class RankingModule(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/GROUP/METRIC`` and keep the standard errors for the results file."""
-        metrics = self._log("test")
-        errors = metrics.stderr()
+        values = self._log("test")
+        metrics = self.eval_metrics.get("test")
+        errors = metrics.stderr() if metrics else {}
         self.results = {
             name: (value.item(), errors[name].item() if name in errors else float("nan"))
-            for name, value in {**metrics.compute(), **self._pooled()}.items()
+            for name, value in values.items()
         }
 
     def _reset(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        names = data.group_names
-        self.eval_metrics[split] = RankingMetrics(KS, names).to(self.device)
-        sampled = data.sampled_candidates
-        self.pooled_auc = {n: LogitAUC().to(self.device) for n in names} if sampled else {}
+        code = VALID if split == "val" else TEST
+        names, labelled = data.group_names, data.labelled(code)
+        self.eval_metrics.pop(split, None)
+        if not labelled:
+            self.eval_metrics[split] = RankingMetrics(KS, names).to(self.device)
+        pooled = labelled or data.sampled_candidates(code)
+        self.pooled_auc = {n: LogitAUC().to(self.device) for n in names} if pooled else {}
 
-    def _count(self, split: str, batch: Batch, counts: RankCounts, scores: Tensor | None) -> None:
+    def _count(
+        self, split: str, batch: Batch, counts: RankCounts | None, scores: Tensor | None
+    ) -> None:
         assert batch.groups is not None
+        if counts is None:
+            assert scores is not None
+            self._count_labels(batch, scores)
+            return
         if scores is not None and batch.candidates is not None and batch.target is not None:
             labels = batch.candidates == batch.target[:, None]  # (B, C)
             for member, auc in zip(batch.groups.T, self.pooled_auc.values(), strict=True):
@@ -159,17 +173,30 @@ class RankingModule(pl.LightningModule):
             counts.above, counts.ties, counts.count, batch.groups, batch.weight
         )
 
-    def _log(self, split: str) -> RankingMetrics:
-        metrics = self.eval_metrics[split]
-        values = {**metrics.compute(), **self._pooled()}
+    def _count_labels(self, batch: Batch, scores: Tensor) -> None:
+        assert batch.groups is not None
+        assert batch.label is not None
+        users = batch.user.double()
+        for member, auc in zip(batch.groups.T, self.pooled_auc.values(), strict=True):
+            auc.update(scores[:, 0], batch.label, users, keep=member)
+
+    def _log(self, split: str) -> dict[str, Tensor]:
+        metrics = self.eval_metrics.get(split)
+        values = {**(metrics.compute() if metrics else {}), **self._pooled(metrics is None)}
         # The sums are already those of all ranks: every rank logs the same numbers.
         logged = {f"{split}/{name}": v.float() for name, v in values.items()}
         self.log_dict(logged, sync_dist=False, rank_zero_only=False)
-        return metrics
+        return values
 
-    def _pooled(self) -> dict[str, Tensor]:
-        """``group/auc``: all (score, label) pairs of all rows in one list, as TALLRec's tables have it."""
-        return {f"{group}/auc": auc.compute()["auc"] for group, auc in self.pooled_auc.items()}
+    def _pooled(self, labelled: bool) -> dict[str, Tensor]:
+        """``group/auc``: all (score, label) pairs of all rows in one list, as TALLRec's tables have it.
+
+        Labelled rows also give ``group/uauc``, the mean of the users' own AUCs, ``group/n`` and the number
+        of users who have both labels.
+        """
+        found = {group: auc.compute() for group, auc in self.pooled_auc.items()}
+        kept = ("auc", "uauc", "n", "users") if labelled else ("auc",)
+        return {f"{group}/{k}": v[k] for group, v in found.items() for k in kept if k in v}
 
     # Reproducible dropout ----------------------------------------------------------------------------
 

@@ -1,0 +1,84 @@
+"""Learning from few labelled examples, and which events are then still training events.
+
+Legend: U users, N events, R examples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datamodules.examples import Examples, ExampleTable
+from datamodules.samplers import hashed_order
+from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories
+
+
+@dataclass(frozen=True)
+class FewExamples:
+    """Another recipe with only ``count`` training examples (TALLRec's K), drawn by the seed.
+
+    ``valid`` also limits the validation examples: a few-shot result that was selected on a thousand
+    validation labels is none. Events outside the kept training examples become context.
+
+    Raises:
+        ValueError: impossible arguments; on a call, fewer than were asked for.
+    """
+
+    base: Examples
+    count: int
+    valid: int | None = None
+    seed: int = 0
+
+    limits_training = True
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or (self.valid is not None and self.valid < 1):
+            raise ValueError(
+                f"FewExamples got count={self.count}, valid={self.valid}; expected 1 or more."
+            )
+
+    @property
+    def own_split(self) -> bool:
+        """That of the base."""
+        return self.base.own_split
+
+    @property
+    def liked_above(self) -> float | None:
+        """That of the base."""
+        return self.base.liked_above
+
+    def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
+        """The base's table with fewer rows, the kept ones in their order."""
+        table = self.base(histories, first_row)
+        keep = np.ones(len(table), dtype=bool)
+        for code, wanted in ((TRAIN, self.count), (VALID, self.valid)):
+            rows = np.flatnonzero(table.code == code)
+            if wanted is None:
+                continue
+            if wanted > len(rows):
+                raise ValueError(
+                    f"FewExamples was asked for {wanted} {SPLIT_NAMES[code]} examples, but there are "
+                    f"{len(rows)}; ask for fewer."
+                )
+            keep[rows] = False
+            keep[rows[hashed_order(len(rows), seed=self.seed)[:wanted]]] = True
+        return table.take(keep)
+
+
+def codes_of(table: ExampleTable, histories: Histories, own_split: bool) -> np.ndarray:
+    """(N,) int8 codes of events where only the training examples may be learned from.
+
+    TRAIN is what a training example shows, its history and its target; other training events are context.
+    With ``own_split`` the targets of its other examples are VALID and TEST, and nothing else is.
+    """
+    held_out = np.isin(histories.split, (VALID, TEST)) & (not own_split)
+    codes = np.where(held_out, histories.split, CONTEXT).astype(np.int8)
+    train = table.take(table.code == TRAIN)
+    edges = np.zeros(len(codes) + 1, dtype=np.int64)
+    np.add.at(edges, train.start, 1)
+    np.add.at(edges, train.stop + 1, -1)
+    codes[(np.cumsum(edges)[:-1] > 0) & ~held_out] = TRAIN
+    for code in (VALID, TEST) if own_split else ():
+        codes[table.stop[table.code == code]] = code
+    return codes
