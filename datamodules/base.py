@@ -275,7 +275,7 @@ class SequenceDataModule(pl.LightningDataModule):
         )
         dataset = EvalDataset(self.histories, rows, self.seed, self._liked_above)
         attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
-        if rows.label is not None:
+        if self.recipe.examples is not None:
             attach = AttachLabels(attach)
         return self._loader(dataset, sampler, attach)
 

@@ -187,20 +187,15 @@ class WithNegatives:
         stop, user = _targets(histories, self.train, (TRAIN, VALID))
         target = histories.items[stop].astype(np.int64)
         weights = np.ones(histories.num_items + 1, dtype=np.int64)
-        drawn = np.concatenate(
-            [
-                draw_candidates(
-                    histories, user[at], target[at], weights, self.count, code, self.seed
-                )
-                for code in (TRAIN, VALID)
-                if len(at := np.flatnonzero(histories.split[stop] == code))
-            ]
-        )  # (R, count + 1), training rows first
-        order = np.argsort(histories.split[stop], kind="stable")
-        user, stop, target = user[order], stop[order], target[order]
+        drawn = np.zeros((len(stop), self.count + 1), dtype=np.int64)  # (R, count + 1)
+        for code in (TRAIN, VALID):
+            at = np.flatnonzero(histories.split[stop] == code)
+            drawn[at] = draw_candidates(
+                histories, user[at], target[at], weights, self.count, code, self.seed
+            )
         each = self.count + 1
         user, stop = np.repeat(user, each), np.repeat(stop, each)
-        item = drawn.ravel().astype(np.int64)
+        item = drawn.ravel()
         start = _starts(histories, user, stop, self.length)
         label = item == np.repeat(target, each)
         return ExampleTable(user, start, stop, item, label, histories.split[stop])

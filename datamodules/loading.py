@@ -124,9 +124,8 @@ class AttachLabels:
         self.collate = collate
 
     def __call__(self, rows: Rows) -> Batch:
-        """The method's batch with ``target`` (B,), ``label`` (B,) and ``liked`` (B, T)."""
+        """The method's batch with ``target`` (B,), ``liked`` (B, T) and, where there is one, ``label`` (B,)."""
         assert rows.target is not None
-        assert rows.label is not None
         batch = self.collate(rows)
         length = batch.length.numpy()  # (B,) the newest events that the method reads
         columns = np.arange(batch.history.shape[1])
@@ -139,7 +138,7 @@ class AttachLabels:
         return replace(
             batch,
             target=torch.from_numpy(rows.target.astype(np.int64)),
-            label=torch.from_numpy(rows.label.copy()),
+            label=None if rows.label is None else torch.from_numpy(rows.label.copy()),
             liked=torch.from_numpy(liked),
             normaliser=torch.tensor(rows.normaliser, dtype=torch.float32),
         )

@@ -1,0 +1,271 @@
+"""Labelled examples: what each recipe makes of histories, by definition and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.examples import (
+    Examples,
+    ExampleTable,
+    RatedTargets,
+    SlidingWindows,
+    WithNegatives,
+)
+from datamodules.few_examples import FewExamples, codes_of
+from datamodules.movielens import MovieLensDataModule
+from datamodules.splits import LeaveOneOut, RandomByUser
+from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Batch, Histories
+from lightning_modules.base import RankingModule
+
+lengths = st.lists(st.integers(1, 9), min_size=4, max_size=9)
+
+
+def _histories(counts: list[int], seed: int = 0, split: Any = None) -> Histories:
+    """Users with so many events of 40 items, rated 1 to 5."""
+    draw = np.random.default_rng(seed)
+    offsets = np.concatenate([[0, 0], np.cumsum(counts)]).astype(np.int64)
+    items = np.concatenate([draw.permutation(40)[:n] + 1 for n in counts]).astype(np.int32)
+    times = np.zeros(len(items), np.int64)
+    codes = np.full(len(items), CONTEXT) if split is None else split(offsets, items, times)
+    ratings = draw.integers(1, 6, len(items)).astype(np.float32)
+    return Histories(offsets, items, codes.astype(np.int8), times, 40, ratings)
+
+
+def _appearance(order: list[int]) -> np.ndarray:
+    """(U + 1,) first rows, when the file names the users in this order."""
+    first = np.full(len(order) + 1, 10**6)
+    first[order] = np.arange(len(order)) * 10
+    return first
+
+
+def _tuples(table: ExampleTable) -> list[tuple[int, ...]]:
+    columns = (table.user, table.start, table.stop, table.target, table.label, table.code)
+    return [tuple(int(v) for v in row) for row in zip(*columns, strict=True)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 3), st.integers(3, 30), st.randoms())
+def test_sliding_windows_are_those_of_a_plain_loop(
+    counts: list[int], length: int, newest: int, random: Any
+) -> None:
+    histories = _histories(counts)
+    order = list(range(1, len(counts) + 1))
+    random.shuffle(order)
+    expected = []
+    for user in order:
+        begin, end = histories.offsets[user], histories.offsets[user + 1]
+        expected += [(user, at - length, at) for at in range(begin + length, end)]
+    expected = expected[-newest:]
+    recipe = SlidingWindows(length, 3, newest, valid=0.2, test=0.2)
+    valid_from, test_from = round(len(expected) * 0.6), round(len(expected) * 0.8)
+    if not 0 < valid_from <= test_from < len(expected):
+        with pytest.raises(ValueError, match="too few to cut"):
+            recipe(histories, _appearance(order))
+        return
+    assert histories.ratings is not None
+    made = _tuples(recipe(histories, _appearance(order)))
+    for row, (user, start, stop) in enumerate(expected):
+        code = TRAIN if row < valid_from else VALID if row < test_from else TEST
+        liked = histories.ratings[stop] > 3
+        assert made[row] == (user, start, stop, histories.items[stop], liked, code)
+    assert len(made) == len(expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths, st.integers(1, 4), st.sampled_from(["all", "last"]), st.integers(0, 3))
+def test_rated_targets_are_the_splits_events(
+    counts: list[int], length: int, train: Any, seed: int
+) -> None:
+    histories = _histories(counts, seed, LeaveOneOut())
+    assert histories.ratings is not None
+    expected = []
+    for user in range(1, histories.num_users + 1):
+        begin, end = histories.offsets[user], histories.offsets[user + 1]
+        learned = [at for at in range(begin, end) if histories.split[at] == TRAIN]
+        for at in range(begin + 1, end):
+            if histories.split[at] == TRAIN and train == "last" and at != learned[-1]:
+                continue
+            start, liked = max(begin, at - length), histories.ratings[at] > 2
+            expected.append((user, start, at, histories.items[at], liked, histories.split[at]))
+    table = RatedTargets(2, length, train)(histories, _appearance([]))
+    assert _tuples(table) == expected
+
+
+@pytest.mark.parametrize(
+    ("balance", "even"), [("natural", ()), ("train", (TRAIN,)), ("all", (0, 1, 2))]
+)
+def test_balance_drops_the_surplus_only(balance: Any, even: tuple[int, ...]) -> None:
+    histories = _histories([9] * 30, 1, LeaveOneOut())
+    every = RatedTargets(4)(histories, _appearance([]))
+    table = RatedTargets(4, balance=balance, seed=5)(histories, _appearance([]))
+    assert set(_tuples(table)) <= set(_tuples(every))
+    for code in (TRAIN, VALID, TEST):
+        labels, whole = (t.label[t.code == code] for t in (table, every))
+        if code in even:
+            fewer = min(whole.sum(), (~whole).sum())
+            assert labels.sum() == (~labels).sum() == fewer
+        else:
+            assert len(labels) == len(whole)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(1, 4), st.integers(0, 5))
+def test_negatives_were_never_touched_and_are_distinct(
+    counts: list[int], negatives: int, seed: int
+) -> None:
+    histories = _histories(counts, seed, LeaveOneOut())
+    table = WithNegatives(negatives, seed=seed)(histories, _appearance([]))
+    for stop in np.unique(table.stop):
+        rows = table.take(table.stop == stop)
+        user = rows.user[0]
+        touched = set(
+            histories.items[histories.offsets[user] : histories.offsets[user + 1]].tolist()
+        )
+        assert rows.target[rows.label].tolist() == [histories.items[stop]]
+        drawn = rows.target[~rows.label].tolist()
+        assert len(set(drawn)) == negatives
+        assert not touched & set(drawn)
+        assert set(rows.code.tolist()) == {histories.split[stop]}
+    positives = np.isin(histories.split, (TRAIN, VALID)).sum() - sum(
+        histories.split[histories.offsets[u]] == TRAIN for u in range(1, histories.num_users + 1)
+    )
+    assert table.label.sum() == positives
+    assert TEST not in table.code
+
+
+def test_few_examples_keep_k_of_the_base_and_the_rest_is_context() -> None:
+    histories = _histories([9] * 20, 2, LeaveOneOut())
+    base = RatedTargets(3, length=2)
+    table = FewExamples(base, 7, valid=4, seed=1)(histories, _appearance([]))
+    every = base(histories, _appearance([]))
+    assert set(_tuples(table)) <= set(_tuples(every))
+    assert [(table.code == code).sum() for code in (TRAIN, VALID, TEST)] == [7, 4, 20]
+    codes = codes_of(table, histories, own_split=False)
+    shown = {at for t in _tuples(table) if t[5] == TRAIN for at in range(t[1], t[2] + 1)}
+    assert set(np.flatnonzero(codes == TRAIN).tolist()) == shown
+    held_out = histories.split != TRAIN
+    assert np.array_equal(codes[held_out], histories.split[held_out])
+    other = FewExamples(base, 7, seed=2)(histories, _appearance([]))
+    assert _tuples(other)[:7] != _tuples(table)[:7]
+    with pytest.raises(ValueError, match="asked for 700 train examples, but there are 120"):
+        FewExamples(base, 700)(histories, _appearance([]))
+
+
+def test_events_of_windows_are_never_trained_on_and_tested() -> None:
+    histories = _histories([9] * 10, 3)
+    table = SlidingWindows(3, 3, 1_000, valid=0.25, test=0.25)(
+        histories, _appearance(list(range(10, 0, -1)))
+    )
+    codes = codes_of(table, histories, own_split=True)
+    for code in (VALID, TEST):
+        assert set(table.stop[table.code == code]) == set(np.flatnonzero(codes == code))
+    assert (codes == TRAIN).any()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (lambda: SlidingWindows(0), "length=0"),
+        (lambda: SlidingWindows(valid=0.6, test=0.5), "valid=0.6, test=0.5"),
+        (lambda: RatedTargets(3, train="first"), "give one of all, last"),  # type: ignore[arg-type]
+        (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
+        (lambda: WithNegatives(0), "count=0"),
+        (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
+    ],
+)
+def test_impossible_arguments_are_named(recipe: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe()
+
+
+def test_data_without_ratings_has_no_likes() -> None:
+    histories = _histories([9] * 5, 0, LeaveOneOut())
+    assert histories.ratings is not None
+    histories.ratings[3] = np.nan
+    with pytest.raises(ValueError, match="1 without a rating; use WithNegatives"):
+        RatedTargets(3)(histories, _appearance([]))
+
+
+class _Recorder(RankingModule):
+    """Learns nothing; remembers the batches it was given."""
+
+    labelled = True
+
+    def __init__(self) -> None:
+        super().__init__(max_length=4)
+        self.bias = torch.nn.Parameter(torch.zeros(()))
+        self.batches: list[Batch] = []
+
+    def collator(self, training: bool) -> Any:
+        from lightning_modules.id_batches import HistoryCollator
+
+        return HistoryCollator(self.max_length)
+
+    def training_step(self, batch: Batch, index: int) -> torch.Tensor:
+        self.batches.append(batch)
+        return self.bias * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def encode(self, batch: Batch) -> torch.Tensor:
+        assert batch.liked is not None
+        return batch.liked.sum(1).double()
+
+    def score(self, state: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        return state[:, None].expand(-1, items.shape[-1])
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [SlidingWindows(5, 3, 200), RatedTargets(3), FewExamples(WithNegatives(2), 30, seed=4)],
+)
+def test_a_trainer_gets_each_example_once_with_its_label(
+    examples: Examples, tiny_movielens: Path, tmp_path: Path
+) -> None:
+    data = MovieLensDataModule(
+        root=str(tiny_movielens), cache=str(tmp_path), examples=examples, split=RandomByUser(seed=1)
+    )
+    data.batch_size = 16
+    module = _Recorder()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    table = data.prepared.examples()
+    assert table is not None
+    seen = {}
+    for batch in module.batches:
+        assert batch.label is not None
+        assert batch.target is not None
+        assert batch.liked is not None
+        for n, row in enumerate(batch.row.tolist()):
+            assert row not in seen
+            seen[row] = True
+            assert batch.target[n] == table.target[row]
+            assert batch.label[n] == table.label[row]
+            length = int(batch.length[n])
+            events = slice(int(table.stop[row]) - length, int(table.stop[row]))
+            assert batch.history[n, :length].tolist() == data.histories.items[events].tolist()
+            if examples.liked_above is None:
+                assert batch.liked[n, :length].all()
+            else:
+                assert data.histories.ratings is not None
+                liked = data.histories.ratings[events] > examples.liked_above
+                assert batch.liked[n, :length].tolist() == liked.tolist()
+            assert not batch.liked[n, length:].any()
+    assert len(seen) == len(table)
+    trainer.test(module, datamodule=data, verbose=False)
+    ranked = isinstance(examples, FewExamples)  # WithNegatives leaves the test rows to be ranked
+    assert ("all/ndcg@10" in module.results) == ranked
+    assert "all/uauc" in module.results
+    assert ("all/auc" in module.results) != ranked
