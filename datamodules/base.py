@@ -238,11 +238,17 @@ class SequenceDataModule(pl.LightningDataModule):
             micro_batches=trainer.accumulate_grad_batches,
             target_counts=np.ones(len(examples), np.int64),
         )
-        dataset = ExampleDataset(self.histories, examples, self.seed, self._liked_above)
+        dataset = ExampleDataset(self.histories, examples, self.seed, self.liked_above)
         return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
 
     @property
-    def _liked_above(self) -> float | None:
+    def tells_likes(self) -> bool:
+        """Whether batches say which events of a history were liked."""
+        return self.recipe.examples is not None
+
+    @property
+    def liked_above(self) -> float | None:
+        """Events rated above it are likes; None where every event is one."""
         return self.recipe.examples.liked_above if self.recipe.examples else None
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -273,9 +279,9 @@ class SequenceDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        dataset = EvalDataset(self.histories, rows, self.seed, self._liked_above)
+        dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
         attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
-        if self.recipe.examples is not None:
+        if self.tells_likes:
             attach = AttachLabels(attach)
         return self._loader(dataset, sampler, attach)
 

@@ -7,8 +7,7 @@ covers content only: two ways to the same arrays agree.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,13 @@ from datamodules.examples import ExampleTable
 from datamodules.few_examples import codes_of
 from datamodules.filters import apply_filters
 from datamodules.parsed import Parsed, parsed
-from datamodules.prepared import ARRAYS, Prepared
+from datamodules.prepared import Prepared, store
 from datamodules.recipe import Recipe
 from datamodules.report import data_report, examples_report
 from datamodules.samplers import hashed_integers
 from datamodules.splits import eval_positions, sort_histories
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
-from datamodules.versioning import code_digest, publish_folder, value_digest, write_json
-
-_TEXT_BLOCK = 100_000  # ids that are hashed at a time
+from datamodules.versioning import code_digest, publish_folder, value_digest
 
 
 def prepare(
@@ -63,26 +60,23 @@ def _write(part: Path, recipe: Recipe, raw: Parsed, asked: dict[str, Any]) -> No
     tables = {SPLIT_NAMES[c]: _rows(histories, c, recipe, examples) for c in (VALID, TEST)}
     if examples is not None and (examples.code == TRAIN).any():
         tables[SPLIT_NAMES[TRAIN]] = _example_rows(examples, TRAIN)
-    for name, table in {"items": items, "users": users, **tables}.items():
-        table.rechunk().write_ipc(part / f"{name}.arrow", compression="uncompressed")
-    arrays = _arrays(histories)
-    for name, array in arrays.items():
-        np.save(part / f"{name}.npy", array)
     report = data_report(whole, raw, steps, items, histories, recipe.groups)
     if examples is not None and recipe.examples is not None:
         liked_above = recipe.examples.liked_above
         report["examples"] = examples_report(examples, histories, liked_above)
-    counts = (users.height, items.height, len(histories.items))
+    counts = {"users": users.height, "items": items.height, "interactions": len(histories.items)}
+    if examples is not None:
+        for code in (TRAIN, VALID, TEST):
+            counts[f"{SPLIT_NAMES[code]}_examples"] = int((examples.code == code).sum())
     manifest = {
         "recipe": recipe.describe(raw.note["ordered"]),
         "asked": asked,
-        "digest": _content_digest(histories.users, arrays, items, users, tables),
         "source": raw.note["source"],
         "checksums": raw.note["checksums"],
-        "counts": dict(zip(("users", "items", "interactions"), counts, strict=True)),
+        "counts": counts,
         "report": report,
     }
-    write_json(part / "manifest.json", manifest)
+    store(part, histories, items, users, tables, manifest)
 
 
 def _numbered(ids: pl.Series, attributes: pl.LazyFrame | None, key: str) -> pl.DataFrame:
@@ -193,41 +187,3 @@ def _example_rows(examples: ExampleTable, code: int) -> pl.DataFrame:
             "label": part.label,
         }
     )
-
-
-def _arrays(histories: Histories) -> dict[str, np.ndarray]:
-    """Name -> array, with the types of ``ARRAYS``."""
-    assert histories.ratings is not None
-    found = (
-        histories.offsets, histories.items, histories.ratings, histories.timestamps, histories.split
-    )  # fmt: skip
-    pairs = zip(ARRAYS.items(), found, strict=True)
-    return {name: np.ascontiguousarray(array, dtype=kind) for (name, kind), array in pairs}
-
-
-def _content_digest(
-    users_of: np.ndarray,
-    arrays: dict[str, np.ndarray],
-    items: pl.DataFrame,
-    users: pl.DataFrame,
-    tables: dict[str, pl.DataFrame],
-) -> str:
-    digest = hashlib.sha256()
-    for name, array in {"user": users_of, **arrays}.items():
-        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    for series in (items["item_id"], users["user_id"]):
-        for block in _texts(series):
-            digest.update(block)
-    for name, table in sorted(tables.items()):
-        for column in table.iter_columns():
-            digest.update(f"{name}.{column.name}:{column.dtype}:{len(column)};".encode())
-            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _texts(series: pl.Series) -> Iterator[bytes]:
-    """The ids as bytes, a block at a time: a million of them at once would be a gigabyte."""
-    yield f"{series.name}:{len(series)};".encode()
-    for at in range(0, len(series), _TEXT_BLOCK):
-        yield "".join(f"{text}\0" for text in series.slice(at, _TEXT_BLOCK)).encode()

@@ -5,6 +5,8 @@ Legend: U users, N events, R rows, C candidates.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ import polars as pl
 
 from datamodules.examples import ExampleTable
 from datamodules.types import SPLIT_NAMES, TRAIN, EvalRows, Histories
-from datamodules.versioning import read_json
+from datamodules.versioning import read_json, write_json
 
 # Each an ``.npy`` file in history order (N,), but for ``offsets`` (U + 2,).
 ARRAYS = {
@@ -25,6 +27,7 @@ ARRAYS = {
     "timestamp": np.int64,
     "split": np.int8,
 }
+_TEXT_BLOCK = 100_000  # ids that are hashed at a time
 # What a table of rows holds besides its groups.
 ROW_COLUMNS = ("user", "start", "position", "target", "label", "weight", "candidates")
 
@@ -84,12 +87,72 @@ class Prepared:
 
     def examples(self) -> ExampleTable | None:
         """Training examples, where the recipe makes any."""
-        if not (self.folder / f"{SPLIT_NAMES[TRAIN]}.arrow").is_file():
+        table = self.table(TRAIN)
+        if table is None:
             return None
-        table = self._table(SPLIT_NAMES[TRAIN])
         found = {c: table[c].to_numpy() for c in ("user", "start", "target", "label")}
         code = np.full(table.height, TRAIN, np.int8)
         return ExampleTable(**found, stop=table["position"].to_numpy(), code=code)
 
+    def table(self, code: int) -> pl.DataFrame | None:
+        """The stored rows of one split as they are, if there are any."""
+        file = self.folder / f"{SPLIT_NAMES[code]}.arrow"
+        return self._table(SPLIT_NAMES[code]) if file.is_file() else None
+
     def _table(self, name: str) -> pl.DataFrame:
         return pl.read_ipc(self.folder / f"{name}.arrow")
+
+
+def store(
+    folder: Path,
+    histories: Histories,
+    items: pl.DataFrame,
+    users: pl.DataFrame,
+    tables: dict[str, pl.DataFrame],
+    manifest: dict[str, Any],
+) -> None:
+    """Write everything that ``Prepared`` reads, and the digest of its content into the manifest."""
+    for name, table in {"items": items, "users": users, **tables}.items():
+        table.rechunk().write_ipc(folder / f"{name}.arrow", compression="uncompressed")
+    arrays = _arrays(histories)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    digest = _content_digest(arrays, items["item_id"], users["user_id"], tables)
+    write_json(folder / "manifest.json", {**manifest, "digest": digest})
+
+
+def _arrays(histories: Histories) -> dict[str, np.ndarray]:
+    """Name -> array, with the types of ``ARRAYS``."""
+    assert histories.ratings is not None
+    found = (
+        histories.offsets, histories.items, histories.ratings, histories.timestamps, histories.split
+    )  # fmt: skip
+    pairs = zip(ARRAYS.items(), found, strict=True)
+    return {name: np.ascontiguousarray(array, dtype=kind) for (name, kind), array in pairs}
+
+
+def _content_digest(
+    arrays: dict[str, np.ndarray],
+    items: pl.Series,
+    users: pl.Series,
+    tables: dict[str, pl.DataFrame],
+) -> str:
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    for series in (items, users):
+        for block in _texts(series):
+            digest.update(block)
+    for name, table in sorted(tables.items()):
+        for column in table.iter_columns():
+            digest.update(f"{name}.{column.name}:{column.dtype}:{len(column)};".encode())
+            digest.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _texts(series: pl.Series) -> Iterator[bytes]:
+    """The ids as bytes, a block at a time: a million of them at once would be a gigabyte."""
+    yield f"{series.name}:{len(series)};".encode()
+    for at in range(0, len(series), _TEXT_BLOCK):
+        yield "".join(f"{text}\0" for text in series.slice(at, _TEXT_BLOCK)).encode()

@@ -140,8 +140,17 @@ def data_key(data: dict[str, Any]) -> str:
     asked = _without(
         data, ("mask_seen", "expected", "allow_mismatch")
     )  # they change no prepared file
-    files = [place_stats(data[place]) for place in LOCAL_PLACES if data.get(place)]
+    files = [place_stats(place) for place in _places(data)]
     return value_digest({"data": asked, "files": files, "code": _data_code()}, 16)
+
+
+def _places(data: dict[str, Any]) -> Iterator[str]:
+    """The user's files and folders that a data configuration, or a part of it, names."""
+    for key, value in sorted(data.items()):
+        if isinstance(value, dict):
+            yield from _places(value)
+        elif key in LOCAL_PLACES and value:
+            yield str(value)
 
 
 def prepared_data(data: dict[str, Any], cache: Path) -> dict[str, Any] | None:
@@ -156,6 +165,27 @@ def record_prepared(data: dict[str, Any], cache: Path, folder: Path, digest: str
     """Remember which prepared folder belongs to this data configuration."""
     note = {"folder": str(folder), "digest": digest}
     write_json(cache / "index" / f"{data_key(data)}.json", note)
+
+
+def mismatches(data: dict[str, Any], counts: dict[str, int]) -> str:
+    """Counts that the data does not have as expected, as text; empty where all agree."""
+    expected = {n: e for n, e in (data.get("expected") or {}).items() if counts.get(n) != e}
+    return ", ".join(f"{counts.get(n, 0):,} {n} (expected {e:,})" for n, e in expected.items())
+
+
+def require_expected(experiment: Experiment, data: dict[str, Any], counts: dict[str, int]) -> None:
+    """Refuse a paper's preset on data that are not the paper's.
+
+    Raises:
+        UserError: the counts differ and ``data.allow_mismatch`` is not set.
+    """
+    wrong = mismatches(data, counts)
+    paper = experiment.config.get("preset") == "paper"
+    if wrong and paper and not data.get("allow_mismatch"):
+        raise UserError(
+            f"{experiment.name} is a paper's preset, but the data has {wrong}: get the paper's data, or "
+            "run on yours with data.allow_mismatch=true"
+        )
 
 
 def commit() -> str:
@@ -277,4 +307,9 @@ def _comparable(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(mapping: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {k: v for k, v in mapping.items() if k not in keys}
+    """A mapping without these keys, at any depth (the parts of joined data have places, too)."""
+    return {
+        k: _without(v, keys) if isinstance(v, dict) else v
+        for k, v in mapping.items()
+        if k not in keys
+    }

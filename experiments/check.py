@@ -69,8 +69,12 @@ def require_sound(experiment: config.Experiment) -> None:
         raise UserError(config.cannot_run(experiment.name, found))
 
 
-def prepare_data(experiment: config.Experiment) -> list[Any]:
-    """Fetch, parse and split every data set of the experiment; returns the data modules."""
+def prepare_data(experiment: config.Experiment, refuse: bool = True) -> list[Any]:
+    """Fetch, parse and split every data set of the experiment; returns the data modules.
+
+    Raises:
+        UserError: with ``refuse``, a paper's preset on data that are not the paper's; see ``frame.PRESETS``.
+    """
     modules = []
     for data in _distinct_data(experiment):
         module: pl.LightningDataModule = build.build(data)
@@ -78,11 +82,24 @@ def prepare_data(experiment: config.Experiment) -> list[Any]:
         artifacts.record_prepared(data, cache_root(), Path(prepared.folder), prepared.digest)
         modules.append(module)
         _require_validation(experiment, data, module)
-        for name, count in (data.get("expected") or {}).items():
-            if (found := prepared.manifest["counts"].get(name)) != count:
-                note = f"make data NAME={experiment.name} shows why, data.expected=null accepts it"
-                say(f"warning: the data has {found:,} {name}, expected {count:,} ({note})")
+        _compare(experiment, data, prepared.manifest["counts"], refuse)
     return modules
+
+
+def _compare(
+    experiment: config.Experiment, data: dict[str, Any], counts: dict[str, int], refuse: bool
+) -> None:
+    """Tell expected counts that the data does not have, or refuse them."""
+    try:
+        artifacts.require_expected(experiment, data, counts)
+    except UserError as error:
+        if refuse:
+            raise
+        say(f"warning: {error}")
+    else:
+        if wrong := artifacts.mismatches(data, counts):
+            note = f"make data NAME={experiment.name} shows why, data.expected=null accepts it"
+            say(f"warning: the data has {wrong} ({note})")
 
 
 def _require_validation(experiment: config.Experiment, data: dict[str, Any], module: Any) -> None:
@@ -104,11 +121,12 @@ def _distinct_data(experiment: config.Experiment) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str]) -> int:
-    """``python -m experiments.check NAME [override ...]``."""
+    """``python -m experiments.check [--report] NAME [override ...]``: ``--report`` accepts every count."""
     try:
-        experiment = config.composed(argv[0], argv[1:])
+        report_only, words = argv[:1] == ["--report"], [a for a in argv if a != "--report"]
+        experiment = config.composed(words[0], words[1:])
         require_sound(experiment)
-        prepare_data(experiment)
+        prepare_data(experiment, refuse=not report_only)
     except (UserError, DataSourceError, ValueError) as error:
         print_error(error)
         return 2

@@ -2,6 +2,7 @@
 
 Composition only: no torch here, so that planning answers at once. An experiment is one YAML file
 below ``experiments/``; its name is its path without the ending, for instance ``sasrec/movielens_100k``.
+``data/NAME`` is the experiment that every data config is by itself: the rows without a model on it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,23 @@ def names() -> list[str]:
     return [f"{f.parent.name}/{f.stem}" for f in files if f.parent.name not in GROUPS]
 
 
+def data_names() -> list[str]:
+    """Every data config, as ``data/NAME``."""
+    return [f"data/{f.stem}" for f in sorted((ROOT / "data").glob("*.yaml"))]
+
+
+def full_name(name: str) -> str:
+    """``data/NAME`` where a bare name is a data config's: ``make data NAME=bookcrossing``."""
+    return f"data/{name}" if f"data/{name}" in data_names() else name
+
+
+def _start(name: str) -> tuple[str, list[str]]:
+    """The file that composition starts from, and what is added to it first."""
+    if name in data_names():
+        return "base", [f"+data={name.removeprefix('data/')}"]
+    return name, []
+
+
 def header(name: str) -> str:
     """The first comment line below ``# @package``: what the experiment is, in one line."""
     for line in (ROOT / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
@@ -96,7 +114,7 @@ def composed(name: str, overrides: Sequence[str] = ()) -> Experiment:
 
 def find(name: str) -> Path:
     """The file of an experiment; an unknown name is answered with the nearest ones."""
-    known = names()
+    known = [*names(), *data_names()]
     if not name:
         raise UserError(
             "NAME is missing: make exp NAME=sasrec/movielens_100k (make list shows all)"
@@ -112,7 +130,9 @@ def origins(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
     """For every leaf of the composed tree, the file (or command-line override) that set it last."""
     with _hydra():
         loader = GlobalHydra.instance().config_loader()
-        defaults = loader.compute_defaults_list(name, list(overrides), RunMode.RUN).defaults
+        start, added = _start(name)
+        added += overrides
+        defaults = loader.compute_defaults_list(start, added, RunMode.RUN).defaults
         loaded = [
             (str(d.config_path), d.package or "", OmegaConf.load(ROOT / f"{d.config_path}.yaml"))
             for d in defaults
@@ -163,7 +183,8 @@ class _hydra:  # noqa: N801 - a context manager, used like a function
 
 def _compose(name: str, overrides: Sequence[str]) -> DictConfig:
     try:
-        return compose(name, overrides=_replacing(overrides))
+        start, added = _start(name)
+        return compose(start, overrides=[*added, *_replacing(overrides)])
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UserError(_explain(name, overrides, error)) from error
 
@@ -234,7 +255,7 @@ def _explain(name: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's own messages name what is wrong but not what was meant."""
     text = str(error)
     if found := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
-        tree = OmegaConf.to_container(compose(name), resolve=False)
+        tree = OmegaConf.to_container(_compose(name, ()), resolve=False)
         leaves = dict(flatten(tree))
         options = [*GROUPS, *leaves, *_unset_arguments(leaves)]
         key = found[1].split("@")[0]

@@ -15,8 +15,10 @@ STAGE_KEYS = {
     "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
 }  # fmt: skip
 TOP_KEYS = {
-    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", *GROUPS,
+    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", *GROUPS,
 }  # fmt: skip
+# `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
+PRESETS = ("corrected", "paper")
 RUNS = ("fit", "predict", "test")
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
 TRAINER_KEYS = (
@@ -32,6 +34,8 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     for key in config:
         if key not in TOP_KEYS:
             yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
+    if config.get("preset", "corrected") not in PRESETS:
+        yield f"preset is {config['preset']!r}, expected one of {', '.join(PRESETS)}"
     yield from _trainer_problems("trainer", config.get("trainer") or {})
     launch = config.get("launch") or {}
     for key in ("devices", "num_nodes"):

@@ -67,10 +67,16 @@ def print_config(experiment: Experiment, origins: dict[str, str]) -> None:
         print(f"{f'{key}: {_plain(value)}':<{width}}  # {origin_of(key, origins)}")  # noqa: T201
 
 
-def print_data_report(folder: Path, config: dict[str, Any]) -> None:
-    """``make data``: counts, filters, doubts, split, groups; expected counts beside ours."""
+def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, int]:
+    """``make data``: counts, filters, doubts, split, groups; expected counts beside ours.
+
+    Returns:
+        The counts.
+    """
     manifest = read_json(folder / "manifest.json")
-    report, counts = manifest["report"], manifest["counts"]
+    for part in manifest.get("parts", {}).values():
+        print_data_report(Path(part), {})
+    report, counts = manifest.get("report"), manifest["counts"]
     console = _console()
     table = Table(
         show_header=False,
@@ -82,12 +88,13 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> None:
     expected = config.get("expected") or {}
     for name, count in counts.items():
         table.add_row(name, f"{count:,}{_against(count, expected.get(name))}")
-    for section in _sections(manifest, report):
+    for section in _sections(manifest, report) if report else [_recipe_section(manifest)]:
         table.add_section()
         for name, text in section:
             table.add_row(escape(str(name)), escape(str(text)))
     console.print(table)
     console.print(f"source: {escape(manifest['source'])}\nfolder: {escape(str(folder))}")
+    return {str(name): int(count) for name, count in counts.items()}
 
 
 def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
@@ -141,7 +148,12 @@ def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str])
     columns = [c for c in COLUMNS if any(f"all/{c}" in values for values in rows.values())]
     for column in columns:
         table.add_column(column, justify="right")
-    groups = dict.fromkeys(name.partition("/")[0] for values in rows.values() for name in values)
+    groups = dict.fromkeys(
+        name.removesuffix("/n")
+        for values in rows.values()
+        for name, entry in values.items()
+        if name.endswith("/n") and entry["value"]  # a group without rows says nothing
+    )
     for group in groups:
         table.add_section()
         for number, (label, values) in enumerate(rows.items()):
@@ -178,12 +190,23 @@ def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tup
         [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
         _split_section(report["split"], manifest["counts"]["users"]),
         [(k.replace("_", " "), f"{v:,}") for k, v in report["groups"].items()],
-        [
-            (k, v if isinstance(v, str) else "; ".join(v) or "none")
-            for k, v in manifest["recipe"].items()
-        ],
+        _recipe_section(manifest),
         [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
     ]
+
+
+def _recipe_section(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was done to the rows."""
+    return [
+        (k, v if isinstance(v, str) else "; ".join(_flat(v)) or "none")
+        for k, v in manifest["recipe"].items()
+    ]
+
+
+def _flat(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{k}: {', '.join(_flat(v))}" for k, v in value.items()]
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 def _example_section(parts: dict[str, dict[str, float]]) -> list[tuple[str, str]]:

@@ -64,6 +64,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         path = results.write_results(artifacts.runs_root(), REPO)
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
+    name = config.full_name(name)
     rerun = "stale=rerun" in overrides
     overrides = [config.as_text(o) for o in overrides if o != "stale=rerun"]
     try:
@@ -79,8 +80,9 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     elif verb == "show":
         report.print_config(experiment, config.origins(experiment.name, experiment.overrides))
     else:
-        _python("experiments.check", [experiment.name, *experiment.overrides])
-        report.print_data_report(_prepared_folder(experiment), experiment.config["data"])
+        _python("experiments.check", ["--report", experiment.name, *experiment.overrides])
+        counts = report.print_data_report(_prepared_folder(experiment), experiment.config["data"])
+        artifacts.require_expected(experiment, experiment.config["data"], counts)
     return 0
 
 
