@@ -9,12 +9,13 @@ PYTHON ?= python3
 VENV ?= .venv
 override NAME := $(value NAME)
 override ARGS := $(value ARGS)
-export NAME ARGS
+JOBS ?= 1
+export NAME ARGS JOBS
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data list results test lint format clean bench bench-peers env
+.PHONY: help exp plan show data prepare images list results test lint format clean bench bench-data bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -32,6 +33,12 @@ show: $(READY) ## Print the resolved configuration and where each value came fro
 
 data: $(READY) ## Prepare the experiment's data and print the data report
 	@$(PY) -m experiments.run data
+
+prepare: $(READY) ## Prepare many categories, JOBS at a time or a share a Slurm array task (ARGS="data.category=all")
+	@$(PY) -m experiments.prepare
+
+images: $(READY) ## Download the item images of an experiment's data
+	@$(PY) -m experiments.images
 
 list: $(READY) ## List every experiment with its one-line header
 	@$(PY) -m experiments.run list
@@ -53,6 +60,9 @@ format: $(READY) ## Format the code
 
 bench: $(READY) ## Compare speed with the peers of `make bench-peers`, side by side
 	@$(PY) tests/benchmarks/bench_sasrec.py $${ARGS:-}
+
+bench-data: $(READY) ## Measure parsing, filtering and loading against the usual pandas route (needs bench-peers)
+	@$(PY) tests/benchmarks/bench_data.py $${ARGS:-}
 
 PEERS := .venv-peers
 bench-peers: $(PEERS)/.ready ## Install the systems that `make bench` compares with, in an environment of their own

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +20,8 @@ from datamodules.candidates import Candidates, FullRanking
 from datamodules.examples import Examples, ExampleTable
 from datamodules.filters import Filter
 from datamodules.groups import QuantileGroups
+from datamodules.image_ids import read_ids
+from datamodules.images import ImageStore, open_images
 from datamodules.loading import (
     AttachLabels,
     AttachNegatives,
@@ -82,6 +85,9 @@ class SequenceDataModule(pl.LightningDataModule):
         candidates: what each target is ranked among.
         groups: which rows count as cold and warm.
         examples: labelled examples for yes/no methods; None ranks every target.
+        images: a folder or tar of item images named by item id; None uses what ``make images`` downloaded.
+        image_ids: ``id``: the files are named by the data's own ids; ``title``, or a file: see
+            ``image_ids.read_ids``.
         mask_seen: leave the items of a row's own history out of its ranking.
         order_seed: shuffles the histories of a release without times and without an order.
         on_bad_row: ``error`` stops at the first bad row; ``skip`` leaves it out and counts it.
@@ -102,6 +108,8 @@ class SequenceDataModule(pl.LightningDataModule):
         candidates: Candidates | None = None,
         groups: Groups | None = None,
         examples: Examples | None = None,
+        images: str | None = None,
+        image_ids: str = "id",
         mask_seen: bool = True,
         order_seed: int = 0,
         on_bad_row: str = "error",
@@ -122,6 +130,8 @@ class SequenceDataModule(pl.LightningDataModule):
             examples=examples,
             order_seed=order_seed,
         )
+        self.image_place = Path(images).expanduser() if images else None
+        self.image_ids = image_ids
         self.mask_seen = mask_seen
         self.on_bad_row = on_bad_row
         self.expected = expected or {}
@@ -178,6 +188,21 @@ class SequenceDataModule(pl.LightningDataModule):
     def titles(self) -> list[str]:
         """(I + 1,) the title of each internal id; ``NO_TITLE`` where there is none, "" for padding."""
         return ["", *self.prepared.items["title"].fill_null(NO_TITLE)]
+
+    @cached_property
+    def images(self) -> ImageStore | None:
+        """The items' images by raw id; None where none are given and none were downloaded."""
+        place, items = self.image_place, self.prepared.items.select("item_id", "title")
+        renamed = read_ids(self.image_ids, place, items) if place else None
+        return open_images(place, self.cache, self.recipe.name, renamed)
+
+    @property
+    def image_mask(self) -> np.ndarray:
+        """(I + 1,) bool: which internal ids have an image. A method must not make up the others'."""
+        found = np.zeros(self.histories.num_items + 1, dtype=bool)
+        if self.images is not None:
+            found[1:] = self.images.mask(self.prepared.items["item_id"].to_list())
+        return found
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""

@@ -23,6 +23,8 @@ from experiments.keys import flatten
 from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
+# What changes no prepared file.
+UNPREPARED_KEYS = ("mask_seen", "expected", "allow_mismatch", "images", "image_ids")
 # Places of the user's: their content counts, not where they lie.
 LOCAL_PLACES = ("root", "interactions", "items", "images")
 LOCAL_DATA_KEYS = (*LOCAL_PLACES, "on_bad_row", "expected", "allow_mismatch")
@@ -137,10 +139,8 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
 
 def data_key(data: dict[str, Any]) -> str:
     """Names a data configuration on this machine: its settings, its parsers' code, its local files."""
-    asked = _without(
-        data, ("mask_seen", "expected", "allow_mismatch")
-    )  # they change no prepared file
-    files = [place_stats(place) for place in _places(data)]
+    asked = _without(data, UNPREPARED_KEYS)
+    files = [place_stats(place) for place in _places(asked)]
     return value_digest({"data": asked, "files": files, "code": _data_code()}, 16)
 
 

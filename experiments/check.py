@@ -82,6 +82,9 @@ def prepare_data(experiment: config.Experiment, refuse: bool = True) -> list[Any
         artifacts.record_prepared(data, cache_root(), Path(prepared.folder), prepared.digest)
         modules.append(module)
         _require_validation(experiment, data, module)
+        if module.images is not None:  # type: ignore[attr-defined]
+            mask = module.image_mask[1:]  # type: ignore[attr-defined]
+            say(f"images: {int(mask.sum()):,} of {len(mask):,} items have one")
         _compare(experiment, data, prepared.manifest["counts"], refuse)
     return modules
 

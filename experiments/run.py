@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     verb = words.pop(0) if words and words[0] in VERBS else "exp"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        name, overrides = _request(words)
+        name, overrides = request(words)
         return _run(verb, name, overrides)
     except UserError as error:
         report.print_error(error)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def _request(words: list[str]) -> tuple[str, list[str]]:
+def request(words: list[str]) -> tuple[str, list[str]]:
     """NAME and overrides, from the command line or the environment."""
     name = words.pop(0) if words else os.environ.get("NAME", "")
     try:

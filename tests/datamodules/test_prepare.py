@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,8 @@ from datamodules.filters import KCore
 from datamodules.groups import QuantileGroups
 from datamodules.loading import AttachTargets, TrainRows
 from datamodules.movielens import MovieLensDataModule
-from datamodules.prepare import Recipe, prepare
+from datamodules.prepare import prepare
+from datamodules.recipe import Recipe
 from datamodules.splits import FewShot, LeaveOneOut
 from datamodules.types import (
     CATALOG_SCHEMA,
@@ -31,6 +35,7 @@ from datamodules.types import (
 )
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 
+REPO = Path(__file__).resolve().parents[2]
 # Three users; user 10's events are written out of order, and its last two times are equal.
 EVENTS = [
     ("10", "7", 5.0, 30),
@@ -207,6 +212,80 @@ def test_a_changed_local_file_is_prepared_anew(tiny_movielens: Path, tmp_path: P
     lines = (root / "u.data").read_text(encoding="latin-1").splitlines()
     (root / "u.data").write_text("\n".join(lines[:-1]) + "\n", encoding="latin-1")
     assert MovieLensDataModule(**options).prepared.digest != before
+
+
+_PREPARE = """
+import sys
+from datamodules.candidates import UniformCandidates
+from datamodules.examples import WithNegatives
+from datamodules.filters import KCore
+from datamodules.movielens import MovieLensDataModule
+from datamodules.splits import RandomByUser
+print(MovieLensDataModule(
+    root=sys.argv[1], cache=sys.argv[2], filters=[KCore(2, 2)], split=RandomByUser(),
+    candidates=UniformCandidates(9), examples=WithNegatives(2),
+).prepared.folder)
+"""
+
+
+def test_a_cache_is_the_same_whatever_the_number_of_threads(
+    tiny_movielens: Path, tmp_path: Path
+) -> None:
+    contents = []
+    for threads in ("1", "7"):
+        command = [sys.executable, "-c", _PREPARE, str(tiny_movielens), str(tmp_path / threads)]
+        environment = {**os.environ, "POLARS_MAX_THREADS": threads, "PYTHONPATH": str(REPO)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        folder = Path(done.stdout.strip())
+        contents.append({f.name: f.read_bytes() for f in sorted(folder.iterdir())})
+    names = {"offsets.npy", "item.npy", "manifest.json", "items.arrow", "test.arrow", "train.arrow"}
+    assert names <= contents[0].keys()
+    assert contents[0] == contents[1]
+
+
+def test_processes_share_what_is_mapped(tmp_path: Path) -> None:
+    histories = prepare(RECIPE, _raw, {}, tmp_path).histories
+    for array in (histories.offsets, histories.items, histories.ratings, histories.timestamps):
+        assert isinstance(array, np.memmap)
+        assert array.mode == "r"
+    assert histories.ratings is not None
+    assert histories.ratings.tolist() == [4, 1, 2, 3, 5, 4, 2, 2]
+
+
+def test_another_split_parses_nothing_again(tmp_path: Path) -> None:
+    first = prepare(RECIPE, _raw, {}, tmp_path)
+
+    def refuse() -> RawData:
+        raise AssertionError("parsed again")
+
+    other = prepare(replace(RECIPE, split=FewShot(LeaveOneOut(), users=1)), refuse, {}, tmp_path)
+    assert other.folder != first.folder
+    assert other.digest != first.digest
+
+
+def test_a_file_without_times_and_order_is_shuffled_by_the_seed(tmp_path: Path) -> None:
+    events = [("u", str(i), 1.0, None) for i in range(30)]
+
+    def load(rows: list[Any] = events, ordered: bool = False) -> RawData:
+        raw = _raw([(u, i, r, 0) for u, i, r, _ in rows])
+        frame = raw.interactions.frame.with_columns(timestamp=pl.lit(None, pl.Int64))
+        return replace(raw, interactions=Interactions(frame, ordered))
+
+    def items(seed: int, tag: str, **options: Any) -> list[int]:
+        recipe = replace(RECIPE, order_seed=seed)
+        prepared = prepare(recipe, lambda: load(**options), {"tag": tag}, tmp_path)
+        told = prepared.protocol["ties"]
+        assert ("shuffled by seed" in told) == (not options.get("ordered", False))
+        return prepared.histories.items.tolist()
+
+    kept = items(0, "ordered", ordered=True)
+    assert kept == sorted(kept)
+    shuffled = items(0, "a")
+    assert sorted(shuffled) == kept
+    assert shuffled != kept
+    # What order the file happens to be in changes nothing; the seed does.
+    assert items(0, "b", rows=events[::-1]) == shuffled
+    assert items(1, "a") not in (shuffled, kept)
 
 
 def test_on_bad_row_is_checked() -> None:

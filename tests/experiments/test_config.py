@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,21 @@ def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str)
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
 
 
-@pytest.mark.parametrize(("group", "option"), [g for g in GROUP_FILES if g[0] == "data"])
-def test_a_data_file_really_replaces_the_data(group: str, option: str) -> None:
-    default = config.load(BASIC).config["data"]["release"]
-    release = config.load(BASIC, [f"{group}={option}"]).config["data"]["release"]
-    assert release.replace("-", "_") in option
-    assert (release == default) == (option == "movielens_100k")
+@pytest.mark.parametrize("option", [o for group, o in GROUP_FILES if group == "data"])
+def test_a_data_file_replaces_the_data_and_is_an_experiment_of_its_own(option: str) -> None:
+    swapped = config.load(BASIC, [f"data={option}"]).config["data"]
+    alone = config.load(f"data/{option}")
+    assert swapped == alone.config["data"]
+    assert list(alone.stages) == ["reference"]
+    assert list(check.binding_problems(alone)) == []
+    assert (swapped == config.load(BASIC).config["data"]) == (option == "movielens_100k")
+    assert config.full_name(option) == alone.name
+
+
+def test_no_two_data_files_ask_for_the_same() -> None:
+    options = [o for group, o in GROUP_FILES if group == "data"]
+    asked = [json.dumps(config.load(f"data/{o}").config["data"], sort_keys=True) for o in options]
+    assert len(set(asked)) == len(options)
 
 
 def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None:
@@ -77,7 +87,7 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
 @pytest.mark.parametrize(
     ("name", "meant"),
     [("sasrec/movielens_100", "sasrec/movielens_100k"), ("movielens_100k", "movielens_100k"),
-     ("sasrek/movielens_100k", "sasrec/movielens_100k"), ("data/movielens_100k", "movielens_100k")],
+     ("sasrek/movielens_100k", "sasrec/movielens_100k"), ("data/movielens_100", "data/movielens_100k")],
 )  # fmt: skip
 def test_an_unknown_experiment_is_answered_with_the_nearest(name: str, meant: str) -> None:
     said = refused(name=name)
