@@ -1,8 +1,11 @@
 """Filters of raw interactions: what is left out before ids are given, and how much that removes.
 
 A filter maps a frame with the columns of ``INTERACTION_SCHEMA`` to one with fewer rows, in the
-same order. ``apply_filters`` runs a list of them and counts users, items and interactions around
-every step for the data report.
+same order; ids are strings or ``pl.Categorical``, which never changes the rows that stay.
+``apply_filters`` runs a list of them and counts users, items and interactions around every step for
+the data report. Filters that only make a data set smaller: ``reductions.py``, ``sample_ids.py``.
+
+Legend: N interactions (rows), D distinct ids.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+import numpy as np
 import polars as pl
+
+from datamodules.raw_columns import full_ratings, id_codes, pair_codes, times_or_none
 
 Keep = Literal["first", "last"]
 
@@ -44,15 +50,18 @@ class KCore:
     ``iterative`` repeats until nothing more falls out, so that the result holds both minima (a true
     k-core). Otherwise both counts are taken once, on the input, and both conditions are applied
     together: users and items may then end below their minimum, as in the A-LLMRec release.
+    With ``count_from`` only rows rated so high are counted, but rows of every rating stay where both
+    counts suffice (A-LLMRec's Beauty and Toys count from 3, in one pass).
     Repeated (user, item) rows count as often as they occur: put ``Dedup`` first if they should not.
 
     Raises:
-        ValueError: a minimum is negative.
+        ValueError: a minimum is negative; on a call with ``count_from``, when a rating is missing.
     """
 
     user: int = 0
     item: int = 0
     iterative: bool = True
+    count_from: float | None = None
 
     def __post_init__(self) -> None:
         if self.user < 0 or self.item < 0:
@@ -63,22 +72,35 @@ class KCore:
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows whose user and item both have enough interactions."""
-        # Integer codes: the passes below group the same columns again and again.
-        rows = frame.select(
-            user=pl.col("user_id").cast(pl.Categorical).to_physical(),
-            item=pl.col("item_id").cast(pl.Categorical).to_physical(),
-        ).with_row_index("row")
-        enough = (pl.len().over("user") >= self.user) & (pl.len().over("item") >= self.item)
+        counted = None
+        if self.count_from is not None:
+            rating = full_ratings(frame, f"KCore(count_from={self.count_from:g})")
+            counted = (rating >= self.count_from).to_numpy()
+        stays = self._stays(id_codes(frame["user_id"]), id_codes(frame["item_id"]), counted)
+        return frame.filter(pl.Series(stays))
+
+    def _stays(self, user: np.ndarray, item: np.ndarray, counted: np.ndarray | None) -> np.ndarray:
+        """(N,) bool: the rows that stay; ``counted`` (N,) bool says which count, None: all do."""
+        alive = np.ones(len(user), dtype=bool)
+        users, items = _tally(user, counted), _tally(item, counted)  # (D,) each
         while True:
-            kept = rows.filter(enough)
-            if not self.iterative or kept.height == rows.height:
-                return frame[kept["row"]]
-            rows = kept
+            falls = (users < self.user)[user] | (items < self.item)[item]
+            stays, gone = ~falls, np.flatnonzero(falls)
+            alive[alive] = stays
+            if not self.iterative or not len(gone):
+                return alive
+            # Only what fell is counted again: late passes drop a few rows of millions.
+            fell = None if counted is None else counted[gone]
+            users -= _tally(user[gone], fell, len(users))
+            items -= _tally(item[gone], fell, len(items))
+            user, item = user[stays], item[stays]
+            counted = None if counted is None else counted[stays]
 
     def describe(self) -> str:
         """For example ``k-core: users >= 5, items >= 5, repeated to a fixed point``."""
         how = "repeated to a fixed point" if self.iterative else "one pass"
-        return f"k-core: users >= {self.user}, items >= {self.item}, {how}"
+        from_ = "" if self.count_from is None else f", counting ratings >= {self.count_from:g}"
+        return f"k-core: users >= {self.user}, items >= {self.item}, {how}{from_}"
 
 
 @dataclass(frozen=True)
@@ -93,15 +115,9 @@ class MinRating:
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The rows with ``rating >= minimum``."""
-        rating = frame["rating"]
-        missing = rating.null_count() + int(rating.is_nan().sum())
-        if missing:
-            raise ValueError(
-                f"MinRating(minimum={self.minimum}) needs a rating in every interaction, but "
-                f"{missing} of {frame.height} have none; leave this filter out for data without "
-                "ratings, or let the parser skip those rows."
-            )
-        return frame.filter(pl.col("rating") >= self.minimum)
+        return frame.filter(
+            full_ratings(frame, f"MinRating(minimum={self.minimum:g})") >= self.minimum
+        )
 
     def describe(self) -> str:
         """For example ``rating >= 4``."""
@@ -126,20 +142,33 @@ class Dedup:
 
     def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The kept rows, in the order they came."""
-        missing = frame["timestamp"].null_count()
-        if 0 < missing < frame.height:
-            raise ValueError(
-                f"Dedup(keep={self.keep!r}) needs timestamps in all interactions or in none, but "
-                f"{missing} of {frame.height} have none; let the parser skip those rows."
-            )
-        rows = frame.select("user_id", "item_id", "timestamp").with_row_index("row")
-        in_time = rows.sort("timestamp", maintain_order=True)
-        kept = in_time.unique(["user_id", "item_id"], keep=self.keep, maintain_order=True)
-        return frame[kept["row"].sort()]
+        time = times_or_none(frame, f"Dedup(keep={self.keep!r})")
+        pair = pl.Series(pair_codes(id_codes(frame["user_id"]), id_codes(frame["item_id"])))
+        repeated = pair.is_duplicated()  # few rows are: only those are sorted
+        row = repeated.arg_true().to_numpy()
+        if time is not None:
+            row = row[np.argsort(time[row], kind="stable")]
+        in_time = pl.DataFrame({"pair": pair.gather(row), "row": row})
+        kept = in_time.unique("pair", keep=self.keep, maintain_order=True)["row"].to_numpy()
+        return frame.filter(~repeated | _mask(kept, frame.height))
 
     def describe(self) -> str:
         """For example ``first of repeated (user, item)``."""
         return f"{self.keep} of repeated (user, item)"
+
+
+def _tally(codes: np.ndarray, counted: np.ndarray | None, size: int | None = None) -> np.ndarray:
+    """(D,) int64: how often each code occurs where ``counted``."""
+    if size is None:
+        size = int(codes.max(initial=-1)) + 1
+    return np.bincount(codes if counted is None else codes[counted], minlength=size)
+
+
+def _mask(rows: np.ndarray, size: int) -> pl.Series:
+    """(N,) bool: True at the numbered rows."""
+    mask = np.zeros(size, dtype=bool)
+    mask[rows] = True
+    return pl.Series(mask)
 
 
 def count(frame: pl.DataFrame) -> dict[str, int]:

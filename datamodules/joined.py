@@ -20,7 +20,7 @@ import polars as pl
 from datamodules.base import SequenceDataModule
 from datamodules.prepared import ROW_COLUMNS, Prepared, store
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
-from datamodules.versioning import code_digest, publish_folder, value_digest
+from datamodules.versioning import package_digest, publish_folder, value_digest
 
 
 class JoinedDataModule(SequenceDataModule):
@@ -86,8 +86,7 @@ class JoinedDataModule(SequenceDataModule):
     @cached_property
     def prepared(self) -> Prepared:
         """The joined folder, made on first use."""
-        code = code_digest(Path(__file__).parent.glob("*.py"))
-        key = value_digest({"asked": self.asked(), "code": code})
+            key = value_digest({"asked": self.asked(), "code": package_digest()})
         folder = self.cache / "prepared" / f"{self.recipe.name}-{key}"
         if not (folder / "manifest.json").is_file():
             publish_folder(folder, "manifest.json", self._write)

@@ -11,7 +11,13 @@ from typing import Any
 import polars as pl
 
 from datamodules.types import RawData
-from datamodules.versioning import code_digest, publish_folder, read_json, value_digest, write_json
+from datamodules.versioning import (
+    package_digest,
+    publish_folder,
+    read_json,
+    value_digest,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,7 @@ def parsed(name: str, load: Callable[[], RawData], asked: dict[str, Any], cache:
         asked: plain values that name the folder (release, local files' sizes and times).
         cache: the cache root.
     """
-    code = code_digest(Path(__file__).parent.glob("*.py"))
-    folder = cache / "parsed" / f"{name}-{value_digest({'asked': asked, 'code': code})}"
+    folder = cache / "parsed" / f"{name}-{value_digest({'asked': asked, 'code': package_digest()})}"
     if not (folder / "parsed.json").is_file():
         publish_folder(folder, "parsed.json", lambda part: _write(part, load()))
     return Parsed(folder)

@@ -25,7 +25,7 @@ from datamodules.report import data_report, examples_report
 from datamodules.samplers import hashed_integers
 from datamodules.splits import eval_positions, sort_histories
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
-from datamodules.versioning import code_digest, publish_folder, value_digest
+from datamodules.versioning import package_digest, publish_folder, value_digest
 
 
 def prepare(
@@ -39,9 +39,8 @@ def prepare(
         asked: further plain values that name the folder (release, local files' sizes and times).
         cache: the cache root.
     """
-    code = code_digest(Path(__file__).parent.glob("*.py"))
     settings = {**recipe.describe(), "order_seed": recipe.order_seed}
-    key = value_digest({"recipe": settings, "asked": asked, "code": code})
+    key = value_digest({"recipe": settings, "asked": asked, "code": package_digest()})
     folder = cache / "prepared" / f"{recipe.name}-{key}"
     if not (folder / "manifest.json").is_file():
         rows = parsed(recipe.name, load, asked, cache)

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ def code_digest(files: Iterable[Path]) -> str:
     for file in sorted(files, key=lambda f: f.name):
         digest.update(file.name.encode() + b"\0" + _meaning(file).encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+@cache
+def package_digest() -> str:
+    """Of this package as it is imported: what is prepared by other code lies in another folder."""
+    return code_digest(Path(__file__).parent.glob("*.py"))
 
 
 def value_digest(value: Any, length: int = 12) -> str:
