@@ -86,7 +86,7 @@ class JoinedDataModule(SequenceDataModule):
     @cached_property
     def prepared(self) -> Prepared:
         """The joined folder, made on first use."""
-            key = value_digest({"asked": self.asked(), "code": package_digest()})
+        key = value_digest({"asked": self.asked(), "code": package_digest()})
         folder = self.cache / "prepared" / f"{self.recipe.name}-{key}"
         if not (folder / "manifest.json").is_file():
             publish_folder(folder, "manifest.json", self._write)

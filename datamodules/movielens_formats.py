@@ -16,6 +16,7 @@ import polars as pl
 
 from datamodules import movielens_parsers as parsers
 from datamodules.delimited import OnBadRow
+from datamodules.movielens_tags import TAGS_CSV, TAGS_DAT
 from datamodules.sources import Download, LocalFolder, Source, Wheel, first_available
 from datamodules.types import RawData
 
@@ -80,7 +81,7 @@ def _csv_release(name: str, checksum: str, counts: tuple[int, int, int]) -> Movi
     return MovieLensRelease(
         name=name,
         required=(("ratings.csv", "movies.csv"),),
-        optional=(),
+        optional=(TAGS_CSV,),
         parse=(parsers.parse_csv,),
         encoding="utf-8",
         separator=",",
@@ -148,7 +149,7 @@ _ML_1M_SASREC = replace(
 _ML_10M = replace(
     _ML_1M,
     name="10m",
-    optional=(),
+    optional=(TAGS_DAT,),
     parse=(parsers.parse_10m,),
     encoding="utf-8",
     scale=parsers.HALF_STARS,

@@ -2,7 +2,8 @@
 
 A parser takes the mapping of file names to paths that a source returned and knows nothing of where
 they came from. Raw ids stay strings, events stay in file order, titles lose blanks at their ends
-and nothing else, and a missing genre ("unknown", "(no genres listed)") is an empty list.
+and nothing else. Categories are the genres ("unknown" and "(no genres listed)" are none) and then the
+year that ends the title; where there is a file of tags, they are the description (``movielens_tags``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import polars as pl
 
 from datamodules.delimited import BadRows, Layout, OnBadRow, read_events, read_raw, read_rows
 from datamodules.errors import DataFormatError
+from datamodules.movielens_tags import TAGS_CSV, TAGS_DAT, tag_descriptions
 from datamodules.types import CATALOG_SCHEMA, INTERACTION_SCHEMA, Catalog, Interactions, RawData
 
 USER_SCHEMA: dict[str, pl.DataType] = {
@@ -43,6 +45,7 @@ OCCUPATIONS_1M = (
     "self-employed", "technician/engineer", "tradesman/craftsman", "unemployed", "writer",
 )  # fmt: skip
 NO_GENRE = ("unknown", "(no genres listed)", "")
+_YEAR = r"\(([0-9]{4})\)$"  # "Toy Story (1995)"
 
 Files = Mapping[str, Path]
 Item = tuple[str, str | None, list[str]]  # id, title, genres
@@ -87,11 +90,19 @@ class _Reader:
         self.skipped |= bad.skipped
         return made
 
+    def _descriptions(self) -> pl.DataFrame | None:
+        name = next((name for name in (TAGS_CSV, TAGS_DAT) if name in self.files), None)
+        if name is None:
+            return None
+        frame, skipped = tag_descriptions(self.files[name], self._raw(name), self.on_bad_row)
+        self.skipped |= skipped
+        return frame
+
     def raw_data(
         self, events: pl.DataFrame, items: Iterable[Item], users: list[dict[str, object]] | None
     ) -> RawData:
         """Put the parts together; count what is odd but kept."""
-        catalog, without = catalog_frame(events, items)
+        catalog, without = catalog_frame(events, items, self._descriptions())
         counts = {
             "kept: items without metadata": without,
             "kept: repeated (user, item) rows": repeated_pairs(events),
@@ -106,18 +117,26 @@ class _Reader:
         )
 
 
-def catalog_frame(events: pl.DataFrame, items: Iterable[Item]) -> tuple[pl.DataFrame, int]:
+def catalog_frame(
+    events: pl.DataFrame, items: Iterable[Item], descriptions: pl.DataFrame | None = None
+) -> tuple[pl.DataFrame, int]:
     """Items of the metadata, then rated items without any (null title), and how many those are."""
     rows = [(item_id, title, genres) for item_id, title, genres in items]
     schema = {"item_id": pl.String(), "title": pl.String(), "categories": pl.List(pl.String())}
     known = pl.DataFrame(rows, schema=schema, orient="row")
+    year = pl.concat_list(pl.col("title").str.extract(_YEAR)).list.drop_nulls()
+    known = known.with_columns(pl.col("categories").list.concat(year))
     rated = events.select(pl.col("item_id").unique(maintain_order=True))
     bare = rated.join(known, on="item_id", how="anti", maintain_order="left")
+    whole = pl.concat([known, bare], how="diagonal")
+    if descriptions is not None:
+        whole = whole.join(descriptions, on="item_id", how="left", maintain_order="left")
     absent = [
-        pl.lit(None, t).alias(name) for name, t in CATALOG_SCHEMA.items() if name not in schema
+        pl.lit(None, t).alias(name)
+        for name, t in CATALOG_SCHEMA.items()
+        if name not in whole.columns
     ]
-    whole = pl.concat([known, bare], how="diagonal").with_columns(absent)
-    return whole.select(list(CATALOG_SCHEMA)), bare.height
+    return whole.with_columns(absent).select(list(CATALOG_SCHEMA)), bare.height
 
 
 def repeated_pairs(events: pl.DataFrame) -> int:
@@ -205,7 +224,7 @@ def parse_1m(files: Files, on_bad_row: OnBadRow = "error") -> RawData:
 
 
 def parse_10m(files: Files, on_bad_row: OnBadRow = "error") -> RawData:
-    """ratings.dat with half stars and movies.dat: ``::`` between fields, UTF-8, no users."""
+    """ratings.dat with half stars, movies.dat, tags.dat (optional): ``::`` between, UTF-8, no users."""
     reader = _Reader(files, on_bad_row)
     events = reader.events("ratings.dat", Layout("::", EVENT), HALF_STARS)
     return reader.raw_data(events, _movies_dat(reader, "utf-8"), None)
@@ -238,7 +257,7 @@ def _user_1m(fields: list[str]) -> dict[str, object]:
 
 
 def parse_csv(files: Files, on_bad_row: OnBadRow = "error") -> RawData:
-    """ratings.csv (half stars) and movies.csv of 20m, 25m, 32m and latest-small: UTF-8, quoted."""
+    """ratings.csv (half stars), movies.csv, tags.csv (optional) of the later releases: UTF-8, quoted."""
     reader = _Reader(files, on_bad_row)
     header = {"userId": "user_id", "movieId": "item_id", "rating": "rating"}
     header["timestamp"] = "timestamp"

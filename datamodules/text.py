@@ -21,21 +21,22 @@ _BLOCKS = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _TAGS = re.compile(r"</?[A-Za-z][^<>]*>|<![A-Za-z][^<>]*>")
-_SCRAP = re.compile(r"<(?:!--|/?[A-Za-z][A-Za-z0-9]*(?:\s+[^<>]*|/?))\Z", re.DOTALL)
+_SCRAP = re.compile(r"<(?:!--|/?[A-Za-z][A-Za-z0-9]*(?:\s[^<>]*|/?))\Z", re.DOTALL)
+_TAIL = re.compile(r'"\s*/>\Z')  # the end of a tag whose beginning was cut off: 'Magazines" />'
 # "&amp;amp;lt;", as repeated escaping leaves it: all at once, so that each round costs linear time.
 _AMPERSANDS = re.compile(r"&(?:amp;|#0*38;|#[xX]0*26;)+")
 _ROUNDS = 20  # a text that was written for harm could ask for one a tag
 _LONGEST = 100_000  # characters that are looked at: kilobytes of style sheets precede some texts
 # What sends a text through Python at all; every other text is its own normal form.
-_SUSPECT = r"[<&]|[^\x20-\x7e]|  |^ | $"
+_SUSPECT = r"[<&]|[^\x20-\x7e]|  |^ | $|/>$"
 
 
 def normalise_text(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
     """Plain text of at most ``limit`` characters.
 
     In this order, until nothing changes: comments, scripts and style sheets go with their content; tags
-    (also one that is cut off at the end) become blanks; entities become their characters, so that markup
-    that was escaped is met on the next round. Then control and other invisible characters go, runs of
+    (also one that is cut off at either end) become blanks; entities become their characters, so that
+    markup that was escaped is met on the next round. Then control and other invisible characters go, runs of
     white space of any kind become one blank, and a text beyond the limit is cut at its last blank
     (in its second half; else in mid-word).
     Letters, case and punctuation are left alone.
@@ -43,6 +44,7 @@ def normalise_text(text: str, limit: int = DESCRIPTION_LIMIT) -> str:
     text = text[:_LONGEST]
     for _ in range(_ROUNDS):
         bare = _SCRAP.sub(" ", _TAGS.sub(" ", _BLOCKS.sub(" ", text)))
+        bare = bare if "<" in bare else _TAIL.sub(" ", bare)
         bare = _plain(html.unescape(_AMPERSANDS.sub("&", bare)))
         if bare == text:
             break

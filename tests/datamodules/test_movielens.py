@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import re
@@ -18,13 +19,16 @@ from datamodules import delimited
 from datamodules import movielens_parsers as parsers
 from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.movielens_formats import RELEASES, differences, find_release, load_movielens
+from datamodules.movielens_tags import tag_descriptions
 from datamodules.sources import Wheel
 from datamodules.types import CATALOG_SCHEMA, INTERACTION_SCHEMA, RawData
 from tests.datamodules.movielens_files import (
     EVENTS,
     FILMS,
     FORMATS,
+    csv_text,
     events_of,
+    joined,
     put,
     unpacked,
     write_100k,
@@ -68,7 +72,7 @@ def test_random_rows_come_back_equal_by_either_reader(name: str, data: st.DataOb
     assert events_of(raw) == events == events_of(slow)
     assert raw.catalog.frame.equals(slow.catalog.frame)
     catalog = raw.catalog.frame.select("item_id", "title", "categories").rows()
-    assert catalog[: len(films)] == films
+    assert catalog[: len(films)] == [(i, t, [*g, "2001"]) for i, t, g in films]
     unknown = {i for _, i, _, _ in events} - {film_id for film_id, _, _ in films}
     assert {(i, t, g) for i, t, g in catalog[len(films) :]} == {(i, None, None) for i in unknown}
     assert raw.skipped.get("kept: items without metadata", 0) == len(unknown)
@@ -138,6 +142,48 @@ def test_users_of_100k_and_1m(tmp_path: Path) -> None:
     raw = load_movielens("1m", put(tmp_path / "1m", contents), tmp_path)
     assert raw.users is not None
     assert raw.users.rows() == [("1", "F", 1, "K-12 student", "48067")]
+
+
+@pytest.mark.parametrize(
+    ("title", "year"),
+    [("Heat (1995)", ["1995"]), ("Babylon 5", []), ("Death Note (2006–2007)", []),
+     ("(1984)", ["1984"]), ("1984 (Nineteen)", []), ("M (1931) ", ["1931"]), ("Land (1995) (V)", [])],
+)  # fmt: skip
+def test_the_year_that_ends_a_title_is_the_last_category(
+    tmp_path: Path, title: str, year: list[str]
+) -> None:
+    raw = load_movielens(
+        "25m", put(tmp_path, write_csv(EVENTS, [("7", title, ["Drama"])])), tmp_path
+    )
+    film = raw.catalog.frame.filter(item_id="7").select("title", "categories", "description")
+    assert film.row(0) == (title.strip(), ["Drama", *year], None)
+
+
+TAGS = [
+    ("1", "7", "Slow  burn", 5), ("2", "7", "dark", 6), ("3", "7", "slow burn", 7), ("3", "10", "DARK", 8),
+    ("3", "7", 'He said "no", twice: yes', 9), ("1", "7", "Arty", 10), ("1", "999", "lost", 11),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["10m", "25m"])
+def test_tags_are_the_description(tmp_path: Path, name: str) -> None:
+    contents = FORMATS[name][1](EVENTS, FILMS)
+    if name == "10m":
+        contents |= {"tags.dat": joined(list(TAGS), "::", "utf-8")}
+    else:
+        contents |= {"tags.csv": csv_text(list(TAGS), "userId,movieId,tag,timestamp")}
+    raw = load_movielens(name, put(tmp_path, contents), tmp_path)
+    described = dict(raw.catalog.frame.select("item_id", "description").rows())
+    assert described == {"7": 'slow burn, dark, he said "no", twice: yes, arty', "10": "dark"}
+    assert len(raw.checksums) == 3
+
+
+def test_a_film_shows_its_twenty_most_frequent_tags(tmp_path: Path) -> None:
+    rows = [("1", "7", f"t{n}", 0) for n in range(30)] + [("2", "7", "t29", 0)]
+    contents = write_csv(EVENTS, FILMS) | {"tags.csv": csv_text(list(rows), "userId,movieId,tag,t")}
+    raw = load_movielens("25m", put(tmp_path, contents), tmp_path)
+    expected = ", ".join(["t29", *(f"t{n}" for n in range(19))])
+    assert raw.catalog.frame.filter(item_id="7")["description"].to_list() == [expected]
 
 
 def test_words_for_no_genre_give_none() -> None:
@@ -240,6 +286,12 @@ def test_real_100k(tmp_path: Path) -> None:
     assert raw.skipped == {}
     assert raw.catalog.frame.height == 1_682
     assert raw.catalog.frame.filter(item_id="267").row(0)[:4] == ("267", "unknown", None, [])
+    titles = dict(raw.catalog.frame.select("item_id", "title").rows())
+    years = {film: re.findall(r"\((\d{4})\)$", title) for film, title in titles.items()}
+    assert sum(map(len, years.values())) > 1_670
+    for film, categories in raw.catalog.frame.select("item_id", "categories").rows():
+        assert [c for c in categories if c.isdecimal()] == categories[-1:] * len(years[film])
+        assert years[film] == [c for c in categories if c.isdecimal()]
     assert raw.users is not None
     assert raw.users.height == 943
 
@@ -286,7 +338,34 @@ def test_real_latest_small(tmp_path: Path) -> None:
     assert differences(raw, RELEASES["latest-small"]) == {}
     assert raw.skipped == {}
     assert raw.catalog.frame.height == 9_742  # 18 films were never rated
-    assert raw.catalog.frame.filter(pl.col("categories").list.len() == 0).height == 34
+    lines = csv.reader(movies.decode().splitlines()[1:])
+    expected = {
+        film: [g for g in genres.split("|") if g[0] != "("]
+        + ([title.rstrip()[-5:-1]] if re.search(r"\(\d{4}\)\s*$", title) else [])
+        for film, title, genres in lines
+    }
+    assert sum(not any(c.isalpha() for c in "".join(some)) for some in expected.values()) == 34
+    assert dict(raw.catalog.frame.select("item_id", "categories").rows()) == expected
+    assert raw.catalog.frame["description"].null_count() == 9_742  # no tags there
+
+
+@needs_data
+def test_real_tags_of_latest_small() -> None:
+    """The same descriptions by another way: csv, Counter and a stable sort."""
+    path = DATA / "ml-latest-small" / "tags.csv"
+    tags: dict[str, list[str]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            tags.setdefault(row["movieId"], []).append(" ".join(row["tag"].lower().split()))
+    expected = {film: ", ".join(_most_frequent(some)) for film, some in tags.items()}
+    frame, skipped = tag_descriptions(path, path.read_bytes(), "error")
+    assert dict(frame.rows()) == expected
+    assert sum(map(len, tags.values())) == 3_683
+    assert skipped == {}
+
+
+def _most_frequent(tags: list[str]) -> list[str]:
+    return sorted(dict.fromkeys(tags), key=lambda tag: -tags.count(tag))[:20]
 
 
 @needs_data

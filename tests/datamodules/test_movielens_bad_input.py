@@ -96,6 +96,34 @@ def test_bad_rows_of_the_other_files(
     assert list(raw.skipped.values()) == [1]
 
 
+GOOD_TAGS = b"userId,movieId,tag,timestamp\r\n1,7,slow,5\r\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"1,7,slow", "line 3: broken row: 3 fields where 4"),
+        (b'1,7,"slow,5', "line 3: broken quotes"),
+        (b"1,7,caf\xe9,5", "line 3: bytes of an unknown encoding"),
+        (b"1,,slow,5", "line 3: empty id"),
+    ],
+)
+def test_bad_tags(tmp_path: Path, line: bytes, message: str) -> None:
+    put(tmp_path, write_csv(EVENTS, FILMS) | {"tags.csv": GOOD_TAGS + line + b"\r\n1,7,dark,6\r\n"})
+    with pytest.raises(DataFormatError, match=message):
+        load_movielens("25m", tmp_path, tmp_path)
+    raw = load_movielens("25m", tmp_path, tmp_path, on_bad_row="skip")
+    assert raw.catalog.frame.filter(item_id="7")["description"].to_list() == ["slow, dark"]
+    assert list(raw.skipped.values()) == [1]
+
+
+def test_a_blank_tag_is_no_tag_and_counted(tmp_path: Path) -> None:
+    put(tmp_path, write_csv(EVENTS, FILMS) | {"tags.csv": GOOD_TAGS + b"1,10, ,5\r\n1,10,,5\r\n"})
+    raw = load_movielens("25m", tmp_path, tmp_path)
+    assert raw.skipped == {"tags.csv: empty tag": 2}
+    assert raw.catalog.frame.filter(item_id="10")["description"].to_list() == [None]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
