@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import ast
+import atexit
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from datamodules.sources import cache_root
+
+_PYTHON = sys.version  # another one writes syntax trees in another way
+_MEMORY_CHANGED: list[str] = []
+
 
 def code_digest(files: Iterable[Path]) -> str:
     """Digest of what Python files do: comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda f: f.name):
-        digest.update(file.name.encode() + b"\0" + _meaning(file).encode() + b"\0")
+        digest.update(file.name.encode() + b"\0" + _remembered(file).encode() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -94,6 +102,35 @@ def publish_folder(folder: Path, last: str, write: Callable[[Path], None]) -> No
             raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _remembered(file: Path) -> str:
+    """Digest of ``_meaning``, kept by the file's place, size and time: parsing all takes half a second."""
+    stat = file.stat()
+    place, state = str(file.resolve()), [stat.st_size, stat.st_mtime_ns, _PYTHON]
+    known = _memory().get(place)
+    if not isinstance(known, list) or len(known) != 2 or known[0] != state:
+        meaning = hashlib.sha256(_meaning(file).encode()).hexdigest()
+        known = _memory()[place] = [state, meaning]
+        _MEMORY_CHANGED.append(place)
+    return str(known[1])
+
+
+@cache
+def _memory() -> dict[str, Any]:
+    """Place -> [[size, time, Python], digest], read once and written when the process ends."""
+    file = cache_root() / "index" / "code.json"
+    found = read_json(file)
+    memory: dict[str, Any] = found if isinstance(found, dict) else {}
+    atexit.register(_keep, file, memory)
+    return memory
+
+
+def _keep(file: Path, memory: dict[str, Any]) -> None:
+    if _MEMORY_CHANGED:
+        there = {place: entry for place, entry in memory.items() if Path(place).is_file()}
+        with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+            write_json(file, there)
 
 
 def _meaning(file: Path) -> str:
