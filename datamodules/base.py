@@ -113,7 +113,7 @@ class SequenceDataModule(pl.LightningDataModule):
         mask_seen: bool = True,
         order_seed: int = 0,
         on_bad_row: str = "error",
-        expected: dict[str, int] | None = None,
+        expected: dict[str, int | None] | None = None,
         allow_mismatch: bool = False,
         cache: str | None = None,
     ) -> None:

@@ -169,7 +169,8 @@ def record_prepared(data: dict[str, Any], cache: Path, folder: Path, digest: str
 
 def mismatches(data: dict[str, Any], counts: dict[str, int]) -> str:
     """Counts that the data does not have as expected, as text; empty where all agree."""
-    expected = {n: e for n, e in (data.get("expected") or {}).items() if counts.get(n) != e}
+    told = {n: e for n, e in (data.get("expected") or {}).items() if e is not None}
+    expected = {n: e for n, e in told.items() if counts.get(n) != e}
     return ", ".join(f"{counts.get(n, 0):,} {n} (expected {e:,})" for n, e in expected.items())
 
 
