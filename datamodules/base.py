@@ -151,12 +151,15 @@ class SequenceDataModule(pl.LightningDataModule):
     def asked(self) -> dict[str, Any]:
         """Plain values that, with the recipe, name the prepared folder."""
 
+    def local_files(self) -> list[tuple[str, int, int]]:
+        """Names, sizes and times of the user's files: when they change, what is prepared does, too."""
+        return place_stats(self.root) if self.root else []
+
     @property
     def prepared(self) -> Prepared:
         """The prepared folder, made on first use."""
         if self._prepared is None:
-            files = place_stats(self.root) if self.root else []
-            asked = {**self.asked(), "on_bad_row": self.on_bad_row, "files": files}
+            asked = {**self.asked(), "on_bad_row": self.on_bad_row, "files": self.local_files()}
             self._prepared = prepare(self.recipe, self.load_raw, asked, self.cache)
         return self._prepared
 

@@ -234,10 +234,8 @@ def _split_section(split: dict[str, Any], users: int) -> list[tuple[str, str]]:
         "tied_last_two_share": "the same, as a share",
         "tied_events_share": "events that share a time with another of their user",
     }
-    told = [
-        (text, "no times" if split[k] is None else _plain(split[k])) for k, text in times.items()
-    ]
-    return [*parts, *told]
+    told = [(text, _plain(split[k])) for k, text in times.items() if split[k] is not None]
+    return [*parts, *(told or [("leakage and ties", "not known: the data has no times")])]
 
 
 def _against(count: int, expected: int | None) -> str:
