@@ -11,9 +11,12 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,9 @@ from datamodules.delimited import BadRows
 from datamodules.errors import DataFormatError
 from datamodules.line_blocks import Block, ahead, read_blocks
 
+WORKERS = min(
+    4, os.cpu_count() or 1
+)  # blocks that are parsed at once; each holds its text in memory
 FEW_LINES = 256  # where halving a block costs more than reading its lines one by one
 _LONGEST_LITERAL = 4 << 20  # characters; a metadata row has some thousands
 _STRINGS = re.compile(r"'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"", re.DOTALL)
@@ -71,10 +77,18 @@ class JsonLines:
             DataFormatError: the file is empty, not text, damaged, has another header, or a bad row
                 that may not be skipped.
         """
-        for block in ahead(read_blocks(self.path, self._digest)):
-            if block.first_line == 1:
-                block = self._without_header(block)
-            yield from self._read(block)
+        # Polars reads JSON lines on one core and without the interpreter's lock, so blocks are read side by
+        # side; their frames come out in the file's order, and so do errors and line numbers.
+        with ThreadPoolExecutor(WORKERS) as pool:
+            waiting: deque[tuple[Block, Future[pl.DataFrame | None]]] = deque()
+            for block in ahead(read_blocks(self.path, self._digest)):
+                if block.first_line == 1:
+                    block = self._without_header(block)
+                waiting.append((block, pool.submit(self._at_once, block)))
+                if len(waiting) > WORKERS:
+                    yield from self._finished(*waiting.popleft())
+            while waiting:
+                yield from self._finished(*waiting.popleft())
         if self.rows == 0:
             raise DataFormatError(f"{self.path}: there is no row in the file; get it again.")
 
@@ -96,20 +110,38 @@ class JsonLines:
             )
         return Block(2, rest)
 
-    def _read(self, block: Block) -> Iterator[pl.DataFrame]:
-        """One frame where Polars agrees, else those of both halves."""
-        lines = _lines(block.data)
-        if lines is not None and self.fast is not None:
-            frame = self.fast(block.data, lines) if len(lines) else None
-            if frame is not None and frame.height == len(lines):
-                self.rows += frame.height
-                yield frame.with_columns(lines.hash().alias("line"))
-                return
+    def _at_once(self, block: Block) -> pl.DataFrame | None:
+        """A whole block by Polars; None where it objects or something does not add up."""
+        lines = _lines(block.data) if self.fast is not None else None
+        if lines is None or self.fast is None:
+            return None
+        frame = self.fast(block.data, lines) if len(lines) else None
+        if frame is None or frame.height != len(lines):
+            return None
+        return frame.with_columns(lines.hash().alias("line"))
+
+    def _finished(
+        self, block: Block, future: Future[pl.DataFrame | None]
+    ) -> Iterator[pl.DataFrame]:
+        """One frame where Polars agreed, else those of both halves."""
+        frame = future.result()
+        if frame is not None:
+            self.rows += frame.height
+            yield frame
+        else:
+            yield from self._parts(block)
+
+    def _parts(self, block: Block) -> Iterator[pl.DataFrame]:
         if self.fast is None or block.data.count(b"\n") <= FEW_LINES:
             yield self._read_carefully(block)
             return
         for half in block.halves():
-            yield from self._read(half)
+            frame = self._at_once(half)
+            if frame is None:
+                yield from self._parts(half)
+            else:
+                self.rows += frame.height
+                yield frame
 
     def _read_carefully(self, block: Block) -> pl.DataFrame:
         rows: list[dict[str, Any]] = []

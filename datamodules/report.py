@@ -10,6 +10,7 @@ import polars as pl
 from datamodules.examples import ExampleTable
 from datamodules.filters import FilterStep, count
 from datamodules.parsed import Parsed
+from datamodules.raw_columns import id_codes, pair_codes
 from datamodules.splits import split_report
 from datamodules.types import SPLIT_NAMES, TEST, TRAIN, VALID, Histories
 
@@ -38,6 +39,7 @@ def data_report(
     """
     events = np.diff(histories.offsets)[1:]  # (U,)
     quantiles = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
+    pairs = pair_codes(id_codes(frame["user_id"]), id_codes(frame["item_id"]))  # (N,)
     catalogue = raw.catalog().select(pl.len()).collect().item()
     return {
         "raw": {**count(frame), "catalogue": catalogue},
@@ -45,7 +47,7 @@ def data_report(
         "filters": [_step(s) for s in steps],
         "history_length": {f"{q:.0%}": int(np.quantile(events, q)) for q in quantiles},
         "ratings": _histogram(frame),
-        "repeated_pairs": frame.height - frame.select("user_id", "item_id").n_unique(),
+        "repeated_pairs": frame.height - len(np.unique(pairs)),
         "text": _text_report(items),
         "split": split_report(
             histories.offsets, histories.items, histories.split, histories.timestamps
