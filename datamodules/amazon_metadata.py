@@ -6,6 +6,7 @@ text goes through ``text.normalise_column``; what a release does not say is null
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def read_metadata(
         hashes.append(rows["item_id"].hash())
         some = rows.join(wanted, on="item_id", how="semi", maintain_order="left")
         if some.height:
-            kept.append(clean_items(some))
+            kept.append(_compact(clean_items(some)))
     items = pl.concat(kept) if kept else clean_items(pl.DataFrame(schema=ITEM_SCHEMA))
     single = one_row_each(items)
     name = path.name.removesuffix(".gz")
@@ -103,6 +104,13 @@ def _pictures(lists: pl.Series) -> pl.Series:
     real = address & ~pl.element().str.contains(_NO_PICTURE, literal=True)
     kept = lists.list.eval(pl.element().filter(real).unique(maintain_order=True))
     return kept.to_frame("images").select(pl.col("images").fill_null([]))["images"]
+
+
+def _compact(items: pl.DataFrame) -> pl.DataFrame:
+    """The same rows in memory of their own: a few kept texts would hold on to a whole block's."""
+    file = io.BytesIO()
+    items.write_ipc(file, compat_level=pl.CompatLevel.oldest())
+    return pl.read_ipc(file.getvalue())
 
 
 def one_row_each(items: pl.DataFrame) -> pl.DataFrame:

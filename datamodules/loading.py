@@ -124,7 +124,7 @@ class AttachLabels:
         self.collate = collate
 
     def __call__(self, rows: Rows) -> Batch:
-        """The method's batch with ``target`` (B,), ``liked`` (B, T) and, where there is one, ``label`` (B,)."""
+        """The method's batch with ``target`` (B,), ``liked`` (B, T) and, where known ``label`` (B,)."""
         assert rows.target is not None
         batch = self.collate(rows)
         length = batch.length.numpy()  # (B,) the newest events that the method reads

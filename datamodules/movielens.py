@@ -19,7 +19,9 @@ class MovieLensDataModule(SequenceDataModule):
     """
 
     def __init__(self, release: str = "100k", **options: Any) -> None:
-        if release == "100k":  # numbers its films by itself: by id, most posters would be another film's
+        if (
+            release == "100k"
+        ):  # numbers its films by itself: by id, most posters would be another film's
             options.setdefault("image_ids", "title")
         super().__init__(f"movielens-{release}", **options)
         self.release = release

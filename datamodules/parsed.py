@@ -64,7 +64,9 @@ def parsed(name: str, load: Callable[[], RawData], asked: dict[str, Any], cache:
 def _write(part: Path, raw: RawData) -> None:
     # Numbers for ids: every filter groups by them again and again.
     ids = pl.col("user_id", "item_id").cast(pl.Categorical)
-    raw.interactions.frame.with_columns(ids).write_parquet(part / "interactions.parquet", compression="lz4")
+    raw.interactions.frame.with_columns(ids).write_parquet(
+        part / "interactions.parquet", compression="lz4"
+    )
     raw.catalog.frame.write_parquet(part / "catalog.parquet", compression="lz4")
     if raw.users is not None:
         raw.users.write_parquet(part / "users.parquet")

@@ -47,7 +47,7 @@ def data_report(
         "filters": [_step(s) for s in steps],
         "history_length": {f"{q:.0%}": int(np.quantile(events, q)) for q in quantiles},
         "ratings": _histogram(frame),
-        "repeated_pairs": frame.height - len(np.unique(pairs)),
+        "repeated_pairs": int((np.diff(np.sort(pairs)) == 0).sum()),
         "text": _text_report(items),
         "split": split_report(
             histories.offsets, histories.items, histories.split, histories.timestamps
