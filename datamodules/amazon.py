@@ -52,6 +52,10 @@ class AmazonDataModule(SequenceDataModule):
             self.metadata, self.duplicates,
         )  # fmt: skip
 
+    def local_files(self) -> list[tuple[str, int, int]]:
+        """Those of this category: another category's file in the same folder changes nothing here."""
+        return [file for file in super().local_files() if self.category in file[0]]
+
     def asked(self) -> dict[str, Any]:
         """What is read of the release; local files are named by ``SequenceDataModule``."""
         return {

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from datamodules.samplers import contains, event_keys, hashed_integers
+from datamodules.samplers import contains, distinct, event_keys, hashed_integers
 from datamodules.types import Histories
 
 # Streams of random numbers; far from those of samplers.py, which may have the same seed.
@@ -115,7 +115,8 @@ def draw_candidates(
     user, target = user.astype(np.int64), target.astype(np.int64)
     seen = event_keys(histories)
     # The target counts as seen even if a caller asks about an item outside the history.
-    seen = np.union1d(seen, user * (histories.num_items + 1) + target)
+    asked = user * (histories.num_items + 1) + target
+    seen = distinct(np.concatenate([seen, asked]))
     weights = np.where(np.arange(len(weights)) == 0, 0, weights)
     _check_enough(seen, weights, user, count)
     negatives = _negatives(seen, weights, user, target, count, (code, seed))

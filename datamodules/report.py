@@ -11,6 +11,7 @@ from datamodules.examples import ExampleTable
 from datamodules.filters import FilterStep, count
 from datamodules.parsed import Parsed
 from datamodules.raw_columns import id_codes, pair_codes
+from datamodules.samplers import distinct
 from datamodules.splits import split_report
 from datamodules.types import SPLIT_NAMES, TEST, TRAIN, VALID, Histories
 
@@ -91,7 +92,7 @@ def examples_report(
             continue
         report[SPLIT_NAMES[code]] = {
             "examples": len(part),
-            "users": len(np.unique(part.user)),
+            "users": len(distinct(part.user)),
             "liked": float(part.label.mean()),
         }
         if liked_above is not None and histories.ratings is not None:

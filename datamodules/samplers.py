@@ -69,11 +69,18 @@ def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
 
 
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """The different numbers, sorted; on millions of them many times as fast as ``np.unique``'s hash table."""
+    ordered = np.sort(numbers)
+    return ordered[
+        np.append(np.ones(min(1, len(ordered)), dtype=bool), ordered[1:] != ordered[:-1])
+    ]
+
+
 def event_keys(histories: Histories, code: int | None = None) -> np.ndarray:
     """Sorted distinct ``user * (I + 1) + item`` of all events, or of those with one split code."""
     keys = histories.users.astype(np.int64) * (histories.num_items + 1) + histories.items
-    keys = np.sort(keys if code is None else keys[histories.split == code])
-    return keys[np.diff(keys, prepend=-1) > 0]
+    return distinct(keys if code is None else keys[histories.split == code])
 
 
 def train_keys(histories: Histories) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from datamodules.dates import iso_seconds
-from datamodules.samplers import hashed_order
+from datamodules.samplers import distinct, hashed_order
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID
 
 Targets = Literal["all", "first", "last"]
@@ -249,7 +249,7 @@ class FewShot:
         train = eval_positions(split, TRAIN)
         owner = _owners(offsets)
         if self.users is not None:
-            drawn = self._draw(np.unique(owner[train]), self.users, "users with training events")
+            drawn = self._draw(distinct(owner[train]), self.users, "users with training events")
             kept = train[np.isin(owner[train], drawn)]
         else:
             usable = train[train > offsets[owner[train]]]
@@ -287,16 +287,17 @@ def split_report(
         the same time.
     """
     owner = _owners(offsets)
+    train = split == TRAIN
+    train_users, train_items = distinct(owner[train]), distinct(items[train])
     report: dict[str, Any] = {}
     for code, name in SPLIT_NAMES.items():
         at = eval_positions(split, code)
-        users, products = np.unique(owner[at]), np.unique(items[at])
+        users, products = distinct(owner[at]), distinct(items[at])
         report[name] = {"events": len(at), "users": len(users), "items": len(products)}
         if code in (VALID, TEST):
-            train = split == TRAIN
             report[name] |= {
-                "cold_users": int((~np.isin(users, owner[train])).sum()),
-                "cold_items": int((~np.isin(products, items[train])).sum()),
+                "cold_users": int((~np.isin(users, train_users)).sum()),
+                "cold_items": int((~np.isin(products, train_items)).sum()),
                 "no_history": int((at == offsets[owner[at]]).sum()),
             }
     if timestamps is None or not np.any(timestamps):

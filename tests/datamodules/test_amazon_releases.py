@@ -150,6 +150,21 @@ def test_the_data_module_prepares_a_category(tmp_path: Path) -> None:
     assert data.histories.users.tolist() == [u for u in range(1, 7) for _ in range(5)]
 
 
+def test_only_the_files_of_a_category_name_what_is_prepared(tmp_path: Path) -> None:
+    events = events_file(2023, "full", [("A", "B0", 1.0, 10**9)])
+    put(tmp_path, 2023, "full", events, items_file(2023, [item(2023, "B0")]))
+    data = AmazonDataModule(2023, "All_Beauty", "full", root=str(tmp_path))
+    before = data.local_files()
+    assert [Path(name).name.removesuffix(".gz") for name, _, _ in before] == [
+        "All_Beauty.jsonl",
+        "meta_All_Beauty.jsonl",
+    ]
+    (tmp_path / "Software.jsonl").write_bytes(b"{}")
+    assert data.local_files() == before
+    (tmp_path / "All_Beauty.jsonl.gz").write_bytes(b"other")
+    assert data.local_files() != before
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
