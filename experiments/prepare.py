@@ -72,33 +72,45 @@ def share(names: Sequence[str], environment: dict[str, str]) -> list[str]:
     return list(names[(int(task) - first) // step :: count])
 
 
-def prepare_one(name: str, category: str, overrides: Sequence[str]) -> Outcome:
-    """Prepare one category in a child process and measure it."""
-    words = [name, *overrides, f"{KEY}{category}"]
+def prepare_all(
+    name: str, names: Sequence[str], overrides: Sequence[str], jobs: int
+) -> Iterator[Outcome]:
+    """Every category in a child process, ``jobs`` at a time, as they end."""
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting = {
+            pool.submit(_run_child, [name, *overrides, f"{KEY}{category}"]): category
+            for category in names
+        }
+        for future in as_completed(waiting):
+            # Here, not in the pool's threads: Hydra's state is one for the whole process.
+            yield _outcome(name, waiting[future], overrides, *future.result())
+
+
+def _run_child(words: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A finished child, and how many seconds it took."""
     command = [sys.executable, "-m", "experiments.prepare", "--one", *words]
     start = time.monotonic()
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    seconds = time.monotonic() - start
-    peak = next((x for x in done.stdout.splitlines() if x.startswith("peak_mb=")), "peak_mb=nan")
+    return done, time.monotonic() - start
+
+
+def _outcome(
+    name: str,
+    category: str,
+    overrides: Sequence[str],
+    done: subprocess.CompletedProcess[str],
+    seconds: float,
+) -> Outcome:
     if done.returncode:
         told = [x for x in done.stderr.splitlines() if x.strip()]
         last = next((x for x in reversed(told) if "error:" in x), told[-1] if told else "no reason")
         return Outcome(category, {}, seconds, float("nan"), last)
-    data = config.composed(name, words[1:]).config["data"]
+    peak = next((x for x in done.stdout.splitlines() if x.startswith("peak_mb=")), "peak_mb=nan")
+    data = config.composed(name, [*overrides, f"{KEY}{category}"]).config["data"]
     note = artifacts.prepared_data(data, cache_root())
     assert note is not None
     manifest: dict[str, Any] = read_json(Path(note["folder"]) / "manifest.json")
     return Outcome(category, manifest["counts"], seconds, float(peak.partition("=")[2]))
-
-
-def prepare_all(
-    name: str, names: Sequence[str], overrides: Sequence[str], jobs: int
-) -> Iterator[Outcome]:
-    """Every category, ``jobs`` at a time, as they end."""
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(prepare_one, name, c, overrides) for c in names]
-        for future in as_completed(waiting):
-            yield future.result()
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
