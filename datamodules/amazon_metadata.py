@@ -16,7 +16,7 @@ import polars as pl
 from datamodules.amazon_items import ITEM_SCHEMA, item_lines, storable
 from datamodules.delimited import BadRows, OnBadRow
 from datamodules.json_lines import parse_literal
-from datamodules.text import TITLE_LIMIT, normalise_column, usable_title
+from datamodules.text import TITLE_LIMIT, normalise_column, usable_titles
 from datamodules.types import CATALOG_SCHEMA
 
 _LISTED = r"""^\s*\[\s*['"].*\]\s*$"""
@@ -57,11 +57,15 @@ def read_metadata(
     lines = item_lines(path, release, bad)
     kept: list[pl.DataFrame] = []
     hashes: list[pl.Series] = []
-    for rows in lines.frames():
-        hashes.append(rows["item_id"].hash())
+
+    def work(rows: pl.DataFrame) -> tuple[pl.Series, pl.DataFrame | None]:
         some = rows.join(wanted, on="item_id", how="semi", maintain_order="left")
-        if some.height:
-            kept.append(_compact(clean_items(some)))
+        return rows["item_id"].hash(), _compact(clean_items(some)) if some.height else None
+
+    for ids, cleaned in lines.mapped(work):
+        hashes.append(ids)
+        if cleaned is not None:
+            kept.append(cleaned)
     items = pl.concat(kept) if kept else clean_items(pl.DataFrame(schema=ITEM_SCHEMA))
     single = one_row_each(items)
     name = path.name.removesuffix(".gz")
@@ -77,10 +81,10 @@ def read_metadata(
 def clean_items(items: pl.DataFrame) -> pl.DataFrame:
     """Rows of ``ITEM_SCHEMA`` -> rows of ``CATALOG_SCHEMA`` and what was odd about each (booleans)."""
     title = normalise_column(items["title"], TITLE_LIMIT)
-    usable = pl.Series([usable_title(text) for text in title], dtype=pl.Boolean)
+    usable = usable_titles(title)
     opened, listed = _opened(items["description"])
     price = items["price"].str.extract(_PRICE).str.replace_all(",", "").cast(pl.Float32)
-    plain = items["title"].str.replace_all(r"\s+", " ").str.strip_chars().fill_null("")
+    scrap, mended = _title_oddities(items["title"], title, usable)
     return pl.DataFrame(
         {
             "item_id": items["item_id"],
@@ -90,12 +94,23 @@ def clean_items(items: pl.DataFrame) -> pl.DataFrame:
             "brand": normalise_column(items["brand"], TITLE_LIMIT),
             "price": price,
             "images": _pictures(items["images"]),
-            "scrap": (plain != "") & ~usable,
-            "mended": usable & plain.str.contains("[<&]") & (title != plain).fill_null(False),
+            "scrap": scrap,
+            "mended": mended,
             "listed": listed,
             "unpriced": price.is_null() & (items["price"].fill_null("").str.strip_chars() != ""),
         }
     )  # fmt: skip
+
+
+def _title_oddities(
+    written: pl.Series, title: pl.Series, usable: pl.Series
+) -> tuple[pl.Series, pl.Series]:
+    """(whether there was a title and nothing usable in it, whether markup or entities were mended)."""
+    marked = written.str.contains("[<&]").fill_null(False)
+    rows = (marked & usable).arg_true()  # few: white space is costly to compare
+    plain = written.gather(rows).str.replace_all(r"\s+", " ").str.strip_chars()
+    mended = pl.repeat(False, len(written), eager=True).scatter(rows, plain != title.gather(rows))
+    return written.str.contains(r"\S").fill_null(False) & ~usable, mended
 
 
 def _pictures(lists: pl.Series) -> pl.Series:

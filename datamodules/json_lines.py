@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import polars as pl
 
@@ -35,6 +35,7 @@ _STRINGS = re.compile(r"'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"", 
 # A sign that is not a number's own: "1+1+1...", "- - - 1" nest without brackets, and deeply.
 _OPERATOR = re.compile(r"(?<![:,\[({ eE])[+-]|[+-](?![0-9])")
 
+T = TypeVar("T")
 Fast = Callable[[bytes, pl.Series], "pl.DataFrame | None"]
 Careful = Callable[[str], dict[str, Any]]
 
@@ -71,7 +72,13 @@ class JsonLines:
         return self._digest.hexdigest()
 
     def frames(self) -> Iterator[pl.DataFrame]:
-        """The good rows, some blocks' worth at a time; memory holds a few blocks.
+        """The good rows, some blocks' worth at a time. Raises DataFormatError, see ``mapped``."""
+        return self.mapped(lambda frame: frame)
+
+    def mapped(self, work: Callable[[pl.DataFrame], T]) -> Iterator[T]:
+        """``work`` of the good rows, some blocks' worth at a time and in the file's order.
+
+        It is done in threads, beside the parsing of other blocks; memory holds a few of them.
 
         Raises:
             DataFormatError: the file is empty, not text, damaged, has another header, or a bad row
@@ -80,15 +87,15 @@ class JsonLines:
         # Polars reads JSON lines on one core and without the interpreter's lock, so blocks are read side by
         # side; their frames come out in the file's order, and so do errors and line numbers.
         with ThreadPoolExecutor(WORKERS) as pool:
-            waiting: deque[tuple[Block, Future[pl.DataFrame | None]]] = deque()
+            waiting: deque[tuple[Block, Future[tuple[int, T] | None]]] = deque()
             for block in ahead(read_blocks(self.path, self._digest)):
                 if block.first_line == 1:
                     block = self._without_header(block)
-                waiting.append((block, pool.submit(self._at_once, block)))
+                waiting.append((block, pool.submit(self._worked, block, work)))
                 if len(waiting) > WORKERS:
-                    yield from self._finished(*waiting.popleft())
+                    yield from self._finished(*waiting.popleft(), work)
             while waiting:
-                yield from self._finished(*waiting.popleft())
+                yield from self._finished(*waiting.popleft(), work)
         if self.rows == 0:
             raise DataFormatError(f"{self.path}: there is no row in the file; get it again.")
 
@@ -120,16 +127,24 @@ class JsonLines:
             return None
         return frame.with_columns(lines.hash().alias("line"))
 
+    def _worked(self, block: Block, work: Callable[[pl.DataFrame], T]) -> tuple[int, T] | None:
+        """(rows, what was made of them) of a whole block, or None."""
+        frame = self._at_once(block)
+        return None if frame is None else (frame.height, work(frame))
+
     def _finished(
-        self, block: Block, future: Future[pl.DataFrame | None]
-    ) -> Iterator[pl.DataFrame]:
-        """One frame where Polars agreed, else those of both halves."""
-        frame = future.result()
-        if frame is not None:
-            self.rows += frame.height
-            yield frame
+        self,
+        block: Block,
+        future: Future[tuple[int, T] | None],
+        work: Callable[[pl.DataFrame], T],
+    ) -> Iterator[T]:
+        """One result where Polars agreed, else those of both halves."""
+        made = future.result()
+        if made is not None:
+            self.rows += made[0]
+            yield made[1]
         else:
-            yield from self._parts(block)
+            yield from map(work, self._parts(block))
 
     def _parts(self, block: Block) -> Iterator[pl.DataFrame]:
         if self.fast is None or block.data.count(b"\n") <= FEW_LINES:

@@ -84,3 +84,11 @@ def normalise_column(texts: pl.Series, limit: int = DESCRIPTION_LIMIT) -> pl.Ser
 def usable_title(text: str | None) -> bool:
     """Whether a normalised title says anything: it holds a letter or a digit."""
     return text is not None and any(c.isalnum() for c in text)
+
+
+def usable_titles(titles: pl.Series) -> pl.Series:
+    """``usable_title`` of each, as booleans."""
+    plain = titles.str.contains("[A-Za-z0-9]").fill_null(False)
+    rows = (~plain).arg_true()
+    rest = [usable_title(text) for text in titles.gather(rows)]
+    return plain.scatter(rows, pl.Series(rest, dtype=pl.Boolean))

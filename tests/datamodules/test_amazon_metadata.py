@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from datamodules import json_lines
 from datamodules.errors import DataFormatError
 from datamodules.types import CATALOG_SCHEMA
 from tests.datamodules.amazon_files import (
@@ -201,6 +202,30 @@ def test_images_of_2018_best_first(
 ) -> None:
     found, _ = catalog(tmp_path, 2018, [item(2018, FIRST, **changes), item(2018, SECOND)])
     assert (found[0]["images"] or []) == images
+
+
+@pytest.mark.parametrize(
+    ("pictures", "images"),
+    [
+        ([{"large": 'https://x.com/a"b'}], ['https://x.com/a"b']),
+        ([{"large": "https://x.com/a\\nb"}], ["https://x.com/a\\nb"]),
+        ([{"large": "https://x.com/\u00e9\u2028{"}], []),  # white space ends an address
+        ([{"large": "https://x.com/\u00e9{"}], ["https://x.com/\u00e9{"]),
+        (['{"large": "https://x.com/1"}'], []),  # a text, no picture
+        (["https://x.com/1"], []),
+        ("https://x.com/1", []),
+        ({"large": "https://x.com/1"}, []),
+        ([[{"large": "https://x.com/1"}]], []),
+        ([None, {}, {"large": {"large": "x"}}, {"large": "https://x.com/1"}], ["https://x.com/1"]),
+    ],
+)
+def test_odd_pictures_are_read_by_line_as_by_block(
+    tmp_path: Path, pictures: Any, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [item(2023, FIRST, images=pictures)]
+    assert (catalog(tmp_path / "block", 2023, records)[0][0]["images"] or []) == images
+    monkeypatch.setattr(json_lines, "_lines", lambda data: None)
+    assert (catalog(tmp_path / "line", 2023, records)[0][0]["images"] or []) == images
 
 
 def test_images_of_2023_take_the_largest_size_there_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.text import normalise_column, normalise_text, usable_title
+from datamodules.text import normalise_column, normalise_text, usable_title, usable_titles
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,5 @@ def test_hostile_text_takes_no_long_time(text: str) -> None:
 )
 def test_a_usable_title_has_a_letter_or_digit(title: str | None, usable: bool) -> None:
     assert usable_title(title) is usable
+    column = pl.Series([title, "x", title], dtype=pl.String)
+    assert usable_titles(column).to_list() == [usable, True, usable]
