@@ -18,6 +18,7 @@ import polars as pl
 from datamodules.delimited import BadRows, OnBadRow
 from datamodules.errors import DataFormatError
 from datamodules.json_lines import JsonLines, parse_json, parse_loose
+from datamodules.raw_columns import occurs_again
 from datamodules.types import INTERACTION_SCHEMA
 
 Duplicates = str  # "drop" | "keep"
@@ -112,7 +113,7 @@ def review_lines(path: Path, layout: ReviewFormat, bad: BadRows) -> JsonLines:
 def repeated_lines(frame: pl.DataFrame) -> pl.Series | None:
     """Row numbers of lines that repeat an earlier one; None = there are none."""
     # Most hashes are single: only the others are compared in full.
-    again = frame["line"].is_duplicated()
+    again = occurs_again(frame["line"])
     if not again.any():
         return None
     some = frame.with_row_index("row").filter(again)
@@ -131,7 +132,7 @@ def oddities(frame: pl.DataFrame, layout: ReviewFormat) -> dict[str, int]:
     """What is odd about the rows that are kept."""
     pairs = frame.select(_user_and("item_id")).to_series()
     # Hashes first, as few times collide: only rows whose hash repeats are compared in full.
-    tied = frame.select("user_id", "time").filter(_user_time_hash("time").is_duplicated())
+    tied = frame.select("user_id", "time").filter(occurs_again(_user_time_hash(frame, "time")))
     users = tied.filter(tied.is_duplicated())["user_id"].n_unique()
     return {
         "kept: repeated (user, item) rows": frame.height - pairs.n_unique(),
@@ -145,8 +146,9 @@ def _user_and(item: str) -> pl.Expr:
     return pl.col("user_id").to_physical().cast(pl.UInt64) * 2**32 + pl.col(item).to_physical()
 
 
-def _user_time_hash(time: str) -> pl.Expr:
-    return pl.col("user_id").to_physical().hash(seed=1) ^ pl.col(time).hash(seed=2)
+def _user_time_hash(frame: pl.DataFrame, time: str) -> pl.Series:
+    user = pl.col("user_id").to_physical().hash(seed=1)
+    return frame.select(user ^ pl.col(time).hash(seed=2)).to_series()
 
 
 def _events(frame: pl.DataFrame, layout: ReviewFormat) -> pl.DataFrame:
@@ -161,9 +163,8 @@ def _events(frame: pl.DataFrame, layout: ReviewFormat) -> pl.DataFrame:
 def order_within_seconds(frame: pl.DataFrame) -> pl.DataFrame:
     """Rows of one user in one second change places so that ``time`` ascends; all others stay."""
     some = frame.select("user_id", "timestamp", "time").with_row_index("row")
-    some = some.filter(_user_time_hash("timestamp").is_duplicated()).with_columns(
-        pl.col("user_id").to_physical()
-    )
+    again = occurs_again(_user_time_hash(frame, "timestamp"))
+    some = some.filter(again).with_columns(pl.col("user_id").to_physical())
     places = some.sort("user_id", "timestamp", "row")["row"]
     takers = some.sort("user_id", "timestamp", "time", "row")["row"]
     order = pl.arange(frame.height, eager=True, dtype=pl.UInt32)

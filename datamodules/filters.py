@@ -17,7 +17,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 import polars as pl
 
-from datamodules.raw_columns import full_ratings, id_codes, pair_codes, times_or_none
+from datamodules.raw_columns import full_ratings, id_codes, occurs_again, pair_codes, times_or_none
 
 Keep = Literal["first", "last"]
 
@@ -144,7 +144,7 @@ class Dedup:
         """The kept rows, in the order they came."""
         time = times_or_none(frame, f"Dedup(keep={self.keep!r})")
         pair = pl.Series(pair_codes(id_codes(frame["user_id"]), id_codes(frame["item_id"])))
-        repeated = pair.is_duplicated()  # few rows are: only those are sorted
+        repeated = occurs_again(pair)  # few rows are: only those are sorted
         row = repeated.arg_true().to_numpy()
         if time is not None:
             row = row[np.argsort(time[row], kind="stable")]

@@ -26,9 +26,8 @@ from datamodules.delimited import BadRows
 from datamodules.errors import DataFormatError
 from datamodules.line_blocks import Block, ahead, read_blocks
 
-WORKERS = min(
-    4, os.cpu_count() or 1
-)  # blocks that are parsed at once; each holds its text in memory
+# Blocks that are parsed at once, each with its text in memory; one more than cores, as each also waits.
+WORKERS = min(4, (os.cpu_count() or 1) + 1)
 FEW_LINES = 256  # where halving a block costs more than reading its lines one by one
 _LONGEST_LITERAL = 4 << 20  # characters; a metadata row has some thousands
 _STRINGS = re.compile(r"'[^'\\]*(?:\\.[^'\\]*)*'|\"[^\"\\]*(?:\\.[^\"\\]*)*\"", re.DOTALL)

@@ -18,6 +18,7 @@ import polars as pl
 from datamodules.delimited import BadRows, Layout, OnBadRow, read_events, read_raw, read_rows
 from datamodules.errors import DataFormatError
 from datamodules.movielens_tags import TAGS_CSV, TAGS_DAT, tag_descriptions
+from datamodules.raw_columns import occurs_again
 from datamodules.types import CATALOG_SCHEMA, INTERACTION_SCHEMA, Catalog, Interactions, RawData
 
 USER_SCHEMA: dict[str, pl.DataType] = {
@@ -143,7 +144,7 @@ def repeated_pairs(events: pl.DataFrame) -> int:
     """Rows whose (user, item) occurred in an earlier row."""
     # Equal pairs have equal hashes, so the slow exact count only sees rows whose hash repeats.
     hashes = events.select(pl.col("user_id").hash(seed=1) ^ pl.col("item_id").hash(seed=2))
-    suspects = events.filter(hashes.to_series().is_duplicated()).select("user_id", "item_id")
+    suspects = events.filter(occurs_again(hashes.to_series())).select("user_id", "item_id")
     return suspects.height - suspects.unique().height
 
 

@@ -30,6 +30,15 @@ def pair_codes(user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return user.astype(np.int64) * (int(item.max(initial=0)) + 1) + item
 
 
+def occurs_again(numbers: pl.Series) -> pl.Series:
+    """(N,) whether each number is there more than once: by sorting, six times as fast where few are."""
+    ordered = np.sort(numbers.to_numpy())
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(again) > len(ordered) // 4:
+        return numbers.is_duplicated()
+    return numbers.is_in(pl.Series(again).implode())
+
+
 def full_ratings(frame: pl.DataFrame, asked_by: str) -> pl.Series:
     """(N,) ratings, none of them missing.
 
