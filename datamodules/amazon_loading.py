@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -11,6 +12,7 @@ from datamodules.amazon_metadata import read_metadata
 from datamodules.amazon_releases import fetch_file, find_release
 from datamodules.amazon_reviews import Duplicates, Reviews, read_reviews
 from datamodules.delimited import OnBadRow
+from datamodules.errors import each_or_all_errors
 from datamodules.types import CATALOG_SCHEMA, Catalog, Interactions, RawData
 
 
@@ -46,8 +48,11 @@ def load_amazon(
     layout = known.kind(reviews)[1]
     place = None if root is None else Path(root).expanduser()
     # Both files first: nothing is parsed for minutes only to find that the second is missing.
-    events_file, source = fetch_file(known, reviews, name, place, cache)
-    items_file = fetch_file(known, "metadata", name, place, cache)[0] if metadata else None
+    files = each_or_all_errors(
+        partial(fetch_file, known, kind, name, place, cache)
+        for kind in (reviews, *(("metadata",) if metadata else ()))
+    )
+    events_file, source = files[0]
     events = read_reviews(events_file, layout, on_bad_row, duplicates)
     raw = RawData(
         interactions=Interactions(events.frame),
@@ -56,7 +61,7 @@ def load_amazon(
         checksums={_stem(events_file): events.sha256},
         source=f"Amazon {known.year} {name} ({reviews}) from {source}",
     )
-    return _with_items(raw, events, items_file, known.year, on_bad_row)
+    return _with_items(raw, events, files[1][0] if metadata else None, known.year, on_bad_row)
 
 
 def _with_items(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ class CustomDataModule(SequenceDataModule):
         format: ``table``, ``pairs``, ``lists``, or ``auto`` to look.
         time_unit: ``s`` or ``ms``, of whole-number timestamps.
         ordered: whether a file without times is in time order; if not, histories are shuffled by a seed.
+        columns: names that columns have in the files -> ``user_id``, ``item_id``, ``title`` and so on.
+        where: which files these are and who has them, for the message when none is named.
         options: those of ``SequenceDataModule``; with ``root`` both files lie in that folder.
     """
 
@@ -34,6 +37,8 @@ class CustomDataModule(SequenceDataModule):
         format: Format = "auto",
         time_unit: TimeUnit = "s",
         ordered: bool = True,
+        columns: Mapping[str, str] | None = None,
+        where: str | None = None,
         **options: Any,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
@@ -45,6 +50,8 @@ class CustomDataModule(SequenceDataModule):
         self.format: Format = format
         self.time_unit: TimeUnit = time_unit
         self.ordered = ordered
+        self.columns = dict(columns or {})
+        self.where = where
 
     def load_raw(self) -> RawData:
         """Parse the files."""
@@ -56,6 +63,7 @@ class CustomDataModule(SequenceDataModule):
             self.time_unit,
             self.ordered,
             self.on_bad_row,
+            self.columns,
         )
 
     def asked(self) -> dict[str, Any]:
@@ -67,13 +75,15 @@ class CustomDataModule(SequenceDataModule):
             "format": self.format,
             "time_unit": self.time_unit,
             "ordered": self.ordered,
+            "columns": self.columns,
         }
 
     def _file(self, given: str | None, argument: str) -> Path:
         if given is None:
+            what = self.where or "a CSV or Parquet file with the columns user_id and item_id"
             raise DataSourceError(
-                f"data=custom has no file of {argument}: pass data.{argument}=FILE, a CSV or Parquet file "
-                "with the columns user_id and item_id."
+                f"{self.recipe.name} has no file of {argument}. What to do: pass data.{argument}=FILE, "
+                f"{what}."
             )
         path = Path(given).expanduser()
         if self.root is not None:

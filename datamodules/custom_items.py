@@ -2,7 +2,8 @@
 
 The column ``item_id`` and, each optional, ``title``, ``description``, ``categories`` (a list, or text with
 ``|`` between), ``brand``, ``price`` (a number, or text as "$4.99"; other text is null and counted), ``image``
-(an address) or ``images`` (a list, or text with ``|`` between). Cells of a CSV may hold line ends where they
+(an address) or ``images`` (a list, or text with ``|`` between). ``columns`` says which of a file's names are
+these; a type behind a colon, as in RecBole's files, is left off. Cells of a CSV may hold line ends where they
 are quoted. Text goes through ``text.normalise_text``; what is empty is null.
 """
 
@@ -13,7 +14,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from datamodules.types import CATALOG_SCHEMA
 
 COLUMNS = (*CATALOG_SCHEMA, "image")
 _PRICE = re.compile(r"\$? ?([0-9]{1,12}(?:\.[0-9]*)?|\.[0-9]+)")
+_TYPE = re.compile(r"(?<=.):(?:token|float)(?:_seq)?\Z")
 _LARGEST = 1e38  # a price is stored in 32 bits
 
 Row = dict[str, Any]
@@ -34,8 +36,26 @@ Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
+def our_name(theirs: str, columns: Mapping[str, str]) -> str:
+    """The name that a file's column has here; RecBole's files give a type behind a colon."""
+    return columns.get(theirs) or _TYPE.sub("", theirs)
+
+
+def our_names(path: Path, header: Sequence[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """Each column of a header -> its name here. Raises DataFormatError for two of one name."""
+    ours = {name: our_name(name, columns) for name in header}
+    if len(set(ours.values())) < len(header):
+        raise DataFormatError(
+            f"{path}: two columns have one name, of {', '.join(header)[:200]}; rename or remove one."
+        )
+    return ours
+
+
 def items_catalog(
-    path: Path | None, rated: pl.DataFrame, on_bad_row: OnBadRow
+    path: Path | None,
+    rated: pl.DataFrame,
+    on_bad_row: OnBadRow,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int], int]:
     """The catalogue, rows left out by reason, and how many rated items have no row.
 
@@ -43,24 +63,27 @@ def items_catalog(
         path: the items' file, or None: then every item is known by its id alone.
         rated: the items that occur in events, column ``item_id``.
         on_bad_row: ``"error"`` or ``"skip"``.
+        columns: names that columns have in the file -> ours.
 
     Raises:
         DataFormatError: the file is not in its format, or a bad row that may not be skipped.
     """
     none: dict[str, int] = {}
     empty = pl.DataFrame(schema=CATALOG_SCHEMA)
-    known, skipped = (empty, none) if path is None else read_items(path, on_bad_row)
+    known, skipped = (empty, none) if path is None else read_items(path, on_bad_row, columns)
     bare = rated.join(known, on="item_id", how="anti", maintain_order="left")
     return pl.concat([known, bare], how="diagonal"), skipped, bare.height
 
 
-def read_items(path: Path, on_bad_row: OnBadRow) -> tuple[pl.DataFrame, dict[str, int]]:
+def read_items(
+    path: Path, on_bad_row: OnBadRow, columns: Mapping[str, str] | None = None
+) -> tuple[pl.DataFrame, dict[str, int]]:
     """Items with ``CATALOG_SCHEMA``, of several rows with one id the first; rows left out by reason."""
     bad = BadRows(path, on_bad_row)
     made: dict[str, Row] = {}
     extra: dict[str, None] = {}
     repeated = no_price = 0
-    for line, row in _rows(path, bad):
+    for line, row in _rows(path, bad, columns or {}):
         extra |= dict.fromkeys(name for name in row if name not in COLUMNS)
         try:
             item = make_item(row)
@@ -145,30 +168,32 @@ def _price(value: object) -> float | None:
     return float(value) if abs(value) < _LARGEST else None  # NaN is not less
 
 
-def _rows(path: Path, bad: BadRows) -> Iterator[tuple[int, Row]]:
-    """(line or row from 1, its cells by name) of each row."""
+def _rows(path: Path, bad: BadRows, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
+    """(line or row from 1, its cells by our names) of each row."""
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     if kind == "parquet":
-        names = list(columns_of(path))
-        _require_id(path, names)
-        frame = read_columns(path, names)
+        names = _named(path, list(columns_of(path)), columns)
+        frame = read_columns(path, list(names)).rename(names)
         yield from enumerate(frame.iter_rows(named=True), start=1)
     elif kind in ("jsonl", "ndjson", "json"):
-        yield from _json_rows(path, bad)
-    elif kind in ("csv", "tsv"):
-        yield from _csv_rows(path, bad)
+        for line, row in _json_rows(path, bad):
+            yield line, {our_name(name, columns): value for name, value in row.items()}
+    elif kind in ("csv", "tsv", "item"):  # ".item" is RecBole's
+        yield from _csv_rows(path, bad, columns)
     else:
         raise DataFormatError(
-            f"{path}: items are read from .csv, .tsv, .jsonl (each also .gz) or .parquet files."
+            f"{path}: items are read from .csv, .tsv, .item, .jsonl (each also .gz) or .parquet files."
         )
 
 
-def _require_id(path: Path, names: list[str]) -> None:
-    if "item_id" not in names or len(set(names)) < len(names):
+def _named(path: Path, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    names = our_names(path, header, columns)
+    if "item_id" not in names.values():
         raise DataFormatError(
-            f"{path}: expected a column item_id, and each name once; the file has "
-            f"{', '.join(names)[:200]}. Known are {', '.join(COLUMNS)}."
+            f"{path}: there is no column item_id; the file has {', '.join(header)[:200]}. Known are "
+            f'{", ".join(COLUMNS)}; rename them, or say which is which: "data.columns={{THEIRS: item_id}}".'
         )
+    return names
 
 
 def _json_rows(path: Path, bad: BadRows) -> Iterator[tuple[int, Row]]:
@@ -189,15 +214,15 @@ def _json_rows(path: Path, bad: BadRows) -> Iterator[tuple[int, Row]]:
             bad.add(line, "no JSON object", f"{row!r:.80}")
 
 
-def _csv_rows(path: Path, bad: BadRows) -> Iterator[tuple[int, Row]]:
+def _csv_rows(path: Path, bad: BadRows, columns: Mapping[str, str]) -> Iterator[tuple[int, Row]]:
     data, _ = read_raw(path)
     text = _decoded(path, data)
     delimiter = "\t" if "\t" in text.split("\n", 1)[0] else ","
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:
-        names = [name.strip() for name in next(reader)]
-        _require_id(path, names)
+        header = [name.strip() for name in next(reader)]
+        names = list(_named(path, header, columns).values())
         line = reader.line_num + 1
         for cells in reader:
             if len(cells) == len(names):

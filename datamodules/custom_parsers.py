@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 import polars as pl
 
-from datamodules.custom_items import items_catalog
+from datamodules.custom_items import items_catalog, our_name, our_names
 from datamodules.delimited import OnBadRow, read_raw
 from datamodules.errors import DataFormatError
 from datamodules.movielens_parsers import repeated_pairs
@@ -48,6 +49,7 @@ def load_custom(
     time_unit: TimeUnit = "s",
     ordered: bool = True,
     on_bad_row: OnBadRow = "error",
+    columns: Mapping[str, str] | None = None,
 ) -> RawData:
     """Read a file of events and, where there is one, a file of items.
 
@@ -58,17 +60,18 @@ def load_custom(
         time_unit: of whole-number timestamps.
         ordered: whether the rows of a file without times are in time order.
         on_bad_row: ``"error"``, or ``"skip"`` to leave bad rows out and count them in ``skipped``.
+        columns: names that columns have in the files -> the ones used here.
 
     Raises:
         DataFormatError: a file is not in its format, or a bad row that may not be skipped.
         ValueError: an unknown choice.
     """
     refuse_pickles(interactions)
-    events, skipped, checksum = read_events(interactions, format, time_unit, on_bad_row)
+    events, skipped, checksum = read_events(interactions, format, time_unit, on_bad_row, columns)
     checksums = {interactions.name: checksum}
     rated = events.select(pl.col("item_id").unique(maintain_order=True))
     kept = {"kept: repeated (user, item) rows": repeated_pairs(events)}
-    catalog, more, bare = items_catalog(items, rated, on_bad_row)
+    catalog, more, bare = items_catalog(items, rated, on_bad_row, columns)
     if items is not None:
         refuse_pickles(items)
         checksums[f"items: {items.name}"] = file_digest(items)
@@ -93,20 +96,25 @@ def refuse_pickles(path: Path) -> None:
 
 
 def read_events(
-    path: Path, format: Format, time_unit: TimeUnit, on_bad_row: OnBadRow
+    path: Path,
+    format: Format,
+    time_unit: TimeUnit,
+    on_bad_row: OnBadRow,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, int], str]:
     """Events with ``INTERACTION_SCHEMA``, rows left out by reason, and the SHA-256."""
+    renamed = columns or {}
     for value, known in ((format, Format), (time_unit, TimeUnit)):
         if value not in get_args(known):
             raise ValueError(f"{value!r} is not one of {', '.join(get_args(known))}.")
     if path.suffix.lower() == ".parquet":
         if format not in ("auto", "table"):
             raise DataFormatError(f"{path}: a Parquet file is a table; pass format=table or auto.")
-        table, checksum = _parquet_table(path), file_digest(path)
+        table, checksum = _parquet_table(path, renamed), file_digest(path)
     else:
         data, checksum = read_raw(path)
-        kind = find_format(path, data) if format == "auto" else format
-        table = _text_table(path, data) if kind == "table" else _lines(path, data, kind)
+        kind = find_format(path, data, renamed) if format == "auto" else format
+        table = _text_table(path, data, renamed) if kind == "table" else _lines(path, data, kind)
     for column in IDS:
         table.reject(pl.col(column).fill_null("") == "", "empty id", column, f"a {column}")
     skipped = table.settle(on_bad_row)
@@ -119,10 +127,10 @@ def read_events(
     return frame.with_columns(absent).select(list(INTERACTION_SCHEMA)), skipped, checksum
 
 
-def find_format(path: Path, data: bytes) -> Format:
+def find_format(path: Path, data: bytes, columns: Mapping[str, str]) -> Format:
     """What kind of text it is. Raises DataFormatError where it may be one or the other."""
     first = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0]
-    if b"," in first or set(IDS) <= set(_header(path, data)):
+    if b"," in first or set(IDS) <= {our_name(name, columns) for name in _header(path, data)}:
         return "table"
     tokens = [text.decode("utf-8", "replace") for text in first.split()]
     if any(_NAME.search(token) for token in tokens):
@@ -148,18 +156,18 @@ def _header(path: Path, data: bytes) -> list[str]:
     return header_cells(path, data, Dialect("\t", quoted=False))
 
 
-def _text_table(path: Path, data: bytes) -> Table:
+def _text_table(path: Path, data: bytes, columns: Mapping[str, str]) -> Table:
     tabs = b"\t" in data.split(b"\n", 1)[0]
     dialect = Dialect("\t" if tabs else ",")
-    wanted = _wanted(path, header_cells(path, data, dialect))
-    table = read_table(path, data, dialect, {name: name for name in wanted})
-    if "rating" in wanted:
+    wanted = _wanted(path, header_cells(path, data, dialect), columns)
+    table = read_table(path, data, dialect, wanted)
+    if "rating" in wanted.values():
         bad = ~pl.col("rating").str.contains(_NUMBER) & (pl.col("rating") != "")
         table.reject(bad, "bad rating", "rating", "a number or nothing")
         rating = pl.when(pl.col("rating") != "").then("rating")
         table.frame = table.frame.with_columns(rating.cast(pl.Float64).cast(pl.Float32))
         _reject_infinite(table)
-    if "timestamp" in wanted:
+    if "timestamp" in wanted.values():
         bad = ~pl.col("timestamp").str.contains(_WHOLE)
         table.reject(bad, "bad timestamp", "timestamp", "a whole number since 1970, 0 or more")
         whole = pl.col("timestamp").str.extract("^([0-9]+)").cast(pl.Int64)
@@ -167,18 +175,20 @@ def _text_table(path: Path, data: bytes) -> Table:
     return table
 
 
-def _wanted(path: Path, header: list[str]) -> list[str]:
-    """The columns that are read. Raises DataFormatError; names the others in the log."""
-    missing = [name for name in IDS if name not in header]
+def _wanted(path: Path, header: list[str], columns: Mapping[str, str]) -> dict[str, str]:
+    """The columns that are read -> our names. Raises DataFormatError; names the others in the log."""
+    ours = our_names(path, header, columns)
+    missing = [name for name in IDS if name not in ours.values()]
     if missing:
         raise DataFormatError(
             f"{path}: there is no column {' or '.join(missing)}; the file has {', '.join(header)[:200]}. "
-            "Rename its columns to user_id, item_id and, where there are any, rating and timestamp."
+            "Rename its columns to user_id, item_id and, where there are any, rating and timestamp, or say "
+            'which is which: "data.columns={THEIRS: user_id}".'
         )
-    extra = [name for name in header if name not in INTERACTION_SCHEMA]
+    extra = [name for name in header if ours[name] not in INTERACTION_SCHEMA]
     if extra:
         logger.info("%s: not used: columns %s", path, ", ".join(extra)[:200])
-    return [name for name in INTERACTION_SCHEMA if name in header]
+    return {name: our for name, our in ours.items() if our in INTERACTION_SCHEMA}
 
 
 def _reject_infinite(table: Table) -> None:
@@ -186,11 +196,11 @@ def _reject_infinite(table: Table) -> None:
     table.reject(odd, "bad rating", "rating", "a finite number or nothing")
 
 
-def _parquet_table(path: Path) -> Table:
-    schema = columns_of(path)
-    wanted = _wanted(path, list(schema))
-    for name in wanted:
-        dtype = schema[name]
+def _parquet_table(path: Path, columns: Mapping[str, str]) -> Table:
+    found = columns_of(path)
+    wanted = _wanted(path, list(found), columns)
+    schema = {ours: found[theirs] for theirs, ours in wanted.items()}
+    for name, dtype in schema.items():
         right = {
             "rating": dtype.is_numeric(),
             "timestamp": dtype.is_integer() or dtype == pl.Datetime,
@@ -200,12 +210,12 @@ def _parquet_table(path: Path) -> Table:
                 f"{path}: column {name} is of type {dtype}; expected whole numbers or text for ids, numbers "
                 "for rating, whole numbers or datetimes for timestamp. Cast it before it is written."
             )
-    frame = read_columns(path, wanted).with_row_index("line", offset=1)
+    frame = read_columns(path, list(wanted)).rename(wanted).with_row_index("line", offset=1)
     table = Table(path, frame.with_columns(pl.col(*IDS).cast(pl.String)))
-    if "rating" in wanted:
+    if "rating" in schema:
         table.frame = table.frame.with_columns(pl.col("rating").cast(pl.Float32))
         _reject_infinite(table)
-    if "timestamp" in wanted:
+    if "timestamp" in schema:
         time = pl.col("timestamp")
         whole = time.dt.epoch("s") if schema["timestamp"] == pl.Datetime else time
         table.frame = table.frame.with_columns(whole.cast(pl.Int64, strict=False))

@@ -10,7 +10,7 @@ Legend: U users, I items, N events, R rows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from datamodules.base import SequenceDataModule
+from datamodules.errors import each_or_all_errors
 from datamodules.prepared import ROW_COLUMNS, Prepared, store
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
 from datamodules.versioning import package_digest, publish_folder, value_digest
@@ -69,9 +70,11 @@ class JoinedDataModule(SequenceDataModule):
         raise TypeError("JoinedDataModule has no rows of its own; its parts are loaded one by one")
 
     def asked(self) -> dict[str, Any]:
-        """The parts' content and what each is for."""
+        """The parts' content and what each is for. Raises DataSourceError for all that are missing."""
         uses = {SPLIT_NAMES[code]: list(names) for code, names in self.uses.items()}
-        return {"parts": {n: p.prepared.digest for n, p in self.parts.items()}, "uses": uses}
+        parts = each_or_all_errors(partial(getattr, p, "prepared") for p in self.parts.values())
+        digests = {n: made.digest for n, made in zip(self.parts, parts, strict=True)}
+        return {"parts": digests, "uses": uses}
 
     @property
     def tells_likes(self) -> bool:

@@ -83,6 +83,13 @@ def test_without_network_it_says_which_file_to_put_where(
     assert f"FOLDER/{category}" in str(error.value)
 
 
+def test_all_missing_files_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataSourceError) as error:
+        load(tmp_path, 2018, "5core")
+    for name in ("All_Beauty_5.json.gz", "meta_All_Beauty.json.gz"):
+        assert f"put {name}" in str(error.value)
+
+
 def test_no_two_downloads_share_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places: dict[Path, str] = {}
 

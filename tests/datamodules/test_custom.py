@@ -113,7 +113,7 @@ def test_pairs_and_lists_say_the_same(tmp_path: Path) -> None:
         ("user\titem\n1\t2\n", "looks like a header"),
         ("user,item\n1,2\n", "there is no column user_id or item_id; the file has user, item"),
         ("user_id,item\n1,2\n", "there is no column item_id;"),
-        ("user_id,item_id,user_id\n1,2,3\n", "several, called user_id"),
+        ("user_id,item_id,user_id\n1,2,3\n", "two columns have one name, of user_id"),
     ],
 )
 def test_what_may_be_one_or_the_other_is_not_guessed(
@@ -135,6 +135,22 @@ def test_columns_by_name_and_unknown_ones_are_named(
 
 
 # ---------------------------------------------------------------- times
+
+
+def test_columns_of_other_names_and_recboles_types(tmp_path: Path) -> None:
+    expected = [("1", "2", 3.0, 40)]
+    (tmp_path / "e.csv").write_text("who,what,rating,when,extra\n1,2,3,40,x\n")
+    (tmp_path / "e.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\twhen\n1\t2\t3\t40\n"
+    )
+    table = {"who": [1], "what": [2], "rating": [3.0], "when": [40]}
+    pl.DataFrame(table).write_parquet(tmp_path / "e.parquet")
+    columns = {"who": "user_id", "what": "item_id", "when": "timestamp"}
+    for name in ("e.csv", "e.inter", "e.parquet"):
+        raw = load_custom(tmp_path / name, columns=columns)
+        assert raw.interactions.frame.rows() == expected
+    with pytest.raises(DataFormatError, match=r"no column user_id or item_id.*data\.columns="):
+        load_custom(tmp_path / "e.csv")
 
 
 def test_milliseconds_are_noticed_and_converted(tmp_path: Path) -> None:

@@ -116,13 +116,13 @@ def test_lines_that_are_no_json(tmp_path: Path, line: str, message: str) -> None
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("i.csv", "id,title\na,A\n", "expected a column item_id, and each name once; the file has id, t"),
-        ("i.csv", "item_id,title,title\na,A,B\n", "each name once"),
+        ("i.csv", "id,title\na,A\n", "no column item_id; the file has id, t"),
+        ("i.csv", "item_id,title,title\na,A,B\n", "two columns have one name"),
         ("i.csv", 'item_id,title\na,"A\nb,B\n', "line 2: broken quotes"),
         ("i.csv", "item_id,title\na,caf\udce9\n", "line 2: bytes of an unknown encoding"),
         ("i.csv", "item_id,title\n", "no good row"),
         ("i.jsonl", '[{"item_id": 1}]', "a JSON list; write one object a line"),
-        ("i.xlsx", "x", "items are read from .csv, .tsv, .jsonl"),
+        ("i.xlsx", "x", "items are read from .csv, .tsv, .item, .jsonl"),
         ("i.parquet", "x", "no Parquet file or is damaged"),
     ],
 )  # fmt: skip
@@ -155,6 +155,26 @@ def test_repeated_items_and_unknown_columns(
     assert frame["title"].to_list() == ["First"]
     assert skipped["i.csv: repeated item, the first row is taken"] == 1
     assert "not used: columns colour" in caplog.text
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    written = {
+        "i.csv": 'asin,name\n1,"A, b"\n',
+        "i.item": "asin:token\tname:token_seq\n1\tA, b\n",
+        "i.jsonl": '{"asin": 1, "name": "A, b"}\n',
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    pl.DataFrame({"asin": [1], "name": ["A, b"]}).write_parquet(tmp_path / "i.parquet")
+    for name in (*written, "i.parquet"):
+        typed = {"name:token_seq": "title"} if name == "i.item" else {}
+        columns = {"asin": "item_id", "asin:token": "item_id", "name": "title", **typed}
+        frame, _ = read_items(tmp_path / name, "error", columns)
+        assert frame.select("item_id", "title").rows() == [("1", "A, b")]
+    (tmp_path / "typed.item").write_text("item_id:token\ttitle:token_seq\n1\tA\n")
+    assert read_items(tmp_path / "typed.item", "error")[0]["title"].to_list() == ["A"]
+    with pytest.raises(DataFormatError, match=r"two columns have one name, of asin, name"):
+        read_items(tmp_path / "i.csv", "error", {"asin": "item_id", "name": "item_id"})
 
 
 MANY = [{"item_id": f"i{n}", "title": f"Tïtle {n}", "price": n} for n in range(12)]
