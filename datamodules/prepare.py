@@ -68,7 +68,7 @@ def _write(part: Path, recipe: Recipe, raw: Parsed, asked: dict[str, Any]) -> No
         for code in (TRAIN, VALID, TEST):
             counts[f"{SPLIT_NAMES[code]}_examples"] = int((examples.code == code).sum())
     manifest = {
-        "recipe": recipe.describe(raw.note["ordered"]),
+        "recipe": recipe.describe(raw.note["ordered"], bool(histories.timestamps.any())),
         "asked": asked,
         "source": raw.note["source"],
         "checksums": raw.note["checksums"],

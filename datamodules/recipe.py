@@ -44,7 +44,7 @@ class Recipe:
     examples: Examples | None = None
     order_seed: int = 0
 
-    def describe(self, ordered: bool = True) -> dict[str, Any]:
+    def describe(self, ordered: bool = True, timed: bool = True) -> dict[str, Any]:
         """Plain values that name the protocol (dataclass reprs list every argument)."""
         own = self.examples is not None and self.examples.own_split
         told: dict[str, Any] = {
@@ -55,6 +55,8 @@ class Recipe:
             "candidates": repr(self.candidates),
             "groups": repr(self.groups),
         }
+        if not timed:
+            told["ties"] = "no times: the raw file's order"
         if not ordered:
             told["ties"] = (
                 f"no times and no order: each history is shuffled by seed {self.order_seed}"
