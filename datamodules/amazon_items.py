@@ -27,12 +27,13 @@ ITEM_SCHEMA: dict[str, Any] = {
     "brand": pl.String(),
     "price": pl.String(),
     "images": _TEXTS,
+    "rank_listed": pl.Boolean(),  # 2018 writes the sales rank, which nothing here reads, in two ways
 }
 _PICTURE = ("hi_res", "large", "thumb")  # best first
 _FIELDS_2018 = {
     "asin": pl.String(), "title": pl.String(), "brand": pl.String(), "price": pl.String(),
     "description": _TEXTS, "category": _TEXTS,
-    "imageURLHighRes": _TEXTS, "imageURL": _TEXTS, "image": _TEXTS,
+    "imageURLHighRes": _TEXTS, "imageURL": _TEXTS, "image": _TEXTS, "rank": pl.String(),
 }  # fmt: skip
 _IMAGES_2018 = ("imageURLHighRes", "imageURL", "image")
 _FIELDS_2023 = {
@@ -79,7 +80,8 @@ def _fast_2018(data: bytes, lines: pl.Series) -> pl.DataFrame | None:
         return None
     images = pl.coalesce(pl.when(pl.col(name).list.len() > 0).then(name) for name in _IMAGES_2018)
     return frame.select(
-        "title", "description", "brand", "price", item_id="asin", categories="category", images=images
+        "title", "description", "brand", "price", item_id="asin", categories="category", images=images,
+        rank_listed=pl.col("rank").str.starts_with("[").fill_null(False),
     ).select(list(ITEM_SCHEMA))  # fmt: skip
 
 
@@ -98,6 +100,7 @@ def _fast_2023(data: bytes, lines: pl.Series) -> pl.DataFrame | None:
         categories=pl.concat_list("main_category", pl.col("categories").fill_null([])),
         brand="store",
         images=images,
+        rank_listed=pl.lit(False),
     ).select(list(ITEM_SCHEMA))
 
 
@@ -130,11 +133,13 @@ def _item_2014(line: str) -> dict[str, Any]:
         "brand": _text(record.get("brand")),
         "price": _price(record.get("price")),
         "images": _texts(record.get("imUrl")),
+        "rank_listed": False,
     }
 
 
 def _item_2018(line: str) -> dict[str, Any]:
     record = parse_json(line)
+    rank = record.get("rank")
     return {
         "item_id": parse_raw_id(record.get("asin"), "asin"),
         "title": _text(record.get("title")),
@@ -143,6 +148,7 @@ def _item_2018(line: str) -> dict[str, Any]:
         "brand": _text(record.get("brand")),
         "price": _price(record.get("price")),
         "images": next((urls for n in _IMAGES_2018 if (urls := _texts(record.get(n)))), []),
+        "rank_listed": isinstance(rank, list) or str(rank).startswith("["),
     }
 
 
@@ -159,6 +165,7 @@ def _item_2023(line: str) -> dict[str, Any]:
         "brand": _text(record.get("store")),
         "price": _price(record.get("price")),
         "images": [_best(p) for p in pictures] if isinstance(pictures, list) else [],
+        "rank_listed": False,
     }
 
 

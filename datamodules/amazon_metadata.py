@@ -97,6 +97,7 @@ def clean_items(items: pl.DataFrame) -> pl.DataFrame:
             "scrap": scrap,
             "mended": mended,
             "listed": listed,
+            "rank_listed": items["rank_listed"],
             "unpriced": price.is_null() & (items["price"].fill_null("").str.strip_chars() != ""),
         }
     )  # fmt: skip
@@ -140,6 +141,7 @@ def _oddities(items: pl.DataFrame) -> dict[str, int]:
         "kept: titles that are scraps of markup": int(items["scrap"].sum()),
         "kept: titles with markup or entities, mended": int(items["mended"].sum()),
         "kept: descriptions that were written-out lists": int(items["listed"].sum()),
+        "kept: sales ranks written as lists (not used)": int(items["rank_listed"].sum()),
         "kept: prices that are no single number": int(items["unpriced"].sum()),
         "kept: items that share their title": int(titles.is_duplicated().sum()),
     }

@@ -239,6 +239,17 @@ def test_images_of_2023_take_the_largest_size_there_is(tmp_path: Path) -> None:
     assert found[0]["images"] == ["https://x.com/1l", "https://x.com/2h", "https://x.com/3t"]
 
 
+@pytest.mark.parametrize("byline", [False, True])
+def test_sales_ranks_written_as_lists_are_counted(
+    tmp_path: Path, byline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if byline:
+        monkeypatch.setattr(json_lines, "_lines", lambda data: None)
+    records = [item(2018, FIRST, rank=[">#7 in Beauty"]), item(2018, SECOND, rank="7 in Beauty")]
+    _, counts = catalog(tmp_path, 2018, records)
+    assert counts["kept: sales ranks written as lists (not used)"] == 1
+
+
 def test_the_grey_no_image_picture_of_2014_is_no_image(tmp_path: Path) -> None:
     grey = "http://g-ecx.images-amazon.com/images/G/01/x-site/icons/no-img-sm._CB192198896_.gif"
     found, _ = catalog(tmp_path, 2014, [item(2014, FIRST, imUrl=grey), item(2014, SECOND)])

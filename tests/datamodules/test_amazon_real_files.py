@@ -120,6 +120,8 @@ def test_magazines_have_scraps_for_titles_and_repeated_rows(tmp_path: Path) -> N
     titled = {r["asin"] for r in rows if r["asin"] in reviewed and r["title"] != scrap}
     assert raw.catalog.frame["title"].drop_nulls().len() == len(titled)
     assert raw.skipped["kept: titles that are scraps of markup"] == 157 - 6 - len(titled)
+    ranks = {r["asin"]: isinstance(r["rank"], list) for r in rows if r["asin"] in reviewed}
+    assert raw.skipped["kept: sales ranks written as lists (not used)"] == sum(ranks.values()) > 9
     assert raw.catalog.frame["price"].drop_nulls().len() == sum(
         r["price"].startswith("$") for r in rows if r["asin"] in reviewed
     )
