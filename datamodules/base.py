@@ -58,6 +58,8 @@ class Method(Protocol):
     max_length: int
     # Train on every stretch of ``max_length`` targets of a history, instead of the newest one alone.
     all_windows: bool
+    # Reads a history in training, so that a user's first event is never a target.
+    sequential: bool
     # Sampled items a position of a training batch; 0: the loss needs none.
     num_negatives: int
     # Learn from examples that were liked or not, instead of from the next item of a history.
@@ -235,7 +237,7 @@ class SequenceDataModule(pl.LightningDataModule):
             )
         if examples is not None:
             return self._example_loader(examples)
-        rows = TrainRows(self.histories, method.max_length, method.all_windows)
+        rows = TrainRows(self.histories, method.max_length, method.all_windows, method.sequential)
         sampler = GlobalBatchSampler(
             lengths=method.row_lengths(rows.stop - rows.start - 1),
             batch_size=self.batch_size,
@@ -249,7 +251,7 @@ class SequenceDataModule(pl.LightningDataModule):
         )
         collate = method.collator(training=True)
         if method.num_negatives:
-            collate = AttachNegatives(collate, method.num_negatives)
+            collate = AttachNegatives(collate, method.num_negatives, method.sequential)
         dataset = TrainDataset(rows, self.seed)
         return self._loader(dataset, sampler, collate)
 

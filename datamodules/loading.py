@@ -22,19 +22,23 @@ class TrainRows:
     A row ends one past a training event and carries up to ``max_length`` targets before that. It starts
     at its user's first event: the method's collator cuts what it cannot use. With ``all_windows`` a
     history gives as many rows as it takes to make every training event a target once, counted from its
-    newest; without, one row.
+    newest; without, one row. Only a method that reads no history (``sequential`` false) can learn a user's
+    first event, too.
     """
 
-    def __init__(self, histories: Histories, max_length: int, all_windows: bool) -> None:
+    def __init__(
+        self, histories: Histories, max_length: int, all_windows: bool, sequential: bool = True
+    ) -> None:
         self.histories = histories
         users = histories.users  # (N,)
         learned = histories.split == TRAIN
-        learned &= np.arange(len(learned)) > histories.offsets[users]  # the first has no history
+        if sequential:
+            learned &= np.arange(len(learned)) > histories.offsets[users]
         last = np.full(histories.num_users + 1, -1, np.int64)  # (U + 1,) last training event
         np.maximum.at(last, users[learned], np.flatnonzero(learned))
         user = np.flatnonzero(last >= 0)
         start, stop = histories.offsets[user], last[user] + 1
-        rows = -(-(stop - start - 1) // max_length) if all_windows else np.ones_like(user)
+        rows = -(-(stop - start - sequential) // max_length) if all_windows else np.ones_like(user)
         nth = np.arange(rows.sum()) - np.repeat(np.cumsum(rows) - rows, rows)
         start, stop = np.repeat(start, rows), np.repeat(stop, rows) - nth * max_length
         total = np.concatenate([[0], np.cumsum(learned)])
@@ -105,14 +109,15 @@ class EvalDataset(Dataset[Rows]):
 class AttachNegatives:
     """Adds sampled items that the user has not trained on: (B, T, K), the same on every rank."""
 
-    def __init__(self, collate: Collator, count: int) -> None:
-        self.collate, self.count = collate, count
+    def __init__(self, collate: Collator, count: int, sequential: bool = True) -> None:
+        self.collate, self.count, self.sequential = collate, count, sequential
 
     def __call__(self, rows: Rows) -> Batch:
         """The method's batch with negatives."""
         batch = self.collate(rows)
         shape = (batch.history.shape[1], self.count)
-        begins = rows.stop - 1 - batch.length.numpy() - rows.start  # (B,) where each window begins
+        # Where each window begins in its user's history (B,); targets follow one event later.
+        begins = rows.stop - self.sequential - batch.length.numpy() - rows.start
         drawn = sample_negatives(rows.histories, rows.user, rows.epoch, rows.seed, shape, begins)
         return replace(batch, negatives=torch.from_numpy(drawn).long())
 

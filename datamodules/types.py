@@ -151,6 +151,7 @@ class Batch:
         None  # (B,) bool: whether ``target`` was liked, where rows are labelled
     )
     time: torch.Tensor | None = None  # (B,) seconds: when the newest history event was
+    times: torch.Tensor | None = None  # (B, T) seconds of the history's events, where a method asks
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device (Lightning calls this)."""

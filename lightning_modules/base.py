@@ -43,6 +43,9 @@ class RankingModule(pl.LightningModule):
     """
 
     all_windows: bool = False
+    sequential: bool = (
+        True  # False: reads no history in training, so a user's first event is learned, too
+    )
     num_negatives: int = 0
     labelled: bool = False
     # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.

@@ -15,9 +15,13 @@ from datamodules.types import TRAIN, Batch, Rows
 
 @dataclass(frozen=True)
 class TrainCollator:
-    """History and the next item at each of its positions; only training events carry a loss."""
+    """History and the next item at each of its positions; only training events carry a loss.
+
+    ``times``: also give the times of the history's events.
+    """
 
     max_length: int
+    times: bool = False
 
     def __call__(self, rows: Rows) -> Batch:
         """Rows whose ``stop`` is one past their last training event."""
@@ -28,7 +32,29 @@ class TrainCollator:
         targets[codes != TRAIN] = 0
         if rows.filler is not None:
             targets[rows.filler] = 0
-        batch = _batch(rows, history, length)
+        batch = _batch(rows, history, length, rows.stop - 1 if self.times else None)
+        batch.targets = torch.from_numpy(targets)
+        batch.normaliser = torch.tensor(rows.normaliser, dtype=torch.float32)
+        return batch
+
+
+@dataclass(frozen=True)
+class PairCollator:
+    """Up to ``max_length`` training events of a user as targets, for methods that read no history.
+
+    ``history`` holds the same events, so that shapes are those of sequences.
+    """
+
+    max_length: int
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Rows whose ``stop`` is one past their last training event."""
+        items, length = _gather(rows.histories.items, rows.start, rows.stop, self.max_length)
+        codes, _ = _gather(rows.histories.split, rows.start, rows.stop, self.max_length)
+        targets = np.where(codes == TRAIN, items, 0)
+        if rows.filler is not None:
+            targets[rows.filler] = 0
+        batch = _batch(rows, items, length)
         batch.targets = torch.from_numpy(targets)
         batch.normaliser = torch.tensor(rows.normaliser, dtype=torch.float32)
         return batch
@@ -36,13 +62,15 @@ class TrainCollator:
 
 @dataclass(frozen=True)
 class HistoryCollator:
-    """The newest ``max_length`` events before each row's target."""
+    """The newest ``max_length`` events before each row's target, with ``times`` when they were."""
 
     max_length: int
+    times: bool = False
 
     def __call__(self, rows: Rows) -> Batch:
         """Rows whose ``stop`` is the index of their target."""
-        return _batch(rows, *_gather(rows.histories.items, rows.start, rows.stop, self.max_length))
+        history = _gather(rows.histories.items, rows.start, rows.stop, self.max_length)
+        return _batch(rows, *history, rows.stop if self.times else None)
 
 
 def _gather(
@@ -56,10 +84,18 @@ def _gather(
     return np.where(real, values[index], 0).astype(np.int64), length
 
 
-def _batch(rows: Rows, history: np.ndarray, length: np.ndarray) -> Batch:
+def _batch(
+    rows: Rows, history: np.ndarray, length: np.ndarray, timed_to: np.ndarray | None = None
+) -> Batch:
+    """``timed_to`` (B,): one past the last event of each history; None = without times."""
+    times = None
+    if timed_to is not None:
+        found, _ = _gather(rows.histories.timestamps, rows.start, timed_to, history.shape[1])
+        times = torch.from_numpy(found)
     return Batch(
         row=torch.from_numpy(rows.row.astype(np.int64)),
         user=torch.from_numpy(rows.user.astype(np.int64)),
         history=torch.from_numpy(history),
         length=torch.from_numpy(length.astype(np.int64)),
+        times=times,
     )
