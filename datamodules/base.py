@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -45,33 +45,11 @@ from datamodules.types import (
     Collator,
     EvalRows,
     Histories,
+    Method,
     RawData,
     Rows,
 )
 from datamodules.versioning import place_stats
-
-
-class Method(Protocol):
-    """What a data module asks of the module it feeds."""
-
-    # Newest events of a history that the method reads.
-    max_length: int
-    # Train on every stretch of ``max_length`` targets of a history, instead of the newest one alone.
-    all_windows: bool
-    # Reads a history in training, so that a user's first event is never a target.
-    sequential: bool
-    # Sampled items a position of a training batch; 0: the loss needs none.
-    num_negatives: int
-    # Learn from examples that were liked or not, instead of from the next item of a history.
-    labelled: bool
-
-    def collator(self, training: bool) -> Collator:
-        """Turns rows into a batch (runs in loader workers)."""
-        ...
-
-    def row_lengths(self, events: np.ndarray) -> np.ndarray:
-        """(R,) cost of rows with so many events in their history, for length buckets."""
-        ...
 
 
 class SequenceDataModule(pl.LightningDataModule):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import polars as pl
@@ -191,3 +191,26 @@ class Rows:
 
 
 Collator = Callable[[Rows], Batch]
+
+
+class Method(Protocol):
+    """What a data module asks of the module it feeds."""
+
+    # Newest events of a history that the method reads.
+    max_length: int
+    # Train on every stretch of ``max_length`` targets of a history, instead of the newest one alone.
+    all_windows: bool
+    # Reads a history in training, so that a user's first event is never a target.
+    sequential: bool
+    # Sampled items a position of a training batch; 0: the loss needs none.
+    num_negatives: int
+    # Learn from examples that were liked or not, instead of from the next item of a history.
+    labelled: bool
+
+    def collator(self, training: bool) -> Collator:
+        """Turns rows into a batch (runs in loader workers)."""
+        ...
+
+    def row_lengths(self, events: np.ndarray) -> np.ndarray:
+        """(R,) cost of rows with so many events in their history, for length buckets."""
+        ...
