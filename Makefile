@@ -15,7 +15,7 @@ export NAME ARGS JOBS
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images list results test lint format clean bench bench-data bench-peers env
+.PHONY: help exp plan show data prepare images list results verify test lint format clean bench bench-data bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -48,6 +48,9 @@ results: $(READY) ## Rewrite experiments/results.md and the README's table from 
 
 test: $(READY) ## Run the tests (ARGS="-k name" picks some)
 	@$(PY) -c 'import os, shlex, sys, pytest; sys.exit(pytest.main(shlex.split(os.environ["ARGS"])))'
+
+verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
+	@$(PY) -m experiments.run verify
 
 lint: $(READY) ## ruff, mypy
 	@$(PY) -m ruff check .

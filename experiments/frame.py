@@ -20,6 +20,7 @@ TOP_KEYS = {
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
 RUNS = ("fit", "predict", "test")
+EXPECTED_KEYS = ("metric", "value", "source", "tolerance", "row", "at_least")  # see verify.py
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
 TRAINER_KEYS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
@@ -44,12 +45,37 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
         if launch.get(key) is not None:
             yield from _count_problems(f"launch.{key}", launch[key])
     yield from _count_problems("launch.num_workers", launch.get("num_workers", 0), least=0)
+    yield from _expected_problems(config.get("expected") or [])
     yield from _count_problems("seed", config.get("seed", 0), least=0)
     stages = config.get("stages") or {}
     if not stages:
         yield "no stages: an experiment lists at least one under `stages:`"
     for name, stage in stages.items():
         yield from _stage_problems(name, stage, list(stages))
+
+
+def _expected_problems(expected: Any) -> Iterator[str]:
+    """What is wrong with an experiment's ``expected``."""
+    if not isinstance(expected, list):
+        yield f"expected is {expected!r}, expected a list of metric, value and source"
+        return
+    for number, entry in enumerate(expected):
+        where = f"expected[{number}]"
+        if not isinstance(entry, dict):
+            yield f"{where} is {entry!r}, expected metric, value and source"
+            continue
+        unknown = sorted(set(entry) - set(EXPECTED_KEYS))
+        missing = [key for key in EXPECTED_KEYS[:3] if entry.get(key) is None]
+        if unknown:
+            yield f"{where}: unknown {', '.join(unknown)} (known: {', '.join(EXPECTED_KEYS)})"
+        if missing:
+            yield f"{where} lacks {', '.join(missing)}"
+        for key in ("value", "tolerance"):
+            value = entry.get(key, 0)
+            if value is not None and (
+                isinstance(value, bool) or not isinstance(value, int | float)
+            ):
+                yield f"{where}.{key} is {value!r}, expected a number"
 
 
 def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:

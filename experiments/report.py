@@ -254,6 +254,16 @@ def _plain(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Plain cells under column names."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    _console().print(table)
+
+
 def _console() -> Console:
     # A file or a pipe gets a width that no table has to be squeezed into.
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)

@@ -1,7 +1,7 @@
 """The command behind ``make``: plan, then start each missing stage in a process of its own.
 
-``python -m experiments.run [exp|plan|show|data|list|results] [NAME [key=value ...]]``; NAME and overrides
-may also come from the environment (NAME, ARGS), as the Makefile passes them. No torch here.
+``python -m experiments.run [exp|plan|show|data|list|results|verify] [NAME [key=value ...]]``; NAME and
+overrides may also come from the environment (NAME, ARGS), as the Makefile passes them. No torch here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import yaml
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json, write_json
-from experiments import artifacts, config, lock, report, results
+from experiments import artifacts, config, lock, report, results, verify
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
 
-VERBS = ("exp", "plan", "show", "data", "list", "results")
+VERBS = ("exp", "plan", "show", "data", "list", "results", "verify")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,6 +64,8 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         path = results.write_results(artifacts.runs_root(), REPO)
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
+    if verb == "verify":
+        return verify.verify(config.full_name(name) if name else "", artifacts.runs_root(), REPO)
     name = config.full_name(name)
     rerun = "stale=rerun" in overrides
     overrides = [config.as_text(o) for o in overrides if o != "stale=rerun"]

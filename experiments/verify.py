@@ -1,0 +1,119 @@
+"""``make verify``: what was published beside what was reached here, with a verdict.
+
+An experiment's ``expected`` lists numbers: ``metric``, ``value``, ``source``, the ``tolerance`` that still
+counts as the same number (0 where it is left out), ``row`` where several stages are tested (the label in the
+table) and ``at_least: true`` where more is no failure. Ours is the mean over the seeds that were run.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments import config
+from experiments.errors import UserError
+from experiments.report import print_table, say
+from experiments.results import collect
+
+PASS, FAIL, NOT_RUN = "PASS", "FAIL", "not run"
+COLUMNS = ("experiment", "metric", "published", "ours", "difference", "tolerance", "verdict")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One published number and ours."""
+
+    experiment: str
+    metric: str
+    value: float
+    source: str
+    tolerance: float
+    at_least: bool
+    ours: tuple[float, ...]  # one a seed; none = not run
+    older: bool = False
+    fingerprint: str = "-"
+
+    @property
+    def difference(self) -> float:
+        """Ours, the mean over seeds, less the published value."""
+        return statistics.fmean(self.ours) - self.value
+
+    @property
+    def told(self) -> str:
+        """PASS, FAIL or not run."""
+        if not self.ours:
+            return NOT_RUN
+        allowed = self.tolerance + 1e-9  # 0.52 is within 0.02 of 0.5
+        short = self.difference < -allowed
+        far = not self.at_least and self.difference > allowed
+        return FAIL if short or far else PASS
+
+    def cells(self) -> list[str]:
+        """As ``COLUMNS``."""
+        mean = f"{statistics.fmean(self.ours):.4f}" if self.ours else "-"
+        if len(self.ours) > 1:
+            mean += f" ±{statistics.stdev(self.ours):.4f} ({len(self.ours)} seeds)"
+        return [
+            self.experiment, self.metric, f"{'≥ ' if self.at_least else ''}{self.value:g} ({self.source})",
+            mean + ("*" if self.older else ""), f"{self.difference:+.4f}" if self.ours else "-",
+            f"{self.tolerance:g}", self.told,
+        ]  # fmt: skip
+
+
+def verdicts(names: Sequence[str], runs: Path) -> Iterator[Verdict]:
+    """A verdict for each number that these experiments expect; rows with overrides do not count."""
+    rows = [row for row in collect(runs) if not row.reference and not row.overrides]
+    for name in names:
+        for entry in config.load(name).config.get("expected") or []:
+            label = entry.get("row") or name
+            row = next((r for r in rows if (r.experiment, r.label) == (name, label)), None)
+            values = (row.values.get(entry["metric"]) or []) if row else []
+            yield Verdict(
+                label, str(entry["metric"]), float(entry["value"]), str(entry["source"]),
+                float(entry.get("tolerance") or 0), bool(entry.get("at_least")),
+                tuple(v for v in values if v is not None),
+                row is not None and row.older, row.fingerprint if row else "-",
+            )  # fmt: skip
+
+
+def verify(name: str, runs: Path, repo: Path) -> int:
+    """Print the verdicts of one experiment, or write those of all; 1 if any is FAIL.
+
+    Raises:
+        UserError: the experiment states no expected number, or has not been run.
+    """
+    if not name:
+        return _write_all(runs, repo)
+    found = list(verdicts([name], runs))
+    if not found:
+        raise UserError(f"{name} expects no number: list some under `expected:` in its file")
+    if all(v.told == NOT_RUN for v in found):
+        raise UserError(f"{name} has not been run to its end here: make exp NAME={name}")
+    print_table(name, COLUMNS[1:], [v.cells()[1:] for v in found])
+    if any(v.older for v in found):
+        say('* made by older code; make exp with ARGS="stale=rerun" makes it anew')
+    return int(any(v.told == FAIL for v in found))
+
+
+def _write_all(runs: Path, repo: Path) -> int:
+    found = list(verdicts(config.names(), runs))
+    target = repo / "experiments" / "REPRODUCTION.md"
+    target.write_text("\n".join(_document(found)) + "\n", encoding="utf-8")
+    counts = {told: sum(v.told == told for v in found) for told in (PASS, FAIL, NOT_RUN)}
+    say(f"wrote experiments/{target.name}: " + ", ".join(f"{n} {t}" for t, n in counts.items()))
+    return int(counts[FAIL] > 0)
+
+
+def _document(found: Sequence[Verdict]) -> Iterator[str]:
+    yield "# Reproduction"
+    yield ""
+    yield "Made by `make verify` from the run folders: published numbers and what the experiment of that"
+    yield "name reaches here. ± is the standard deviation over seeds, ≥ means that more is no failure, * marks"
+    yield "runs of code that has changed since. No number stands here that no run has produced."
+    yield ""
+    yield "| " + " | ".join((*COLUMNS, "fingerprint")) + " |"
+    yield "|---" * (len(COLUMNS) + 1) + "|"
+    for verdict in found:
+        yield "| " + " | ".join((*verdict.cells(), verdict.fingerprint)) + " |"
