@@ -31,6 +31,7 @@ from datamodules.loading import (
     TrainDataset,
     TrainRows,
 )
+from datamodules.orders import Order
 from datamodules.prepare import prepare
 from datamodules.prepared import Prepared
 from datamodules.recipe import Groups, Recipe
@@ -69,6 +70,7 @@ class SequenceDataModule(pl.LightningDataModule):
         image_ids: ``id``: the files are named by the data's own ids; ``title``, or a file: see
             ``image_ids.read_ids``.
         mask_seen: leave the items of a row's own history out of its ranking.
+        order: another order of each history than time (``orders``).
         order_seed: shuffles the histories of a release without times and without an order.
         on_bad_row: ``error`` stops at the first bad row; ``skip`` leaves it out and counts it.
         expected: users, items, interactions after filtering, as published; the data report shows the
@@ -92,6 +94,7 @@ class SequenceDataModule(pl.LightningDataModule):
         image_ids: str = "id",
         mask_seen: bool = True,
         order_seed: int = 0,
+        order: Order | None = None,
         on_bad_row: str = "error",
         expected: dict[str, int | None] | None = None,
         allow_mismatch: bool = False,
@@ -109,6 +112,7 @@ class SequenceDataModule(pl.LightningDataModule):
             groups=groups or QuantileGroups(),
             examples=examples,
             order_seed=order_seed,
+            order=order,
         )
         self.image_place = Path(images).expanduser() if images else None
         self.image_ids = image_ids

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.base import SequenceDataModule
+from datamodules.custom_items import COLUMNS
 from datamodules.custom_parsers import Format, TimeUnit, load_custom
 from datamodules.errors import DataSourceError
-from datamodules.types import RawData
+from datamodules.types import INTERACTION_SCHEMA, RawData
 from datamodules.versioning import place_stats
 
 
@@ -44,6 +45,11 @@ class CustomDataModule(SequenceDataModule):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}", name):
             raise ValueError(
                 f"name is {name!r}; expected letters, digits, '_', '-' and '.', as it names a folder."
+            )
+        known = {*INTERACTION_SCHEMA, *COLUMNS}
+        if unknown := sorted(set((columns or {}).values()) - known):
+            raise ValueError(
+                f"columns gives the names {', '.join(unknown)}; known are {', '.join(sorted(known))}."
             )
         super().__init__(name, **options)
         self.interactions, self.items = interactions, items

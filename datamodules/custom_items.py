@@ -34,6 +34,27 @@ _LARGEST = 1e38  # a price is stored in 32 bits
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
+csv.field_size_limit(1 << 30)  # a cell may be longer than csv's 128 KiB
+
+
+class Renamed(dict[str, str]):
+    """Their names -> ours; remembers which names a file had."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        super().__init__(names)
+        self.met: set[str] = set()
+
+    def get(self, theirs: str, default: Any = None) -> Any:
+        """As of a dictionary."""
+        self.met |= {theirs} & self.keys()
+        return super().get(theirs, default)
+
+    def require_met(self) -> None:
+        """Raises DataFormatError for a name that no file had: a typo would lose a column."""
+        if missing := sorted(self.keys() - self.met):
+            raise DataFormatError(
+                f"data.columns names {', '.join(missing)}, but no file has such a column; correct the name."
+            )
 
 
 def our_name(theirs: str, columns: Mapping[str, str]) -> str:

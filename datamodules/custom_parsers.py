@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import polars as pl
 
-from datamodules.custom_items import items_catalog, our_name, our_names
+from datamodules.custom_items import Renamed, items_catalog, our_name, our_names
 from datamodules.delimited import OnBadRow, read_raw
 from datamodules.errors import DataFormatError
 from datamodules.movielens_parsers import repeated_pairs
@@ -67,11 +67,17 @@ def load_custom(
         ValueError: an unknown choice.
     """
     refuse_pickles(interactions)
-    events, skipped, checksum = read_events(interactions, format, time_unit, on_bad_row, columns)
+    if interactions.name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
+        raise DataFormatError(
+            f"{interactions}: JSON lines are read for items alone; write the events as CSV or Parquet."
+        )
+    renamed = Renamed(columns or {})
+    events, skipped, checksum = read_events(interactions, format, time_unit, on_bad_row, renamed)
     checksums = {interactions.name: checksum}
     rated = events.select(pl.col("item_id").unique(maintain_order=True))
     kept = {"kept: repeated (user, item) rows": repeated_pairs(events)}
-    catalog, more, bare = items_catalog(items, rated, on_bad_row, columns)
+    catalog, more, bare = items_catalog(items, rated, on_bad_row, renamed)
+    renamed.require_met()
     if items is not None:
         refuse_pickles(items)
         checksums[f"items: {items.name}"] = file_digest(items)
@@ -109,7 +115,9 @@ def read_events(
             raise ValueError(f"{value!r} is not one of {', '.join(get_args(known))}.")
     if path.suffix.lower() == ".parquet":
         if format not in ("auto", "table"):
-            raise DataFormatError(f"{path}: a Parquet file is a table; pass format=table or auto.")
+            raise DataFormatError(
+                f"{path}: a Parquet file is a table; pass data.format=table or auto."
+            )
         table, checksum = _parquet_table(path, renamed), file_digest(path)
     else:
         data, checksum = read_raw(path)
@@ -132,11 +140,13 @@ def find_format(path: Path, data: bytes, columns: Mapping[str, str]) -> Format:
     first = data.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0]
     if b"," in first or set(IDS) <= {our_name(name, columns) for name in _header(path, data)}:
         return "table"
+    if set(IDS) <= {our_name(name.strip(), columns) for name in _header(path, data)[0].split(";")}:
+        raise DataFormatError(f"{path}, line 1: cells are divided by ';'; use commas or tabs.")
     tokens = [text.decode("utf-8", "replace") for text in first.split()]
     if any(_NAME.search(token) for token in tokens):
         raise DataFormatError(
             f"{path}, line 1: {first[:100]!r} looks like a header without the columns user_id and item_id; "
-            "name them so, or pass format=pairs if it is a row."
+            "name them so, or pass data.format=pairs if it is a row."
         )
     rows = read_lines(data, _PLAIN, []).select(token=pl.col("text").str.extract_all(_ID))
     width = rows["token"].list.len()
@@ -148,7 +158,7 @@ def find_format(path: Path, data: bytes, columns: Mapping[str, str]) -> Format:
     odd = int((width != 2).arg_max() or 0) + 1
     raise DataFormatError(
         f"{path}: no header with user_id and item_id, and row {odd} has {width[odd - 1]} ids; pass "
-        'format=pairs for "user item" lines or format=lists for "user item item ..." lines.'
+        'data.format=pairs for "user item" lines or data.format=lists for "user item item ..." lines.'
     )
 
 
@@ -248,11 +258,11 @@ def _seconds(path: Path, frame: pl.DataFrame, unit: TimeUnit) -> pl.Expr:
     if unit == "s" and newest >= FAR:
         raise DataFormatError(
             f"{path}: timestamp {newest} is after the year 5000 in seconds, so times are in milliseconds; "
-            "pass time_unit=ms, or correct that row."
+            "pass data.time_unit=ms, or correct that row."
         )
     if unit == "ms" and 0 < newest < FAR:
         raise DataFormatError(
             f"{path}: the newest timestamp, {newest}, is before 1974 in milliseconds, so times are in "
-            "seconds; pass time_unit=s."
+            "seconds; pass data.time_unit=s."
         )
     return pl.col("timestamp") // (1000 if unit == "ms" else 1)

@@ -56,7 +56,7 @@ class BadRows:
         if self.on_bad_row == "error":
             raise DataFormatError(
                 f"{self.path}, line {line}: {reason}: {detail}; correct the line or get the file "
-                'again, or pass on_bad_row="skip" to leave such rows out and count them.'
+                "again, or pass data.on_bad_row=skip to leave such rows out and count them."
             )
         key = f"{self.path.name.removesuffix('.gz')}: {reason}"
         self.skipped[key] = self.skipped.get(key, 0) + 1
@@ -75,6 +75,8 @@ def read_raw(path: Path) -> tuple[bytes, str]:
                 data = file.read()
         else:
             data = path.read_bytes()
+            if data.startswith(b"\x1f\x8b"):
+                raise DataFormatError(f"{path}: this is a gzip file; add .gz to its name.")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataFormatError(
             f"{path}: the gzip file is truncated or damaged ({error}); get it again."

@@ -7,7 +7,9 @@ decoded, and whatever a decoder says about damaged bytes becomes one ``BadImageE
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,9 +80,18 @@ def shrink(data: bytes, max_side: int) -> bytes:
     return out.getvalue()
 
 
+@cache
+def _silence_size_warnings() -> None:
+    """Pillow warns of large pictures on the screen; here their pixels are counted and refused."""
+    from PIL import Image
+
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
 def _decoded(data: bytes, verify: bool) -> tuple[Image.Image, ImageFacts]:
     from PIL import Image, UnidentifiedImageError
 
+    _silence_size_warnings()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

@@ -32,6 +32,7 @@ class JoinedDataModule(SequenceDataModule):
         train: names of the parts that are learned from.
         valid: names of those that select the best epoch; None = those of ``train``.
         test: names of those that are tested; None = those of ``train``.
+        allow_mismatch: whether a paper's preset may run on parts of other counts than expected.
         cache: as in ``SequenceDataModule``.
 
     Raises:
@@ -45,9 +46,10 @@ class JoinedDataModule(SequenceDataModule):
         train: Sequence[str],
         valid: Sequence[str] | None = None,
         test: Sequence[str] | None = None,
+        allow_mismatch: bool = False,
         cache: str | None = None,
     ) -> None:
-        super().__init__("+".join(parts), cache=cache)
+        super().__init__("+".join(parts), allow_mismatch=allow_mismatch, cache=cache)
         self.parts = dict(parts)
         self.uses = {
             TRAIN: tuple(train),

@@ -12,6 +12,7 @@ import polars as pl
 
 from datamodules.types import RawData
 from datamodules.versioning import (
+    damaged,
     package_digest,
     publish_folder,
     read_json,
@@ -29,12 +30,17 @@ class Parsed:
     @cached_property
     def note(self) -> dict[str, Any]:
         """``source``, ``checksums``, ``skipped`` and ``ordered``."""
-        note: dict[str, Any] = read_json(self.folder / "parsed.json")
+        note: dict[str, Any] | None = read_json(self.folder / "parsed.json")
+        if not isinstance(note, dict):
+            raise damaged(self.folder, "parsed.json is no JSON")
         return note
 
     def interactions(self) -> pl.DataFrame:
         """Events in the raw file's order; ids as ``pl.Categorical``."""
-        return pl.read_parquet(self.folder / "interactions.parquet")
+        try:
+            return pl.read_parquet(self.folder / "interactions.parquet")
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise damaged(self.folder, error) from error
 
     def catalog(self) -> pl.LazyFrame:
         """Every item of the release."""

@@ -105,8 +105,11 @@ def _histories(
     else:
         order = sort_histories(user, stamps)
     counts = np.bincount(user, minlength=users.height + 1)  # (U + 1,)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (U + 2,)
+    if recipe.order is not None:
+        order = order[recipe.order(offsets, item[order])]
     histories = Histories(
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),  # (U + 2,)
+        offsets=offsets,
         items=item[order],
         split=np.full(len(order), CONTEXT, np.int8),
         timestamps=(np.zeros(len(order), np.int64) if stamps is None else stamps[order]),

@@ -17,7 +17,7 @@ import polars as pl
 
 from datamodules.examples import ExampleTable
 from datamodules.types import SPLIT_NAMES, TRAIN, EvalRows, Histories
-from datamodules.versioning import read_json, write_json
+from datamodules.versioning import damaged, read_json, write_json
 
 # Each an ``.npy`` file in history order (N,), but for ``offsets`` (U + 2,).
 ARRAYS = {
@@ -41,7 +41,9 @@ class Prepared:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Recipe, digest, counts and the data report."""
-        manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
+        manifest: dict[str, Any] | None = read_json(self.folder / "manifest.json")
+        if not isinstance(manifest, dict):
+            raise damaged(self.folder, "manifest.json is no JSON")
         return manifest
 
     @property
@@ -68,7 +70,10 @@ class Prepared:
     @cached_property
     def histories(self) -> Histories:
         """Every user's events in time order."""
-        found = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        try:
+            found = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+        except (OSError, ValueError, EOFError) as error:
+            raise damaged(self.folder, error) from error
         return Histories(
             offsets=found["offsets"],
             items=found["item"],
@@ -100,7 +105,10 @@ class Prepared:
         return self._table(SPLIT_NAMES[code]) if file.is_file() else None
 
     def _table(self, name: str) -> pl.DataFrame:
-        return pl.read_ipc(self.folder / f"{name}.arrow")
+        try:
+            return pl.read_ipc(self.folder / f"{name}.arrow")
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise damaged(self.folder, error) from error
 
 
 def store(

@@ -11,6 +11,7 @@ import numpy as np
 from datamodules.candidates import Candidates
 from datamodules.examples import Examples
 from datamodules.filters import Filter
+from datamodules.orders import Order
 from datamodules.splits import Split
 from datamodules.types import Histories
 
@@ -43,6 +44,7 @@ class Recipe:
     groups: Groups
     examples: Examples | None = None
     order_seed: int = 0
+    order: Order | None = None  # another order of histories than time
 
     def describe(self, ordered: bool = True, timed: bool = True) -> dict[str, Any]:
         """Plain values that name the protocol (dataclass reprs list every argument)."""
@@ -61,4 +63,6 @@ class Recipe:
             told["ties"] = (
                 f"no times and no order: each history is shuffled by seed {self.order_seed}"
             )
+        if self.order is not None:
+            told["order"] = repr(self.order)
         return told if self.examples is None else {**told, "examples": repr(self.examples)}

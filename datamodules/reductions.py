@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from datamodules.dates import iso_seconds
-from datamodules.raw_columns import id_codes, pair_codes, times_or_none
+from datamodules.raw_columns import id_codes, times_or_none
 from datamodules.splits import sort_histories
 
 
@@ -89,49 +89,6 @@ class Newest:
     def describe(self) -> str:
         """For example ``newest 10 events of each user``."""
         return f"newest {self.count} events of each user"
-
-
-@dataclass(frozen=True)
-class MostPopular:
-    """Keep of each user's items the ``count`` with most events in the input.
-
-    Of equally frequent items the one that comes first among the user's rows in the file wins. An item
-    that a user has repeatedly takes one place and keeps all its events: put ``Dedup`` first where at
-    most ``count`` events a user are wanted.
-
-    This is the protocol quirk of MLLM-MSR's MicroLens notebook (the 6 most frequent of a k-core, then in
-    order of time): targets become popular items, which a popularity scorer alone ranks well. ``Newest``
-    is the honest counterpart.
-
-    Raises:
-        ValueError: ``count`` below 1.
-    """
-
-    count: int
-
-    def __post_init__(self) -> None:
-        _check_count("MostPopular", self.count)
-
-    def __call__(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The rows of each user's most frequent items."""
-        user, item = id_codes(frame["user_id"]), id_codes(frame["item_id"])
-        frequency = np.bincount(item)  # (D,)
-        kept = np.bincount(user)[user] <= self.count  # (N,) those of short histories
-        row = np.flatnonzero(~kept)
-        pair = pair_codes(user[row], item[row])
-        by_pair = np.argsort(pair, kind="stable")  # a pair's events side by side, in file order
-        begins = np.flatnonzero(np.diff(pair[by_pair], prepend=-1))  # (P,) of each pair
-        row = row[by_pair]
-        first = row[begins]
-        order = np.lexsort((first, -frequency[item[first]], user[first]))  # (P,) best pairs first
-        chosen = np.zeros(len(first), dtype=bool)
-        chosen[order[_places(user[first][order]) < self.count]] = True
-        kept[row[np.repeat(chosen, np.diff(begins, append=len(row)))]] = True
-        return frame.filter(pl.Series(kept))
-
-    def describe(self) -> str:
-        """For example ``6 most frequent items of each user``."""
-        return f"{self.count} most frequent items of each user"
 
 
 def _places(group: np.ndarray) -> np.ndarray:

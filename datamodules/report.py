@@ -74,10 +74,10 @@ def _text_report(items: pl.DataFrame) -> dict[str, int]:
     return {
         "items": items.height,
         "without title": items["title"].null_count(),
-        "sharing a title": int(titles.len() - titles.n_unique()),
+        "whose title an earlier item has": int(titles.len() - titles.n_unique()),
         "without description": items["description"].null_count(),
         "without categories": int((categories == 0).sum()),
-        "without image": int((items["images"].list.len().fill_null(0) == 0).sum()),
+        "without image address": int((items["images"].list.len().fill_null(0) == 0).sum()),
     }
 
 

@@ -43,7 +43,16 @@ class Dialect:
             return line.split(self.separator)
         if self.escapes:
             return self._split_escaped(line)
+        if not re.fullmatch(
+            rf"{self._cell}(?:{re.escape(self.separator)}{self._cell})*", line, re.DOTALL
+        ):
+            # csv would take the rest of a cell with a line break for a row of its own.
+            raise csv.Error("a quote in a cell that is not quoted, or one that is not closed")
         return next(csv.reader([line], delimiter=self.separator, strict=True))
+
+    @property
+    def _cell(self) -> str:
+        return rf'(?:"(?:[^"]|"")*"|[^"{re.escape(self.separator)}]*)'
 
     def _split_escaped(self, line: str) -> list[str]:
         cell = rf'(?:{_ESCAPED}|[^"\\{self.separator}]*)'

@@ -5,19 +5,23 @@ from __future__ import annotations
 import ast
 import atexit
 import contextlib
+import glob
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import DataSourceError
 from datamodules.sources import cache_root
 
+logger = logging.getLogger(__name__)
 _PYTHON = sys.version  # another one writes syntax trees in another way
 _MEMORY_CHANGED: list[str] = []
 
@@ -86,22 +90,61 @@ def write_json(path: Path, value: Any) -> None:
 def publish_folder(folder: Path, last: str, write: Callable[[Path], None]) -> None:
     """Make a folder whole or not at all: written beside its place, then renamed.
 
+    Of several processes one writes and the others wait for it. What a killed one has left is deleted.
+
     Args:
         folder: its place.
-        last: a file that every whole folder has; with it another process's folder is taken as good.
+        last: a file that every whole folder has.
         write: fills the folder that it is given.
+
+    Raises:
+        DataSourceError: the place cannot be written.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            if not (folder / last).is_file():
+                _write_folder(folder, write)
+    except OSError as error:
+        raise DataSourceError(
+            f"{folder} cannot be written ({error}): make room or give rights, or set LLMREC_CACHE to another "
+            "folder."
+        ) from error
+
+
+def _write_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    for left in folder.parent.glob(f".{glob.escape(folder.name)}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
     try:
         write(part)
         part.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
+        if folder.exists():  # without its last file: damaged
+            shutil.rmtree(folder)
         os.rename(part, folder)
-    except OSError:
-        if not (folder / last).is_file():  # not another process that was quicker
-            raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout  # slow to import, and planning imports this module
+
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning("%s: another process is making it; waiting for that", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def damaged(folder: Path, error: object) -> DataSourceError:
+    """The error for a cache folder that cannot be read."""
+    return DataSourceError(f"{folder} is damaged ({error}): delete it and run again.")
 
 
 def _remembered(file: Path) -> str:

@@ -167,20 +167,30 @@ def record_prepared(data: dict[str, Any], cache: Path, folder: Path, digest: str
     write_json(cache / "index" / f"{data_key(data)}.json", note)
 
 
-def mismatches(data: dict[str, Any], counts: dict[str, int]) -> str:
-    """Counts that the data does not have as expected, as text; empty where all agree."""
+def mismatches(data: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Counts that the data, or a part of it, does not have as expected, as text; empty where all agree."""
+    counts = manifest["counts"]
     told = {n: e for n, e in (data.get("expected") or {}).items() if e is not None}
-    expected = {n: e for n, e in told.items() if counts.get(n) != e}
-    return ", ".join(f"{counts.get(n, 0):,} {n} (expected {e:,})" for n, e in expected.items())
+    wrong = [
+        f"{counts.get(n, 0):,} {n} (expected {e:,})" for n, e in told.items() if counts.get(n) != e
+    ]
+    for name, folder in manifest.get("parts", {}).items():
+        part = data.get("parts", {}).get(name, {})
+        if not part.get("allow_mismatch"):
+            found = mismatches(part, read_json(Path(folder) / "manifest.json"))
+            wrong += [f"in {name} {found}"] if found else []
+    return ", ".join(wrong)
 
 
-def require_expected(experiment: Experiment, data: dict[str, Any], counts: dict[str, int]) -> None:
+def require_expected(
+    experiment: Experiment, data: dict[str, Any], manifest: dict[str, Any]
+) -> None:
     """Refuse a paper's preset on data that are not the paper's.
 
     Raises:
         UserError: the counts differ and ``data.allow_mismatch`` is not set.
     """
-    wrong = mismatches(data, counts)
+    wrong = mismatches(data, manifest)
     paper = experiment.config.get("preset") == "paper"
     if wrong and paper and not data.get("allow_mismatch"):
         raise UserError(

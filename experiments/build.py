@@ -161,7 +161,8 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
         cause = error.__cause__ or error
         if isinstance(cause, (ValueError, TypeError)):
             raise UserError(f"{node['_target_']}: {cause}") from error
-        raise
+        first = str(error).partition("\n")[0]  # Hydra refuses targets that could do harm
+        raise UserError(f"{node['_target_']} cannot be built: {first}") from error
 
 
 def runtime_arguments(target: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -85,22 +85,22 @@ def prepare_data(experiment: config.Experiment, refuse: bool = True) -> list[Any
         if module.images is not None:  # type: ignore[attr-defined]
             mask = module.image_mask[1:]  # type: ignore[attr-defined]
             say(f"images: {int(mask.sum()):,} of {len(mask):,} items have one")
-        _compare(experiment, data, prepared.manifest["counts"], refuse)
+        _compare(experiment, data, prepared.manifest, refuse)
     return modules
 
 
 def _compare(
-    experiment: config.Experiment, data: dict[str, Any], counts: dict[str, int], refuse: bool
+    experiment: config.Experiment, data: dict[str, Any], manifest: dict[str, Any], refuse: bool
 ) -> None:
     """Tell expected counts that the data does not have, or refuse them."""
     try:
-        artifacts.require_expected(experiment, data, counts)
+        artifacts.require_expected(experiment, data, manifest)
     except UserError as error:
         if refuse:
             raise
         say(f"warning: {error}")
     else:
-        if wrong := artifacts.mismatches(data, counts):
+        if wrong := artifacts.mismatches(data, manifest):
             note = f"make data NAME={experiment.name} shows why, data.expected=null accepts it"
             say(f"warning: the data has {wrong} ({note})")
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.amazon_releases import categories
+from datamodules.amazon_releases import categories, find_release
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
 from experiments import artifacts, config
@@ -59,17 +59,47 @@ def chosen(name: str, overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     text = asked[0].removeprefix(KEY)
     if text == "all":
         return list(categories(int(data["release"]))), rest
-    return [c.strip() for c in text.strip("[]").split(",") if c.strip()], rest
+    release = find_release(data["release"])
+    try:
+        named = [release.category(c) for c in text.strip("[]").split(",") if c.strip()]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if not named:
+        raise UserError(f"{asked[0]} names no category: data.category=all or data.category=[A,B]")
+    return list(dict.fromkeys(named)), rest
 
 
-def share(names: Sequence[str], environment: dict[str, str]) -> list[str]:
-    """What this process does: everything, or every n-th in a Slurm array of n tasks."""
-    task = environment.get("SLURM_ARRAY_TASK_ID")
-    if task is None:
+def share(names: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """What this process does: everything, or its part in a Slurm array.
+
+    The tasks of a range of numbers deal all names out among them. In any other array (``--array=3,7``, as
+    when some tasks are submitted again) a task's number is that of one name, counted from 0.
+
+    Raises:
+        UserError: a number that is none, or no name's.
+    """
+    if "SLURM_ARRAY_TASK_ID" not in environment:
         return list(names)
-    first, count = (int(environment[f"SLURM_ARRAY_TASK_{k}"]) for k in ("MIN", "COUNT"))
-    step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
-    return list(names[(int(task) - first) // step :: count])
+    task, first, last, count = (
+        _number(environment, f"SLURM_ARRAY_TASK_{key}") for key in ("ID", "MIN", "MAX", "COUNT")
+    )
+    step = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", "1"))
+    if last == first + (count - 1) * step and (count > 1 or first == 0):
+        return list(names[(task - first) // step :: count])
+    say(f"the array is no range of numbers: this task does category number {task} alone")
+    if not 0 <= task < len(names):
+        raise UserError(
+            f"task {task} of the array has no category: there are {len(names)}, numbered from 0; submit "
+            f"--array=0-{len(names) - 1}"
+        )
+    return [names[task]]
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environment.get(name) or default
+    if not text.strip().isdecimal():
+        raise UserError(f"{name} is {text!r}, expected a whole number")
+    return int(text)
 
 
 def prepare_all(
@@ -102,9 +132,7 @@ def _outcome(
     seconds: float,
 ) -> Outcome:
     if done.returncode:
-        told = [x for x in done.stderr.splitlines() if x.strip()]
-        last = next((x for x in reversed(told) if "error:" in x), told[-1] if told else "no reason")
-        return Outcome(category, {}, seconds, float("nan"), last)
+        return Outcome(category, {}, seconds, float("nan"), _reason(done.stderr))
     peak = next((x for x in done.stdout.splitlines() if x.startswith("peak_mb=")), "peak_mb=nan")
     data = config.composed(name, [*overrides, f"{KEY}{category}"]).config["data"]
     note = artifacts.prepared_data(data, cache_root())
@@ -113,15 +141,24 @@ def _outcome(
     return Outcome(category, manifest["counts"], seconds, float(peak.partition("=")[2]))
 
 
+def _reason(stderr: str) -> str:
+    """What a child said from its last "error:" on, remedy and all, on one line."""
+    told = [line.strip() for line in stderr.splitlines() if line.strip()]
+    begins = [number for number, line in enumerate(told) if line.startswith("error:")]
+    return " ".join(told[begins[-1] :] if begins else told[-1:]) or "no reason was given"
+
+
 def _table(outcomes: Sequence[Outcome]) -> Table:
     table = Table(title="prepared", title_justify="left")
     for column in ("category", "users", "items", "interactions", "seconds", "peak GB"):
-        table.add_column(column, justify="left" if column == "category" else "right")
+        left = column == "category"
+        table.add_column(column, justify="left" if left else "right", no_wrap=left)
     for o in sorted(outcomes, key=lambda o: o.category):
         counts = [
             f"{o.counts[k]:,}" if o.counts else "-" for k in ("users", "items", "interactions")
         ]
-        table.add_row(o.category, *counts, f"{o.seconds:.1f}", f"{o.peak_mb / 1024:.2f}")
+        peak = "failed" if o.error else f"{o.peak_mb / 1024:.2f}"
+        table.add_row(o.category, *counts, f"{o.seconds:.1f}", peak)
     return table
 
 
@@ -146,9 +183,9 @@ def main(argv: Sequence[str]) -> int:
         name, overrides = request(list(argv))
         name = config.full_name(name)
         names, rest = chosen(name, overrides)
-        mine = share(names, dict(os.environ))
-        jobs = max(1, int(os.environ.get("JOBS") or 1))
-    except (UserError, ValueError) as error:
+        mine = share(names, os.environ)
+        jobs = max(1, _number(os.environ, "JOBS", "1"))
+    except UserError as error:
         print_error(error)
         return 2
     say(f"{name}: {len(mine)} of {len(names)} categories, {jobs} at a time")
@@ -158,7 +195,12 @@ def main(argv: Sequence[str]) -> int:
         told = outcome.error or f"{outcome.counts['interactions']:,} interactions"
         say(f"[{len(outcomes)}/{len(mine)}] {outcome.category}: {told} ({outcome.seconds:.0f} s)")
     Console().print(_table(outcomes))
-    return 2 if any(o.error for o in outcomes) else 0
+    failed = [o.category for o in outcomes if o.error]
+    if failed:
+        say(
+            f"{len(failed)} of {len(mine)} failed, see above: data.category=[{','.join(sorted(failed))}]"
+        )
+    return 2 if failed else 0
 
 
 if __name__ == "__main__":

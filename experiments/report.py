@@ -67,15 +67,15 @@ def print_config(experiment: Experiment, origins: dict[str, str]) -> None:
         print(f"{f'{key}: {_plain(value)}':<{width}}  # {origin_of(key, origins)}")  # noqa: T201
 
 
-def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, int]:
+def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """``make data``: counts, filters, doubts, split, groups; expected counts beside ours.
 
     Returns:
-        The counts.
+        The manifest.
     """
-    manifest = read_json(folder / "manifest.json")
-    for part in manifest.get("parts", {}).values():
-        print_data_report(Path(part), {})
+    manifest: dict[str, Any] = read_json(folder / "manifest.json")
+    for name, part in manifest.get("parts", {}).items():
+        print_data_report(Path(part), config.get("parts", {}).get(name, {}))
     report, counts = manifest.get("report"), manifest["counts"]
     console = _console()
     table = Table(
@@ -94,17 +94,19 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, int]:
             table.add_row(escape(str(name)), escape(str(text)))
     console.print(table)
     console.print(f"source: {escape(manifest['source'])}\nfolder: {escape(str(folder))}")
-    return {str(name): int(count) for name, count in counts.items()}
+    return manifest
 
 
 def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     """The rows of every test stage, by group; rows of unlike fingerprints never share a table."""
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     older: set[str] = set()
+    left_out: dict[str, str] = {}
     for stage in stages:
         metrics = read_json(stage.folder / "metrics.json") if stage.folder else None
         if metrics is None:
             continue
+        left_out |= metrics.get("left_out", {})
         rows = tables.setdefault(metrics["fingerprint"], {})
         for row, values in metrics["rows"].items():
             single = "module" in experiment.stages[stage.name]
@@ -115,6 +117,8 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     console = _console()
     for fingerprint, rows in tables.items():
         console.print(_results_table(f"test, fingerprint {fingerprint}", rows, older))
+    for row, reason in left_out.items():
+        console.print(f"{escape(row)} is left out: {escape(reason)}")
     if older:
         console.print('* made by older code; ARGS="stale=rerun" makes it anew')
     console.print(
@@ -241,7 +245,9 @@ def _split_section(split: dict[str, Any], users: int) -> list[tuple[str, str]]:
 def _against(count: int, expected: int | None) -> str:
     if expected is None:
         return ""
-    return " (as expected)" if count == expected else f" [red](expected {expected:,})[/red]"
+    if count == expected:
+        return " (as expected)"
+    return f" [red](expected {expected:,}: {count - expected:+,})[/red]"
 
 
 def _counts_text(counts: dict[str, int]) -> str:

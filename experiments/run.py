@@ -83,8 +83,9 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.print_config(experiment, config.origins(experiment.name, experiment.overrides))
     else:
         _python("experiments.check", ["--report", experiment.name, *experiment.overrides])
-        counts = report.print_data_report(_prepared_folder(experiment), experiment.config["data"])
-        artifacts.require_expected(experiment, experiment.config["data"], counts)
+        data = experiment.config["data"]
+        manifest = report.print_data_report(_prepared_folder(experiment), data)
+        artifacts.require_expected(experiment, data, manifest)
     return 0
 
 

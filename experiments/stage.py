@@ -82,6 +82,7 @@ def _fit(
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     spec = job["spec"]
     module = _module(next(iter(spec["modules"].values())), job, data)
+    _require_possible(module, data)
     select = spec["select"] or {}
     metric, mode = select.get("metric"), select.get("mode", "max")
     best, last = checkpoints(folder, metric, mode)
@@ -100,6 +101,11 @@ def _fit(
     return trainer, {"selected": score, "epochs": trainer.current_epoch}
 
 
+def _require_possible(module: RankingModule, data: SequenceDataModule) -> None:
+    if reason := module.impossible(data.histories):
+        raise UserError(f"{type(module).__name__} cannot be run on {data.recipe.name}: {reason}")
+
+
 def _require_readable(checkpoint: Path) -> None:
     """Our own writer leaves no half file, but a full disk or a broken copy may."""
     try:
@@ -114,11 +120,19 @@ def _require_readable(checkpoint: Path) -> None:
 def _test(
     folder: Path, job: dict[str, Any], data: SequenceDataModule
 ) -> tuple[pl.Trainer, dict[str, Any]]:
-    """Test each row; rows share the data and the loader's batches."""
+    """Test each row; rows share the data and the loader's batches.
+
+    Of several rows those that mean nothing on the data are left out, and the reason is kept.
+    """
     rows: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
     several = len(job["spec"]["modules"]) > 1
     for name, node in job["spec"]["modules"].items():
         module = _module(node, job, data)
+        if several and (reason := module.impossible(data.histories)):
+            left_out[name] = reason
+            continue
+        _require_possible(module, data)
         progress = RunProgress(f"{job['label']} {name}", None)
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
         trainer = _trainer(folder, job, data, name if several else "", [writer, progress])
@@ -134,6 +148,7 @@ def _test(
     protocol, fingerprint = _protocol(data, job["spec"]["trainer"])
     if trainer.is_global_zero:
         metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
+        metrics |= {"left_out": left_out} if left_out else {}
         write_json(folder / "metrics.json", metrics)
     return trainer, {"fingerprint": fingerprint}
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from datamodules.types import TRAIN, Histories
 
 DAY = 86_400  # seconds
-_MAX_CELLS = 2**28  # (days x items) counts of 4 bytes: 1 GiB
 
 
 def popularity(histories: Histories) -> Tensor:
@@ -20,28 +19,20 @@ def popularity(histories: Histories) -> Tensor:
     return torch.from_numpy(histories.train_counts()).double()
 
 
-def daily_counts(histories: Histories) -> tuple[int, Tensor]:
-    """Running totals of training events by day.
-
-    Returns:
-        The first day (days since 1970), and (D + 1, I + 1) int32: row d counts the events of all days
-        before day ``first + d``.
-
-    Raises:
-        ValueError: there are no times, or the table would not fit into a GiB.
-    """
-    days = histories.timestamps // DAY  # (N,)
-    if not histories.timestamps.any():
-        raise ValueError(
-            "recent popularity needs times, and this data set has none: leave the row out with "
-            "stages.reference.modules.recent_popularity=null"
-        )
+def dated_events(histories: Histories) -> tuple[np.ndarray, np.ndarray]:
+    """Training events by day: (E,) int64 days since 1970, ascending, and (E,) int32 their items."""
     trained = histories.split == TRAIN
-    first, span = int(days.min()), int(days.max() - days.min()) + 2
-    if span * (histories.num_items + 1) > _MAX_CELLS:
-        raise ValueError(
-            f"{span} days x {histories.num_items} items do not fit into 1 GiB of counts"
-        )
-    counts = np.zeros((span, histories.num_items + 1), np.int32)  # (D + 1, I + 1)
-    np.add.at(counts, (days[trained] - first + 1, histories.items[trained]), 1)
-    return first, torch.from_numpy(np.cumsum(counts, axis=0, dtype=np.int32))
+    days, items = histories.timestamps[trained] // DAY, histories.items[trained]
+    order = np.argsort(days, kind="stable")
+    return days[order], items[order]
+
+
+def window_counts(
+    days: np.ndarray, items: np.ndarray, end: np.ndarray, length: int, num_items: int
+) -> Tensor:
+    """Events of each item in the ``length`` whole days before each day of ``end`` (D,): (D, I + 1) int32."""
+    first, stop = np.searchsorted(days, end - length), np.searchsorted(days, end)
+    table = np.empty((len(end), num_items + 1), np.int32)
+    for row, (a, b) in enumerate(zip(first, stop, strict=True)):
+        table[row] = np.bincount(items[a:b], minlength=num_items + 1)
+    return torch.from_numpy(table)

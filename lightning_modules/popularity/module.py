@@ -1,16 +1,17 @@
 """Rows without a model: chance, popularity, and popularity of late.
 
-Legend: B rows, C items.
+Legend: B rows, C items, D days, I items in the catalogue.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.types import Batch
+from datamodules.types import Batch, Histories
 from lightning_modules.base import UntrainedModule
-from lightning_modules.popularity.model import DAY, daily_counts, popularity
+from lightning_modules.popularity.model import DAY, dated_events, popularity, window_counts
 
 
 class RandomModule(UntrainedModule):
@@ -53,30 +54,34 @@ class RecentPopularityModule(UntrainedModule):
         days: length of the period.
     """
 
-    totals: Tensor
-
     def __init__(self, days: int = 30) -> None:
         super().__init__()
         if days < 1:
             raise ValueError(f"days must be at least 1, got {days}")
         self.days = days
-        self.first_day = 0
+        self.event_days, self.event_items = np.empty(0, np.int64), np.empty(0, np.int32)
+
+    def impossible(self, histories: Histories) -> str | None:
+        """Times are needed."""
+        return None if histories.timestamps.any() else "the data has no times"
 
     def setup(self, stage: str) -> None:
-        """Count by day."""
-        self.first_day, totals = daily_counts(self.histories)
-        self.register_buffer("totals", totals.to(self.device), persistent=False)  # (D + 1, I + 1)
+        """Put the events in the order of their days."""
+        self.event_days, self.event_items = dated_events(self.histories)
 
     def encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(B,) rows of ``totals`` at the end and at the start of each row's period."""
+        """Rows (B,) of a table, and the table (D, I + 1) of counts for the D different days of the batch."""
         assert batch.time is not None
-        end = torch.div(batch.time, DAY, rounding_mode="floor") - self.first_day
-        return end, (end - self.days).clamp(min=0)
+        end, row = np.unique(batch.time.cpu().numpy() // DAY, return_inverse=True)
+        table = window_counts(
+            self.event_days, self.event_items, end, self.days, self.histories.num_items
+        )
+        return torch.from_numpy(row).to(self.device), table.to(self.device)
 
     def score(self, state: tuple[Tensor, Tensor], items: Tensor) -> Tensor:
         """Counts (B, C) float64."""
-        end, start = (s[:, None] for s in state)
-        return (self.totals[end, items] - self.totals[start, items]).double()
+        row, table = state
+        return table[row[:, None], items].double()
 
 
 class LikedFractionModule(UntrainedModule):

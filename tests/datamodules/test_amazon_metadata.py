@@ -283,7 +283,7 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, year: int) -> None:
         put(tmp_path, year, kind, events_file(year, kind, EVENTS), whole + line + b"\n")
         with pytest.raises(DataFormatError, match=rf"{METADATA[year]}, line 3: ") as error:
             load(tmp_path, year, kind)
-        assert 'on_bad_row="skip"' in str(error.value)
+        assert "data.on_bad_row=skip" in str(error.value)
     put(tmp_path, year, kind, events_file(year, kind, EVENTS), whole + b"\n".join(bad))
     raw = load(tmp_path, year, kind, on_bad_row="skip")
     assert raw.catalog.frame["item_id"].to_list() == [FIRST, SECOND]

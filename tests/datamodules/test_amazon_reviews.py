@@ -202,7 +202,7 @@ def test_a_bad_review_is_named_or_counted(
     put(tmp_path, year, "5core", written(records))
     with pytest.raises(DataFormatError, match=f"line 2: {message}") as error:
         load(tmp_path, year, "5core", metadata=False)
-    assert 'on_bad_row="skip"' in str(error.value)
+    assert "data.on_bad_row=skip" in str(error.value)
     raw = load(tmp_path, year, "5core", metadata=False, on_bad_row="skip")
     assert rows(raw.interactions.frame) == EVENTS
     assert odd(raw.skipped) == {f"{REVIEWS[year, '5core']}: {message.partition(':')[0]}": 1}

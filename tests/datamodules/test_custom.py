@@ -107,7 +107,7 @@ def test_pairs_and_lists_say_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1 2\n1 3 4\n", r"row 2 has 3 ids; pass format=pairs for .* or format=lists"),
+        ("1 2\n1 3 4\n", r"row 2 has 3 ids; pass data.format=pairs for .* or data.format=lists"),
         ("1 2\n2\n", "row 2 has 1 ids"),
         ("userId itemId\n1 2\n", "looks like a header without the columns user_id and item_id"),
         ("user\titem\n1\t2\n", "looks like a header"),
@@ -146,20 +146,54 @@ def test_columns_of_other_names_and_recboles_types(tmp_path: Path) -> None:
     table = {"who": [1], "what": [2], "rating": [3.0], "when": [40]}
     pl.DataFrame(table).write_parquet(tmp_path / "e.parquet")
     columns = {"who": "user_id", "what": "item_id", "when": "timestamp"}
-    for name in ("e.csv", "e.inter", "e.parquet"):
+    for name in ("e.csv", "e.parquet"):
         raw = load_custom(tmp_path / name, columns=columns)
         assert raw.interactions.frame.rows() == expected
+    raw = load_custom(tmp_path / "e.inter", columns={"when": "timestamp"})
+    assert raw.interactions.frame.rows() == expected
+    with pytest.raises(DataFormatError, match=r"data\.columns names wen, but no file has"):
+        load_custom(tmp_path / "e.inter", columns={"wen": "timestamp"})
+    with pytest.raises(ValueError, match="gives the names userid; known are"):
+        CustomDataModule(str(tmp_path / "e.csv"), columns={"who": "userid"})
     with pytest.raises(DataFormatError, match=r"no column user_id or item_id.*data\.columns="):
         load_custom(tmp_path / "e.csv")
 
 
+def test_a_cell_with_a_line_break_is_no_two_rows(tmp_path: Path) -> None:
+    path = tmp_path / "e.csv"
+    path.write_text('user_id,item_id\n1,2\n"u\n0",3\n4,5\n')
+    with pytest.raises(DataFormatError, match="line 3: broken quotes"):
+        load_custom(path)
+    raw = load_custom(path, on_bad_row="skip")
+    assert raw.interactions.frame["user_id"].to_list() == ["1", "4"]
+    assert sum(n for what, n in raw.skipped.items() if "broken quotes" in what) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("e.jsonl", b'{"user_id": 1}', "JSON lines are read for items alone"),
+        ("e.csv", b"user_id;item_id\n1;2\n", "cells are divided by ';'"),
+        ("e.csv", b"\x1f\x8b\x08", "this is a gzip file; add .gz"),
+    ],
+)
+def test_files_of_another_kind_are_known(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataFormatError, match=message):
+        load_custom(tmp_path / name)
+
+
 def test_milliseconds_are_noticed_and_converted(tmp_path: Path) -> None:
     path = written(tmp_path / "e.csv", "user_id,item_id,timestamp\n1,2,1383523200999\n1,3,0\n")
-    with pytest.raises(DataFormatError, match="times are in milliseconds; pass time_unit=ms"):
+    with pytest.raises(
+        DataFormatError, match=r"times are in milliseconds; pass data\.time_unit=ms"
+    ):
         load_custom(path)
     assert [row[3] for row in rows(path, time_unit="ms")] == [1_383_523_200, 0]
     path = written(tmp_path / "s.csv", "user_id,item_id,timestamp\n1,2,1383523200\n")
-    with pytest.raises(DataFormatError, match="times are in seconds; pass time_unit=s"):
+    with pytest.raises(DataFormatError, match=r"times are in seconds; pass data\.time_unit=s"):
         load_custom(path, time_unit="ms")
 
 

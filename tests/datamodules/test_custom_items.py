@@ -177,6 +177,11 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
         read_items(tmp_path / "i.csv", "error", {"asin": "item_id", "name": "item_id"})
 
 
+def test_a_very_long_cell_is_read(tmp_path: Path) -> None:
+    (tmp_path / "i.csv").write_text("item_id,title\na," + "x" * 200_000 + "\n")
+    assert len(read_items(tmp_path / "i.csv", "error")[0]["title"][0]) == 300
+
+
 MANY = [{"item_id": f"i{n}", "title": f"Tïtle {n}", "price": n} for n in range(12)]
 
 

@@ -50,7 +50,7 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, row: bytes, message: str)
     with pytest.raises(DataFormatError, match=message) as error:
         load_movielens("25m", tmp_path, tmp_path)
     assert str(tmp_path / "ratings.csv") in str(error.value)
-    assert 'on_bad_row="skip"' in str(error.value)
+    assert "data.on_bad_row=skip" in str(error.value)
     raw = load_movielens("25m", tmp_path, tmp_path, on_bad_row="skip")
     assert events_of(raw) == [("1", "10", 4.0, 5), ("2", "7", 0.5, 6)]
     assert list(raw.skipped.values()) == [1]

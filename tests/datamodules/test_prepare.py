@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import polars as pl
 import pytest
 
 from datamodules.candidates import FullRanking, UniformCandidates
+from datamodules.errors import DataSourceError
 from datamodules.filters import KCore
 from datamodules.groups import QuantileGroups
 from datamodules.loading import AttachTargets, TrainRows
@@ -101,7 +105,44 @@ def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
     emptied = replace(RECIPE, filters=(KCore(user=50),))
     with pytest.raises(ValueError, match=r"KCore|k-core|filter"):
         prepare(emptied, _raw, {}, tmp_path)
-    assert list((tmp_path / "prepared").iterdir()) == []
+    assert [f.suffix for f in (tmp_path / "prepared").iterdir()] == [".lock"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataSourceError, match=r"file/parsed.* cannot be written.*set LLMREC_CACHE"):
+        prepare(RECIPE, _raw, {}, tmp_path / "file")
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path: Path) -> None:
+    folder = prepare(RECIPE, _raw, {}, tmp_path).folder
+    left = folder.parent / f".{folder.name}.abc.part"
+    shutil.move(folder, left)
+    assert prepare(RECIPE, _raw, {}, tmp_path).folder == folder
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "item.npy", "items.arrow"])
+def test_a_damaged_folder_is_named(tmp_path: Path, name: str) -> None:
+    folder = prepare(RECIPE, _raw, {}, tmp_path).folder
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    again = prepare(RECIPE, _raw, {}, tmp_path)
+    with pytest.raises(DataSourceError, match=rf"{folder.name} is damaged.*delete it"):
+        _ = again.manifest, again.histories, again.items
+
+
+def test_of_two_processes_one_prepares_and_the_other_waits(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def slow() -> RawData:
+        calls.append(1)
+        time.sleep(0.5)
+        return _raw()
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: prepare(RECIPE, slow, {}, tmp_path).folder, range(2)))
+    assert found[0] == found[1]
+    assert len(calls) == 1
 
 
 def test_candidates_are_stored_with_the_rows(tmp_path: Path) -> None:
@@ -216,8 +257,11 @@ def test_a_changed_local_file_is_prepared_anew(tiny_movielens: Path, tmp_path: P
 
 _PREPARE = """
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datamodules.candidates import UniformCandidates
 from datamodules.examples import WithNegatives
+from datamodules.errors import DataSourceError
 from datamodules.filters import KCore
 from datamodules.movielens import MovieLensDataModule
 from datamodules.splits import RandomByUser

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from datetime import datetime, timezone
 
 import polars as pl
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.reductions import DateRange, MostPopular, Newest
+from datamodules.reductions import DateRange, Newest
 from datamodules.types import INTERACTION_SCHEMA
 
 EVENTS = st.lists(
@@ -50,28 +50,6 @@ def test_of_tied_events_the_later_in_the_file_is_newer():
     assert kept(Newest(3)(make(events))) == [0, 2, 3, 4]
 
 
-@settings(max_examples=60, deadline=None)
-@given(EVENTS, st.integers(1, 4))
-def test_most_popular_equals_ranking_each_users_items(events, count):
-    frequency = Counter(item for _, item, _ in events)
-    items = defaultdict(list)
-    for user, item, _ in events:
-        if item not in items[user]:
-            items[user].append(item)
-    best = {u: sorted(mine, key=lambda i: -frequency[i])[:count] for u, mine in items.items()}
-    expected = [row for row, (user, item, _) in enumerate(events) if item in best[user]]
-    for each in both(make(events)):
-        assert kept(MostPopular(count)(each)) == expected
-
-
-def test_most_popular_by_hand():
-    # Frequencies: a 3, b 2, c 2, d 1. u keeps a, and b before c as it came first; both its b stay.
-    events = [("u", "d", 0), ("u", "b", 1), ("u", "c", 2), ("u", "b", 3), ("u", "a", 4)]
-    events += [("v", "c", 5), ("v", "a", 6), ("w", "a", 7)]
-    assert kept(MostPopular(2)(make(events))) == [1, 3, 4, 5, 6, 7]
-    assert kept(MostPopular(1)(make(events))) == [4, 6, 7]
-
-
 def at(*when: int) -> int:
     return int(datetime(*when, tzinfo=timezone.utc).timestamp())  # type: ignore[arg-type,misc]
 
@@ -93,7 +71,6 @@ def test_descriptions():
     assert DateRange(start="2020-01-01").describe() == "time >= 2020-01-01"
     assert DateRange(end="2020-01-01").describe() == "time < 2020-01-01"
     assert Newest(10).describe() == "newest 10 events of each user"
-    assert MostPopular(6).describe() == "6 most frequent items of each user"
 
 
 def test_times_that_are_missing():
@@ -111,7 +88,6 @@ def test_times_that_are_missing():
         (lambda: DateRange("2020-01-02", "2020-01-02"), "end after the start"),
         (lambda: DateRange("1.1.2020"), "DateRange got the date '1.1.2020'.*ISO format"),
         (lambda: Newest(0), "count=0"),
-        (lambda: MostPopular(-1), "count=-1"),
     ],
 )
 def test_bad_arguments(build, words):

@@ -220,12 +220,6 @@ def test_origins_name_the_file_or_the_command_line() -> None:
         assert origin(f"data.candidates.{leaf}").startswith("command line: data.candidates"), leaf
 
 
-def test_origins_of_a_group_file_that_reaches_into_stages() -> None:
-    found = config.origins("reference/movielens_1m_sasrec")
-    key = "stages.reference.modules.recent_popularity"
-    assert config.origin_of(key, found) == "experiments/data/movielens_1m_sasrec.yaml"
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_value_of_every_experiment_has_an_origin(name: str) -> None:
     experiment, found = config.load(name), config.origins(name)

@@ -34,6 +34,8 @@ def test_all_and_lists_of_categories() -> None:
     [
         ("data/amazon_2018", [], "name the categories"),
         ("data/movielens_100k", ["data.category=all"], "has no categories"),
+        ("data/amazon_2018", ["data.category=[]"], "names no category"),
+        ("data/amazon_2018", ["data.category=[Softwar]"], "Did you mean 'Software'"),
     ],
 )
 def test_what_cannot_be_swept_is_said(name: str, overrides: list[str], message: str) -> None:
@@ -41,22 +43,30 @@ def test_what_cannot_be_swept_is_said(name: str, overrides: list[str], message: 
         chosen(name, overrides)
 
 
-@given(st.integers(0, 40), st.integers(1, 9), st.integers(0, 5), st.integers(1, 3))
+def _array(task: int, first: int, last: int, count: int, step: int = 1) -> dict[str, str]:
+    told = {"ID": task, "MIN": first, "MAX": last, "COUNT": count, "STEP": step}
+    return {f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in told.items()}
+
+
+@given(st.integers(0, 40), st.integers(2, 9), st.integers(0, 5), st.integers(1, 3))
 def test_the_tasks_of_an_array_share_everything_and_overlap_nowhere(
     size: int, tasks: int, first: int, step: int
 ) -> None:
     names = [f"c{n}" for n in range(size)]
-    parts = []
-    for task in range(tasks):
-        environment = {
-            "SLURM_ARRAY_TASK_ID": str(first + task * step),
-            "SLURM_ARRAY_TASK_MIN": str(first),
-            "SLURM_ARRAY_TASK_COUNT": str(tasks),
-            "SLURM_ARRAY_TASK_STEP": str(step),
-        }
-        parts += share(names, environment)
-    assert sorted(parts) == sorted(names)
-    assert share(names, {}) == names
+    numbers = range(first, first + tasks * step, step)
+    parts = [share(names, _array(n, first, numbers[-1], tasks, step)) for n in numbers]
+    assert sorted(name for part in parts for name in part) == sorted(names)
+    assert share(names, {}) == share(names, _array(0, 0, 0, 1)) == names
+
+
+def test_single_tasks_of_an_array_are_numbers_of_categories() -> None:
+    names = [f"c{n}" for n in range(33)]
+    assert share(names, _array(5, 5, 5, 1)) == ["c5"]
+    assert [share(names, _array(n, 1, 7, 3)) for n in (1, 5, 7)] == [["c1"], ["c5"], ["c7"]]
+    with pytest.raises(UserError, match="there are 33, numbered from 0; submit --array=0-32"):
+        share(names, _array(33, 33, 33, 1))
+    with pytest.raises(UserError, match="SLURM_ARRAY_TASK_MIN is ''"):
+        share(names, {"SLURM_ARRAY_TASK_ID": "1"})
 
 
 def _write_category(folder: Path, category: str, users: int) -> None:
@@ -91,5 +101,5 @@ def test_two_categories_are_prepared_and_a_missing_one_is_named(tmp_path: Path) 
     assert told["Gift_Cards"] == ["7", "6", "42"]
     assert told["Software"] == ["9", "6", "54"]
     assert told["Appliances"] == ["-", "-", "-"]
-    assert "Appliances" in done.stderr
+    assert "1 of 3 failed, see above: data.category=[Appliances]" in done.stderr
     assert "put Appliances_5.json.gz" in done.stderr or "Appliances_5.json" in done.stderr

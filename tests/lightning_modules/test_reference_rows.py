@@ -57,8 +57,8 @@ def test_recent_popularity_says_what_to_do_without_times() -> None:
     timeless = Histories(
         HISTORIES.offsets, HISTORIES.items, HISTORIES.split, np.zeros(9, np.int64), 4
     )
-    with pytest.raises(ValueError, match="recent_popularity=null"):
-        _ready(RecentPopularityModule(), timeless)
+    assert RecentPopularityModule().impossible(timeless) == "the data has no times"
+    assert RecentPopularityModule().impossible(HISTORIES) is None
 
 
 def test_markov_counts_what_followed_and_backs_off_to_popularity() -> None:

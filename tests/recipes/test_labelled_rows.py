@@ -56,7 +56,7 @@ def test_a_papers_preset_refuses_other_data_unless_told(
     assert not list(tmp_path.iterdir())
     report = run_command("data", *words, runs=tmp_path)
     assert report.returncode == 2
-    assert "(expected 943)" in report.stdout, "the report is printed all the same"
+    assert "(expected 943: -883)" in report.stdout, "the report is printed all the same"
     assert "is a paper's preset" in report.stderr
     allowed = run_command("data", *words, "data.allow_mismatch=true", runs=tmp_path)
     assert allowed.returncode == 0, allowed.stderr
@@ -69,7 +69,7 @@ def test_a_data_config_reports_joined_domains(
     module = "_target_: datamodules.movielens.MovieLensDataModule"
     examples = "examples: {_target_: datamodules.examples.RatedTargets, liked_above: 3}"
     parts = ", ".join(
-        f"{name}: {{{module}, root: '{root}', {examples}}}"
+        f"{name}: {{{module}, root: '{root}', {examples}, expected: {{users: 61}}}}"
         for name, root in (("a", tiny_movielens), ("b", other))
     )
     joined = "datamodules.joined.JoinedDataModule"
@@ -78,3 +78,9 @@ def test_a_data_config_reports_joined_domains(
     assert result.returncode == 0, result.stderr
     assert "120" in result.stdout  # users of both
     assert "train: a; valid: a; test: b" in result.stdout
+    assert "in a 60 users (expected 61), in b 60 users (expected 61)" in result.stderr
+    refused = run_command("exp", NAME, whole, "preset=paper", runs=tmp_path)
+    assert refused.returncode == 2
+    assert "in a 60 users (expected 61), in b 60 users" in refused.stderr
+    words = (whole, "preset=paper", "data.allow_mismatch=true")
+    assert run_command("data", NAME, *words, runs=tmp_path).returncode == 0
