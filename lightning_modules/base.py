@@ -73,6 +73,10 @@ class RankingModule(pl.LightningModule):
     def score(self, state: Any, items: Tensor) -> Tensor:
         """Scores (B, C) of ``items``, which are (C,) for all rows or (B, C)."""
 
+    def impossible(self, histories: Histories) -> str | None:
+        """Why this method means nothing on some data (it has no times, say); None where it can be run."""
+        return None
+
     # What the data module asks ---------------------------------------------------------------------
 
     def collator(self, training: bool) -> Collator:

@@ -15,12 +15,19 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.types import Batch
-from lightning_modules import losses
+from lightning_modules import losses, ranking_losses
 from lightning_modules.base import RankingModule
 
-Loss = Literal["ce", "sampled_ce", "bce", "gbce", "bpr"]
+Loss = Literal["ce", "sampled_ce", "bce", "gbce", "bpr", "bpr_max", "top1_max"]
 Windows = Literal["newest", "all"]
 Schedule = Literal["constant", "cosine", "linear"]
+
+
+def newest(states: Tensor, length: Tensor) -> Tensor:
+    """The state (B, d) of each row's newest item, out of ``states`` (B, T, d); zeros for an empty history."""
+    rows = torch.arange(len(length), device=length.device)
+    picked = states[rows, (length - 1).clamp(min=0)]  # (B, d)
+    return picked.masked_fill((length == 0)[:, None], 0)
 
 
 class NextItemModule(RankingModule):
@@ -33,7 +40,8 @@ class NextItemModule(RankingModule):
             ``newest`` alone (as in the papers' code, which leaves the rest of the data unused).
         loss: ``ce`` over the whole catalogue (default; the choice of loss alone moves NDCG@10 on Amazon
             Beauty from 0.035 to 0.060, Klenitskiy & Vasilev, RecSys 2023), ``sampled_ce`` with the
-            log-Q correction, ``bce`` (SASRec's own), ``gbce`` (gSASRec), ``bpr``.
+            log-Q correction, ``bce`` (SASRec's own), ``gbce`` (gSASRec), ``bpr``, ``bpr_max`` and
+            ``top1_max`` (GRU4Rec).
         negatives: sampled items a position, for every loss but ``ce``.
         gbce_calibration: t of gBCE, 0..1.
         label_smoothing: of ``ce``.
@@ -44,6 +52,7 @@ class NextItemModule(RankingModule):
         schedule: what follows the warm-up: ``constant``, or ``cosine`` or ``linear`` down to 0 at the
             last epoch (then the number of epochs is part of the recipe).
         block_size: items scored at a time when the whole catalogue is ranked.
+        bpr_max_penalty: weight of BPR-max's score regularisation.
     """
 
     def __init__(
@@ -61,6 +70,7 @@ class NextItemModule(RankingModule):
         warmup: float = 0.0,
         schedule: Schedule = "constant",
         block_size: int = 16_384,
+        bpr_max_penalty: float = 1.0,
     ) -> None:
         super().__init__(max_length, block_size)
         if loss != "ce" and negatives < 1:
@@ -71,7 +81,7 @@ class NextItemModule(RankingModule):
         self.all_windows = windows == "all"
         self.loss = loss
         self.num_negatives = 0 if loss == "ce" else negatives
-        self.gbce_calibration = gbce_calibration
+        self.gbce_calibration, self.bpr_max_penalty = gbce_calibration, bpr_max_penalty
         self.label_smoothing = label_smoothing
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup, self.schedule = warmup, schedule
@@ -129,7 +139,12 @@ class NextItemModule(RankingModule):
             return losses.sampled_softmax(states, table, targets, negatives, log_q)
         if self.loss == "gbce":
             return losses.gbce(states, table, targets, negatives, t=self.gbce_calibration)
-        return {"bce": losses.bce, "bpr": losses.bpr}[self.loss](states, table, targets, negatives)
+        if self.loss == "bpr_max":
+            return ranking_losses.bpr_max(
+                states, table, targets, negatives, penalty=self.bpr_max_penalty
+            )
+        plain = {"bce": losses.bce, "bpr": losses.bpr, "top1_max": ranking_losses.top1_max}
+        return plain[self.loss](states, table, targets, negatives)
 
     def configure_optimizers(self) -> Any:
         """AdamW, with the schedule by step."""

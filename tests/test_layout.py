@@ -22,7 +22,9 @@ TESTS = sorted(f.relative_to(REPO).as_posix() for f in (REPO / "tests").rglob("*
 # package -> what of ours it may import
 MAY_IMPORT = {
     "datamodules": ("datamodules",),
-    "lightning_modules": ("lightning_modules", "datamodules.types", "datamodules.sources"),
+    "lightning_modules": (
+        "lightning_modules", "datamodules.types", "datamodules.sources", "datamodules.samplers",
+    ),
     "callbacks": ("callbacks",),
     "experiments": OURS,
 }

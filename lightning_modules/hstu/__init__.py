@@ -1,0 +1,5 @@
+"""HSTU."""
+
+from lightning_modules.hstu.module import HSTUModule
+
+__all__ = ["HSTUModule"]

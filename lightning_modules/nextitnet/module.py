@@ -1,0 +1,66 @@
+"""NextItNet as a system: the network of ``model.py``, trained on the next item of every position.
+
+Legend: B rows, T history length, N positions with a loss, d width, I items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from datamodules.types import Batch
+from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows, newest
+from lightning_modules.nextitnet.model import NextItNet
+
+
+class NextItNetModule(NextItemModule):
+    """Convolutional recommendation (Yuan et al., WSDM 2019, arXiv 1808.05163).
+
+    Args:
+        num_items: items in the catalogue, given by the runner from the data.
+        hidden_size, kernel_size, dilations, dropout: of the network, see ``NextItNet``.
+        max_length, windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay,
+            betas, warmup, schedule, block_size, bpr_max_penalty: of the training and the evaluation, see
+            ``NextItemModule``.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        max_length: int = 50,
+        hidden_size: int = 64,
+        kernel_size: int = 3,
+        dilations: Sequence[int] = (1, 4, 1, 4),
+        dropout: float = 0.2,
+        windows: Windows = "newest",
+        loss: Loss = "ce",
+        negatives: int = 1,
+        gbce_calibration: float = 0.75,
+        label_smoothing: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.98),
+        warmup: float = 0.0,
+        schedule: Schedule = "constant",
+        block_size: int = 16_384,
+        bpr_max_penalty: float = 1.0,
+    ) -> None:
+        super().__init__(
+            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
+            learning_rate, weight_decay, betas, warmup, schedule, block_size, bpr_max_penalty,
+        )  # fmt: skip
+        self.network = NextItNet(num_items, hidden_size, kernel_size, dilations, dropout)
+
+    def states(self, batch: Batch, where: Tensor) -> Tensor:
+        """(N, d)."""
+        states: Tensor = self.network(batch.history)[where]
+        return states
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, d); zeros for an empty history, which ranks nothing above anything."""
+        return newest(self.network(batch.history), batch.length)
+
+    def item_vectors(self) -> Tensor:
+        """(I + 1, d); an item that was never trained on keeps what the softmax pushed it to."""
+        return self.network.item_vectors()
