@@ -141,7 +141,7 @@ def chunked_softmax(
         return log_mass - (1 - label_smoothing) * positive - label_smoothing * even
 
 
-def _sampled_scores(
+def sampled_scores(
     states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Scores of targets (N,) and negatives (N, K), and which negatives hit the target (N, K)."""
@@ -179,7 +179,7 @@ def sampled_softmax(
         negatives: (N, K) item ids, or (K,) shared by all positions.
         log_q: (I + 1,) log-probability that one draw gives the item; None corrects nothing.
     """
-    positive, negative, hit = _sampled_scores(states / temperature, table, targets, negatives)
+    positive, negative, hit = sampled_scores(states / temperature, table, targets, negatives)
     if log_q is not None:
         negative = negative - (log_q[negatives] + torch.tensor(negatives.shape[-1]).log().item())
     negative = negative.masked_fill(hit, -torch.inf)
@@ -230,7 +230,7 @@ def gbce(
     if not 0 <= t <= 1 or not 0 < alpha <= 1:
         raise ValueError(f"gbce needs 0 <= t <= 1 and 0 < alpha <= 1, got t={t}, alpha={alpha}.")
     beta = alpha * t + 1 - t  # the equation above with the division by alpha carried out
-    positive, negative, hit = _sampled_scores(states, table, targets, negatives)
+    positive, negative, hit = sampled_scores(states, table, targets, negatives)
     return beta * F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0).sum()
 
 
@@ -242,5 +242,5 @@ def bpr(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Te
     Args:
         states, table, targets, negatives: as in ``bce``.
     """
-    positive, negative, hit = _sampled_scores(states, table, targets, negatives)
+    positive, negative, hit = sampled_scores(states, table, targets, negatives)
     return F.softplus(negative - positive[:, None]).masked_fill(hit, 0).sum()

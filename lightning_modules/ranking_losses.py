@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_modules.losses import _sampled_scores
+from lightning_modules.losses import sampled_scores
 
 
 def _block(scores: Tensor, hit: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def bpr_max(
     """
     if penalty < 0:
         raise ValueError(f"bpr_max needs penalty >= 0, got {penalty}.")
-    positive, negative, hit = _sampled_scores(states, table, targets, negatives)
+    positive, negative, hit = sampled_scores(states, table, targets, negatives)
     agree = F.logsigmoid(positive[:, None] - negative)  # (N, K)
     blocked = _block(negative, hit)
     loss = blocked.logsumexp(1) - _block(negative + agree, hit).logsumexp(1)  # (N,)
@@ -62,7 +62,7 @@ def top1_max(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) 
     Raises:
         ValueError: ``negatives`` has another shape.
     """
-    positive, negative, hit = _sampled_scores(states, table, targets, negatives)
+    positive, negative, hit = sampled_scores(states, table, targets, negatives)
     weight = _block(negative, hit).softmax(1).masked_fill(hit, 0)  # (N, K)
     above = torch.sigmoid(negative - positive[:, None]) + torch.sigmoid(negative.square())
     return (weight * above).sum()

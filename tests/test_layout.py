@@ -23,7 +23,10 @@ TESTS = sorted(f.relative_to(REPO).as_posix() for f in (REPO / "tests").rglob("*
 MAY_IMPORT = {
     "datamodules": ("datamodules",),
     "lightning_modules": (
-        "lightning_modules", "datamodules.types", "datamodules.sources", "datamodules.samplers",
+        "lightning_modules",
+        "datamodules.types",
+        "datamodules.sources",
+        "datamodules.samplers",
     ),
     "callbacks": ("callbacks",),
     "experiments": OURS,
