@@ -23,6 +23,13 @@ Windows = Literal["newest", "all"]
 Schedule = Literal["constant", "cosine", "linear"]
 
 
+def dot_products(users: Tensor, items: Tensor) -> Tensor:
+    """Scores (B, C) of ``users`` (B, d) with ``items``: (C, d) for all rows or (B, C, d)."""
+    if items.ndim == 2:
+        return users @ items.T
+    return torch.einsum("bd,bcd->bc", users, items)
+
+
 def newest(states: Tensor, length: Tensor) -> Tensor:
     """The state (B, d) of each row's newest item, out of ``states`` (B, T, d); zeros for an empty history."""
     rows = torch.arange(len(length), device=length.device)
@@ -104,10 +111,7 @@ class NextItemModule(RankingModule):
 
     def score(self, state: Tensor, items: Tensor) -> Tensor:
         """Dot products (B, C)."""
-        vectors = self.item_vectors()[items]  # (C, d) or (B, C, d)
-        if items.ndim == 1:
-            return state @ vectors.T
-        return torch.einsum("bd,bcd->bc", state, vectors)
+        return dot_products(state, self.item_vectors()[items])
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss summed over real positions, over the count of the whole global batch."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.types import Batch, Collator
+from datamodules.types import TRAIN, Batch, Collator, Histories
 from lightning_modules.id_batches import HistoryCollator, PairCollator
 from lightning_modules.next_item import Loss, NextItemModule
 
@@ -33,6 +33,16 @@ def first_meetings(history: Tensor) -> tuple[Tensor, Tensor]:
     items = history.sort(dim=1).values
     before = F.pad(items[:, :-1], (1, 0))  # padding sorts to the front, and is no item
     return items, items != before
+
+
+def learned_users(histories: Histories) -> np.ndarray:
+    """(U + 1,) bool: users with a training event that has a history, which is one that carries a loss."""
+    counts = histories.user_train_counts()  # (U + 1,)
+    some = np.diff(histories.offsets) > 0
+    first = histories.offsets[:-1][some]  # the first event of every user who has one
+    counts[some] -= histories.split[first] == TRAIN
+    learned: np.ndarray = counts > 0
+    return learned
 
 
 def known_or_mean(table: Tensor, users: Tensor, trained: Tensor) -> Tensor:

@@ -5,13 +5,15 @@ Legend: B rows, T window length, N positions with a loss, d width, I items.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from datamodules.types import Batch, Collator
 from lightning_modules.bert4rec.collators import ClozeCollator
 from lightning_modules.bert4rec.model import BERT4Rec, Norm
 from lightning_modules.id_batches import HistoryCollator
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows
+from lightning_modules.next_item import NextItemModule
 
 
 class BERT4RecModule(NextItemModule):
@@ -33,8 +35,7 @@ class BERT4RecModule(NextItemModule):
         max_length: positions of a window. In evaluation one of them is the [MASK] of the next item.
         hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, ffn_multiplier:
             of the network, see ``BERT4Rec``.
-        windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
-            warmup, schedule, block_size: of the training and the evaluation, see ``NextItemModule``.
+        options: of the training and the evaluation, see ``NextItemModule``.
 
     Raises:
         ValueError: a probability out of range.
@@ -55,22 +56,9 @@ class BERT4RecModule(NextItemModule):
         attention_dropout: float | None = None,
         norm: Norm = "post",
         ffn_multiplier: float = 4.0,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
-        negatives: int = 1,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, **options)
         if not 0 < mask_probability <= 1 or not 0 <= last_only <= 1:
             raise ValueError(
                 "BERT4Rec needs 0 < mask_probability <= 1 and 0 <= last_only <= 1, got "

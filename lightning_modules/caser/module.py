@@ -5,23 +5,15 @@ Legend: B rows, T history length, N positions with a loss, I items, U users, d w
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from datamodules.types import TRAIN, Batch, Histories
+from datamodules.types import Batch
 from lightning_modules.caser.model import Caser
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows
-
-
-def learned_users(histories: Histories) -> np.ndarray:
-    """(U + 1,) bool: users with a training event that has a history, which is one that carries a loss."""
-    counts = histories.user_train_counts()  # (U + 1,)
-    some = np.diff(histories.offsets) > 0
-    first = histories.offsets[:-1][some]  # the first event of every user who has one
-    counts[some] -= histories.split[first] == TRAIN
-    learned: np.ndarray = counts > 0
-    return learned
+from lightning_modules.next_item import NextItemModule
+from lightning_modules.user_item import known_or_mean, learned_users
 
 
 class CaserModule(NextItemModule):
@@ -37,9 +29,8 @@ class CaserModule(NextItemModule):
     Args:
         num_items, num_users: of the data, given by the runner.
         window, hidden_size, vertical_filters, horizontal_filters, dropout: of the network, see ``Caser``.
-        max_length, windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay,
-            betas, warmup, schedule, block_size, bpr_max_penalty: of the training and the evaluation, see
-            ``NextItemModule``. ``max_length`` only says how many positions a training row has.
+        max_length, negatives, options: of the training and the evaluation, see ``NextItemModule``.
+            ``max_length`` only says how many positions a training row has.
     """
 
     trained: Tensor
@@ -54,27 +45,14 @@ class CaserModule(NextItemModule):
         vertical_filters: int = 4,
         horizontal_filters: int = 16,
         dropout: float = 0.5,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
         negatives: int = 3,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
-        bpr_max_penalty: float = 1.0,
+        **options: Any,
     ) -> None:
         if max_length < window:
             raise ValueError(
                 f"Caser needs max_length >= window, got max_length={max_length}, window={window}."
             )
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size, bpr_max_penalty,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, negatives=negatives, **options)
         self.network = Caser(
             num_items, num_users, window, hidden_size, vertical_filters, horizontal_filters, dropout
         )
@@ -95,15 +73,11 @@ class CaserModule(NextItemModule):
     def user_vectors(self, batch: Batch) -> Tensor:
         """(B, 2d + 1)."""
         features = self.network.last_window(batch.history, batch.length)  # (B, F)
-        return self.network.states(features, self._users(batch.user))
+        users = known_or_mean(
+            self.network.user_embedding.weight, batch.user, self.trained
+        )  # (B, d)
+        return self.network.states(features, users)
 
     def item_vectors(self) -> Tensor:
         """(I + 1, 2d + 1); an item that was never trained on keeps what the softmax pushed it to."""
         return self.network.item_vectors()
-
-    def _users(self, user: Tensor) -> Tensor:
-        """Vectors (B, d) of the users, the trained ones' mean (zeros without any) for all others."""
-        table = self.network.user_embedding.weight  # (U + 1, d)
-        share = self.trained / self.trained.sum().clamp(min=1)  # (U + 1,)
-        mean = share.to(table.dtype) @ table  # (d,)
-        return torch.where(self.trained[user][:, None], table[user], mean)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.samplers import event_keys
 from datamodules.types import TRAIN, Histories
 
 MAX_ITEMS = 23_170  # (I, I) float64 is 4 GiB, and the factor needs as much again
@@ -20,15 +21,11 @@ MAX_ITEMS = 23_170  # (I, I) float64 is 4 GiB, and the factor needs as much agai
 
 def co_occurrences(histories: Histories) -> Tensor:
     """How many users trained on both of two items, (I, I) float64: X^T X of the binary X (U, I)."""
-    width = histories.num_items
-    trained = histories.split == TRAIN
     # A user who met an item several times counts once.
-    keys = np.unique(
-        histories.users[trained].astype(np.int64) * width + histories.items[trained] - 1
-    )
-    places = torch.from_numpy(np.stack([keys // width, keys % width]))
-    ones = torch.ones(len(keys), dtype=torch.float64)
-    shape = (histories.num_users + 1, width)
+    user, item = np.divmod(event_keys(histories, TRAIN), histories.num_items + 1)
+    places = torch.from_numpy(np.stack([user, item - 1]))
+    ones = torch.ones(len(user), dtype=torch.float64)
+    shape = (histories.num_users + 1, histories.num_items)
     matrix = torch.sparse_coo_tensor(places, ones, shape, is_coalesced=True, check_invariants=True)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")

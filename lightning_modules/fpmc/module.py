@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.types import TRAIN, Batch
+from datamodules.types import Batch
 from lightning_modules.fpmc.model import FPMC
 from lightning_modules.next_item import Loss, NextItemModule, Windows
-from lightning_modules.user_item import known_or_mean
+from lightning_modules.user_item import known_or_mean, learned_users
 
 
 class FPMCModule(NextItemModule):
@@ -54,12 +53,7 @@ class FPMCModule(NextItemModule):
 
     def setup(self, stage: str) -> None:
         """Learn who has a training event that is not their first."""
-        found = self.histories
-        learned = found.split == TRAIN  # (N,)
-        learned = learned & (np.arange(len(learned)) > found.offsets[found.users])
-        trained = np.zeros(found.num_users + 1, dtype=bool)
-        trained[found.users[learned]] = True
-        self.trained_users = torch.from_numpy(trained).to(self.device)
+        self.trained_users = torch.from_numpy(learned_users(self.histories)).to(self.device)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:
         """(N, 2 d)."""

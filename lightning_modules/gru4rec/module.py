@@ -5,11 +5,13 @@ Legend: B rows, T history length, N positions with a loss, d width of items, I i
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from datamodules.types import Batch
 from lightning_modules.gru4rec.model import GRU4Rec
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows, newest
+from lightning_modules.next_item import NextItemModule, newest
 
 
 class GRU4RecModule(NextItemModule):
@@ -22,9 +24,7 @@ class GRU4RecModule(NextItemModule):
     Args:
         num_items: items in the catalogue, given by the runner from the data.
         embedding_size, hidden_size, num_layers, dropout: of the network, see ``GRU4Rec``.
-        max_length, windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay,
-            betas, warmup, schedule, block_size, bpr_max_penalty: of the training and the evaluation, see
-            ``NextItemModule``.
+        max_length, options: of the training and the evaluation, see ``NextItemModule``.
     """
 
     def __init__(
@@ -35,23 +35,9 @@ class GRU4RecModule(NextItemModule):
         hidden_size: int = 128,
         num_layers: int = 1,
         dropout: float = 0.3,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
-        negatives: int = 1,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
-        bpr_max_penalty: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size, bpr_max_penalty,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, **options)
         self.network = GRU4Rec(num_items, embedding_size, hidden_size, num_layers, dropout)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:

@@ -199,11 +199,7 @@ class HSTU(nn.Module):
     def last(self, history: Tensor, length: Tensor, times: Tensor | None = None) -> Tensor:
         """The state after each row's newest item: (B, d); zeros for an empty history."""
         states, layout = self.packed(history, length, times)
-        ends = length.cumsum(0) - 1  # (B,) index of each row's newest item among the N
-        user = states.new_zeros(layout.rows, self.hidden_size)
-        known = length > 0
-        user[known] = states[ends[known]]
-        return user
+        return layout.newest(states, length)
 
     def item_vectors(self) -> Tensor:
         """The item table (I + 1, d), tied to the input; of length 1 with a temperature. Row 0 is zero."""

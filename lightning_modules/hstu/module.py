@@ -5,12 +5,14 @@ Legend: B rows, T history length, N positions with a loss, d width, I items.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from datamodules.types import Batch, Collator, Histories
 from lightning_modules.hstu.model import HSTU
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows
+from lightning_modules.next_item import NextItemModule
 
 
 class HSTUModule(NextItemModule):
@@ -29,8 +31,7 @@ class HSTUModule(NextItemModule):
         max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, num_time_buckets,
             temperature: of the network, see ``HSTU``.
         time_bias: bias attention by the time between events; false where the data has no times.
-        windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
-            warmup, schedule, block_size: of the training and the evaluation, see ``NextItemModule``.
+        options: of the training and the evaluation, see ``NextItemModule``.
     """
 
     def __init__(
@@ -45,22 +46,9 @@ class HSTUModule(NextItemModule):
         time_bias: bool = True,
         num_time_buckets: int = 128,
         temperature: float | None = 0.05,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
-        negatives: int = 1,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, **options)
         self.time_bias = time_bias
         self.network = HSTU(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,

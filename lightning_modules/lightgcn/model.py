@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datamodules.samplers import event_keys
 from datamodules.types import TRAIN, Histories
 
 
@@ -23,9 +24,8 @@ def normalised_graph(histories: Histories) -> Tensor:
 
     Equation 3: an edge between user u and item i weighs 1 / sqrt(degree(u) degree(i)).
     """
-    trained = histories.split == TRAIN
     users, width = histories.num_users + 1, histories.num_items + 1
-    keys = np.unique(histories.users[trained].astype(np.int64) * width + histories.items[trained])
+    keys = event_keys(histories, TRAIN)
     user, item = keys // width, users + keys % width  # (E,) nodes
     degree = np.bincount(np.concatenate([user, item]), minlength=users + width)  # (V,)
     weight = 1 / np.sqrt(degree[user].astype(np.float64) * degree[item])

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datamodules.samplers import distinct
 from datamodules.types import TRAIN, Histories
 
 _CHUNK_CELLS = 2**22  # numbers in one chunk of gathered vectors or of matrices: 16 MiB in float32
@@ -79,7 +80,7 @@ class Sets:
     def of(cls, rows: np.ndarray, partners: np.ndarray, count: int) -> Sets:
         """The partners of rows 1..count; pairs may repeat."""
         width = np.int64(partners.max(initial=0) + 1)
-        keys = np.unique(rows.astype(np.int64) * width + partners)
+        keys = distinct(rows.astype(np.int64) * width + partners)
         lengths = np.bincount(keys // width, minlength=count + 1)
         return cls(np.concatenate([[0], np.cumsum(lengths)]), keys % width)
 

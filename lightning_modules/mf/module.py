@@ -14,7 +14,7 @@ from datamodules.types import Batch
 from lightning_modules.base import UntrainedModule
 from lightning_modules.mf.als import Regularisation, ridge, training_sets
 from lightning_modules.mf.model import MatrixFactorisation
-from lightning_modules.next_item import Loss
+from lightning_modules.next_item import Loss, dot_products
 from lightning_modules.user_item import WHOLE_HISTORY, UserItemModule, first_meetings
 
 
@@ -129,7 +129,4 @@ class IALSModule(UntrainedModule):
 
     def score(self, state: Tensor, items: Tensor) -> Tensor:
         """Dot products (B, C)."""
-        vectors = self.items[items]  # (C, d) or (B, C, d)
-        if items.ndim == 1:
-            return state @ vectors.T
-        return torch.einsum("bd,bcd->bc", state, vectors)
+        return dot_products(state, self.items[items])

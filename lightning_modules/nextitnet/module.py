@@ -6,11 +6,12 @@ Legend: B rows, T history length, N positions with a loss, d width, I items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from datamodules.types import Batch
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows, newest
+from lightning_modules.next_item import NextItemModule, newest
 from lightning_modules.nextitnet.model import NextItNet
 
 
@@ -20,9 +21,7 @@ class NextItNetModule(NextItemModule):
     Args:
         num_items: items in the catalogue, given by the runner from the data.
         hidden_size, kernel_size, dilations, dropout: of the network, see ``NextItNet``.
-        max_length, windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay,
-            betas, warmup, schedule, block_size, bpr_max_penalty: of the training and the evaluation, see
-            ``NextItemModule``.
+        max_length, options: of the training and the evaluation, see ``NextItemModule``.
     """
 
     def __init__(
@@ -33,23 +32,9 @@ class NextItNetModule(NextItemModule):
         kernel_size: int = 3,
         dilations: Sequence[int] = (1, 4, 1, 4),
         dropout: float = 0.2,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
-        negatives: int = 1,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
-        bpr_max_penalty: float = 1.0,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size, bpr_max_penalty,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, **options)
         self.network = NextItNet(num_items, hidden_size, kernel_size, dilations, dropout)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:

@@ -52,6 +52,14 @@ class Layout(NamedTuple):
         flat = packed.new_zeros(self.rows * self.width, *packed.shape[1:])
         return flat.index_copy(0, self.places, packed).view(shape)
 
+    def newest(self, packed: Tensor, length: Tensor) -> Tensor:
+        """(N, d) -> (B, d): each row's last real position; zeros for an empty row."""
+        ends = length.cumsum(0) - 1  # (B,) index of each row's newest item among the N
+        last = packed.new_zeros(self.rows, packed.shape[-1])
+        known = length > 0
+        last[known] = packed[ends[known]]
+        return last
+
 
 class CausalAttention(nn.Module):
     """Multi-head attention from each position to itself and to those before it."""

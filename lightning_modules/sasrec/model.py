@@ -162,11 +162,7 @@ class SASRec(nn.Module):
     def last(self, history: Tensor, length: Tensor) -> Tensor:
         """The state after each row's newest item: (B, d); zeros for an empty history."""
         states, layout = self.packed(history, length)
-        ends = length.cumsum(0) - 1  # (B,) index of each row's newest item among the N
-        user = states.new_zeros(layout.rows, self.hidden_size)
-        known = length > 0
-        user[known] = states[ends[known]]
-        return user
+        return layout.newest(states, length)
 
     def item_vectors(self) -> Tensor:
         """The item table (I+1, d), tied to the input; row 0 is padding and stays zero.

@@ -5,10 +5,12 @@ Legend: B rows, T history length, N positions with a loss, d width, I items.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from datamodules.types import Batch
-from lightning_modules.next_item import Loss, NextItemModule, Schedule, Windows
+from lightning_modules.next_item import NextItemModule
 from lightning_modules.sasrec.model import Activation, Initialisation, Norm, Positions, SASRec
 
 
@@ -20,8 +22,7 @@ class SASRecModule(NextItemModule):
         max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, positions,
             ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std:
             of the network, see ``SASRec``.
-        windows, loss, negatives, gbce_calibration, label_smoothing, learning_rate, weight_decay, betas,
-            warmup, schedule, block_size: of the training and the evaluation, see ``NextItemModule``.
+        options: of the training and the evaluation, see ``NextItemModule``.
     """
 
     def __init__(
@@ -42,22 +43,9 @@ class SASRecModule(NextItemModule):
         norm_eps: float = 1e-8,
         initialisation: Initialisation = "xavier",
         init_std: float = 0.02,
-        windows: Windows = "newest",
-        loss: Loss = "ce",
-        negatives: int = 1,
-        gbce_calibration: float = 0.75,
-        label_smoothing: float = 0.0,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.98),
-        warmup: float = 0.0,
-        schedule: Schedule = "constant",
-        block_size: int = 16_384,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            num_items, max_length, windows, loss, negatives, gbce_calibration, label_smoothing,
-            learning_rate, weight_decay, betas, warmup, schedule, block_size,
-        )  # fmt: skip
+        super().__init__(num_items, max_length, **options)
         self.network = SASRec(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
             norm, positions, ffn_multiplier, activation, scale_embedding, final_norm, norm_eps,

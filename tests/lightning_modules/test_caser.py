@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Batch, Histories
 from lightning_modules.caser import CaserModule
-from lightning_modules.caser.module import learned_users
+from lightning_modules.user_item import learned_users
 
 ITEMS, USERS, D, L = 9, 5, 4, 3
 HISTORY = torch.tensor([[1, 2, 3, 4, 7], [5, 6, 0, 0, 0], [0, 0, 0, 0, 0]])
