@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import polars
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -151,6 +152,21 @@ class SequenceDataModule(pl.LightningDataModule):
     def histories(self) -> Histories:
         """Every user's events in time order."""
         return self.prepared.histories
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+        return self.histories.num_items
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return self.histories.num_users
+
+    @property
+    def catalog(self) -> polars.DataFrame:
+        """Columns as in ``CATALOG_SCHEMA``; row ``i`` is the internal item ``i + 1``."""
+        return self.prepared.items
 
     def rows(self, code: int) -> EvalRows:
         """Held-out rows of ``VALID`` or ``TEST``."""

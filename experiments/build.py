@@ -17,7 +17,7 @@ from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
-RUNTIME = ("num_items", "num_users")
+RUNTIME = ("num_items", "num_users", "catalog")
 # Input names that the runner itself handles: a checkpoint for ``load_weights``.
 STAGE_INPUTS = ("weights",)
 
@@ -165,6 +165,7 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
         raise UserError(f"{node['_target_']} cannot be built: {first}") from error
 
 
-def runtime_arguments(target: str, facts: dict[str, Any]) -> dict[str, Any]:
-    """Those of the data's facts that a constructor asks for by name."""
-    return {k: v for k, v in facts.items() if k in signature_of(locate(target))}
+def runtime_arguments(target: str, data: Any) -> dict[str, Any]:
+    """Those of ``RUNTIME`` that a constructor asks for by name, read from the data module ``data``."""
+    asked = signature_of(locate(target))
+    return {name: getattr(data, name) for name in RUNTIME if name in asked}

@@ -68,10 +68,9 @@ def _data(job: dict[str, Any]) -> SequenceDataModule:
 
 def _module(node: dict[str, Any], job: dict[str, Any], data: SequenceDataModule) -> RankingModule:
     """Build a module from its config, the data's facts and the earlier stages' files."""
-    facts = {"num_items": data.histories.num_items, "num_users": data.histories.num_users}
     inputs = {a: f for a, f in job["inputs"].items() if a not in build.STAGE_INPUTS}
     target = node["_target_"]
-    module: RankingModule = build.build(node, **build.runtime_arguments(target, facts), **inputs)
+    module: RankingModule = build.build(node, **build.runtime_arguments(target, data), **inputs)
     if "weights" in job["inputs"]:
         module.load_weights(job["inputs"]["weights"])
     return module

@@ -145,9 +145,7 @@ def run_ours(
 
     clock = Clock(measure, every, to_the_end)
     node = next(iter(spec["modules"].values()))
-    module = build.build(
-        node, **build.runtime_arguments(node["_target_"], {"num_items": histories.num_items})
-    )
+    module = build.build(node, **build.runtime_arguments(node["_target_"], data))
     trainer = pl.Trainer(
         **spec["trainer"], accelerator="cpu", devices=1, logger=False, limit_val_batches=0,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,9 +37,9 @@ def test_extra_arguments_reach_the_constructor() -> None:
 
 
 def test_facts_go_to_those_who_ask() -> None:
-    facts = {"num_items": 3, "num_users": 4}
-    assert build.runtime_arguments(SASREC, facts) == {"num_items": 3}
-    assert build.runtime_arguments("lightning_modules.markov.MarkovModule", facts) == {}
+    data = SimpleNamespace(num_items=3, num_users=4)  # without a catalogue: nobody may ask for it
+    assert build.runtime_arguments(SASREC, data) == {"num_items": 3}
+    assert build.runtime_arguments("lightning_modules.markov.MarkovModule", data) == {}
 
 
 @pytest.mark.parametrize(
