@@ -125,6 +125,7 @@ class SequenceDataModule(pl.LightningDataModule):
         self.batch_size = 128
         self.num_workers = 0
         self.seed = 0
+        self.test_code = TEST  # the split that a test scores; VALID to choose between methods
         self._prepared: Prepared | None = None
         self._rows: dict[int, EvalRows] = {}
 
@@ -284,8 +285,8 @@ class SequenceDataModule(pl.LightningDataModule):
         return self._eval_loader(VALID)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Test rows, each exactly once over all devices."""
-        return self._eval_loader(TEST)
+        """Rows of ``test_code``, each exactly once over all devices."""
+        return self._eval_loader(self.test_code)
 
     def raw_users(self, users: np.ndarray) -> list[str]:
         """Raw ids of internal user ids."""

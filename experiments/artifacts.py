@@ -102,6 +102,7 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
     stage = experiment.stages[name]
     config = experiment.config
     modules = stage.get("modules") or {name: stage["module"]}
+    test = stage.get("run") == "test"
     return {
         "run": stage.get("run"),
         "modules": {row: m for row, m in modules.items() if m is not None},  # null takes a row out
@@ -111,6 +112,7 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
         "select": stage.get("select"),
         "batch_size": stage.get("batch_size", 128),
         "seed": config.get("seed", 0),
+        "split": (stage.get("split") or config.get("split", "test")) if test else None,
     }
 
 
@@ -122,8 +124,10 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
     """
     test = spec["run"] == "test"
     trainer = _without(spec["trainer"], FIT_KEYS) if test else spec["trainer"]
+    scored = {"split": spec["split"]} if test and spec["split"] != "test" else {}
     return value_digest(
         {
+            **scored,
             "run": spec["run"],
             "modules": spec["modules"],
             "inputs": inputs,

@@ -13,13 +13,15 @@ from experiments.keys import nearest
 GROUPS = ("data", "llm", "trainer", "logger")
 STAGE_KEYS = {
     "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
+    "split",
 }  # fmt: skip
 TOP_KEYS = {
-    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", *GROUPS,
+    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", "split", *GROUPS,
 }  # fmt: skip
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
 RUNS = ("fit", "predict", "test")
+SPLITS = ("test", "valid")  # what a test stage scores; `valid` is for choosing between methods
 EXPECTED_KEYS = ("metric", "value", "source", "tolerance", "row", "at_least")  # see verify.py
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
 TRAINER_KEYS = (
@@ -37,6 +39,7 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
             yield f"unknown key {key!r}{nearest(key, sorted(TOP_KEYS))}"
     if config.get("preset", "corrected") not in PRESETS:
         yield f"preset is {config['preset']!r}, expected one of {', '.join(PRESETS)}"
+    yield from _split_problems("split", config)
     yield from _trainer_problems("trainer", config.get("trainer") or {})
     launch = config.get("launch") or {}
     for key in ("devices", "num_nodes"):
@@ -91,6 +94,7 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
         yield f"stages.{name} needs either `module` or `modules` (several rows of one test)"
     if "modules" in stage and stage.get("run") != "test":
         yield f"stages.{name}.modules: only a test stage can have several modules"
+    yield from _split_problems(f"stages.{name}.split", stage)
     yield from _count_problems(f"stages.{name}.batch_size", stage.get("batch_size", 1))
     if stage.get("select") and "metric" not in stage["select"]:
         yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
@@ -100,6 +104,11 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
         if upstream not in stages or "/" not in str(source):
             expected = "an earlier stage's file, for instance train/best.ckpt"
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
+
+
+def _split_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
+    if node.get("split", SPLITS[0]) not in SPLITS:
+        yield f"{where} is {node['split']!r}, expected one of {', '.join(SPLITS)}"
 
 
 def _count_problems(where: str, count: Any, least: int = 1) -> Iterator[str]:

@@ -11,7 +11,8 @@ from typing import Any
 from datamodules.versioning import read_json
 from experiments import config
 from experiments.errors import UserError
-from experiments.report import row_label
+from experiments.intervals import over_seeds, paired
+from experiments.report import print_table, row_label
 from experiments.source_graph import changed_since
 
 COLUMNS = (
@@ -23,6 +24,7 @@ COLUMNS = (
     "cold_user/ndcg@10",
     "warm_user/ndcg@10",
 )
+COMPARED_WITH = "popularity"
 START, END = "<!-- results: start (make results) -->", "<!-- results: end -->"
 
 
@@ -40,15 +42,26 @@ class Row:
     values: dict[str, list[float | None]]  # None where a group is empty
     commits: tuple[str, ...]
     older: bool  # made by code that has changed since
+    scores: tuple[Path, ...] = ()  # the scores file of each seed
+
+    @property
+    def validation(self) -> bool:
+        """Whether validation rows were scored: for choosing, not for telling."""
+        return "scored" in self.protocol
+
+    @property
+    def seed_count(self) -> str:
+        """A dash for rows that draw nothing."""
+        return str(len(self.seeds)) if self.seeds else "-"
 
     def cell(self, name: str) -> str:
-        """Mean, and standard deviation over seeds where there are several; a dash without rows."""
+        """Mean, with its 95 % interval over seeds where there are several; a dash without rows."""
         told = self.values.get(name, [])
         values = [v for v in told if v is not None]
         if not values or len(values) < len(told):
             return "-"
         mean = f"{statistics.fmean(values):.4f}"
-        return f"{mean} ±{statistics.stdev(values):.4f}" if len(values) > 1 else mean
+        return f"{mean} ±{over_seeds(values):.4f}" if len(values) > 1 else mean
 
 
 def write_results(runs: Path, repo: Path) -> Path:
@@ -77,10 +90,11 @@ def write_results(runs: Path, repo: Path) -> Path:
 
 def collect(runs: Path) -> Iterator[Row]:
     """Every tested row, runs that differ in their seed alone merged."""
-    merged: dict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]]] = {}
-    for folder in sorted(runs.glob("*/metrics.json")):
-        done, job = read_json(folder.parent / "done.json"), read_json(folder.parent / "stage.json")
-        metrics = read_json(folder)
+    merged: dict[tuple[str, ...], list[tuple[dict[str, Any], dict[str, Any], dict[str, Any], Path]]]
+    merged = {}
+    for file in sorted(runs.glob("*/metrics.json")):
+        folder, metrics = file.parent, read_json(file)
+        done, job = read_json(folder / "done.json"), read_json(folder / "stage.json")
         if not (done and job and metrics):
             continue
         reference = len(job["spec"]["modules"]) > 1
@@ -88,20 +102,21 @@ def collect(runs: Path) -> Iterator[Row]:
             label = name if reference else row_label(job["experiment"], job["stage"])
             changed = _told(job, name) if reference else _telling(job["overrides"])
             key = (metrics["fingerprint"], label, *changed)
-            merged.setdefault(key, []).append((job, metrics, done))
+            merged.setdefault(key, []).append((job, metrics, done, folder))
     for (fingerprint, label, *rest), found in merged.items():
         found.sort(key=lambda f: str(f[2]["finished"]))  # of a seed that was run twice, the newest
-        job, metrics, _ = found[-1]
+        job, metrics, *_ = found[-1]
         found = [f for f in found if _settings(f[0]) == _settings(job)]  # an edited YAML file
         reference = len(job["spec"]["modules"]) > 1
         name = label if reference else next(iter(metrics["rows"]))  # in the file
-        per_seed = {j["spec"]["seed"]: (m["rows"][name], d) for j, m, d in found}
+        per_seed = {j["spec"]["seed"]: (m["rows"][name], d, f) for j, m, d, f in found}
         yield Row(
             label, job["experiment"], tuple(rest), reference, fingerprint, metrics["protocol"],
             tuple(sorted(per_seed)) if not reference else (),
-            {m: [v[m]["value"] for v, _ in per_seed.values()] for m in metrics["rows"][name]},
-            tuple(sorted({d["commit"] for _, d in per_seed.values()})),
-            any(changed_since(d["sources"]) for _, d in per_seed.values()),
+            {m: [v[m]["value"] for v, *_ in per_seed.values()] for m in metrics["rows"][name]},
+            tuple(sorted({d["commit"] for _, d, _ in per_seed.values()})),
+            any(changed_since(d["sources"]) for _, d, _ in per_seed.values()),
+            tuple(f / f"scores.{name}.parquet" for *_, f in per_seed.values()),
         )  # fmt: skip
 
 
@@ -120,7 +135,7 @@ def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
 
 def _telling(overrides: list[str]) -> tuple[str, ...]:
     """Overrides that change what was run, without the seed and the way it was run."""
-    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "data.root=")
+    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "data.root=", "split=")
     return tuple(o for o in overrides if not o.startswith(quiet))
 
 
@@ -128,27 +143,66 @@ def _document(rows: list[Row]) -> Iterator[str]:
     yield "# Results"
     yield ""
     yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
-    yield "different tables must not be compared. ± is the standard deviation over seeds; * marks rows made"
-    yield "by code that has changed since."
+    yield "different tables must not be compared. ± is half of the 95 % interval over seeds (Student's t);"
+    yield f"the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the 95 % interval of"
+    yield "the paired difference, row by row, of means over seeds; * marks rows made by code that has"
+    yield "changed since."
     for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
         here = [r for r in rows if r.fingerprint == fingerprint]
         protocol = here[0].protocol
         yield ""
         yield f"## {protocol['name']}, fingerprint {fingerprint}"
         yield ""
-        for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen"):
-            yield f"* {key}: {_words(protocol[key])}"
+        for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen", "scored"):
+            if key in protocol:
+                yield f"* {key}: {_words(protocol[key])}"
         yield ""
-        yield (
-            "| method | seeds | " + " | ".join(c.replace("_", " ") for c in COLUMNS) + " | commit |"
-        )
-        yield "|---|---|" + "---|" * (len(COLUMNS) + 1)
-        for row in sorted(here, key=lambda r: (r.reference, r.label, r.overrides)):
+        heads = [c.replace("_", " ") for c in COLUMNS]
+        yield "| " + " | ".join(("method", "seeds", *heads, _gain_head(), "commit")) + " |"
+        yield "|---" * (len(COLUMNS) + 4) + "|"
+        for row in _sorted(here):
             marks = ["*"] if row.older else []
             label = " ".join([row.label, *(f"`{o}`" for o in row.overrides), *marks])
-            seeds = str(len(row.seeds)) if row.seeds else "-"
-            cells = " | ".join(row.cell(c) for c in COLUMNS)
-            yield f"| {label} | {seeds} | {cells} | {', '.join(row.commits)} |"
+            cells = [row.cell(c) for c in COLUMNS]
+            line = (label, row.seed_count, *cells, gain(row, here), ", ".join(row.commits))
+            yield "| " + " | ".join(line) + " |"
+
+
+def _sorted(rows: list[Row]) -> list[Row]:
+    return sorted(rows, key=lambda r: (r.reference, r.label, r.overrides))
+
+
+def _gain_head() -> str:
+    return f"ndcg@10 over {COMPARED_WITH}"
+
+
+def gain(row: Row, rows: list[Row]) -> str:
+    """A row's gain over popularity on the same protocol; a dash where it cannot be told."""
+    base = next((r for r in rows if r.reference and r.label == COMPARED_WITH), None)
+    if base is None or row is base:
+        return "-"
+    difference = paired(row.scores, base.scores)
+    return "-" if difference is None else str(difference)
+
+
+def print_results(runs: Path) -> None:
+    """One table a protocol on the screen."""
+    rows = list(collect(runs))
+    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
+        here = [r for r in rows if r.fingerprint == fingerprint]
+        lines = [
+            [
+                " ".join([r.label, *r.overrides]) + (" *" if r.older else ""), r.seed_count,
+                *(r.cell(c) for c in COLUMNS[:3]), gain(r, here),
+            ]
+            for r in _sorted(here)
+        ]  # fmt: skip
+        protocol = here[0].protocol
+        scored = f", {protocol['scored']} rows" if "scored" in protocol else ""
+        print_table(
+            f"{protocol['name']}{scored}, fingerprint {fingerprint}",
+            ("method", "seeds", *COLUMNS[:3], _gain_head()), lines,
+        )  # fmt: skip
 
 
 def _readme_table(rows: list[Row]) -> Iterator[str]:
@@ -156,7 +210,7 @@ def _readme_table(rows: list[Row]) -> Iterator[str]:
     yield "| experiment | command | metric | known value | ours | seeds | fingerprint |"
     yield "|---|---|---|---|---|---|---|"
     for row in sorted(rows, key=lambda r: r.experiment):
-        if row.reference or row.overrides:
+        if row.reference or row.overrides or row.validation:
             continue
         expected = config.load(row.experiment).config.get("expected") or []
         told = {e["metric"]: f"{e['value']} ({e['source']})" for e in expected}

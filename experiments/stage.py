@@ -27,6 +27,7 @@ from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from datamodules.base import SequenceDataModule
 from datamodules.errors import DataFormatError, DataSourceError
+from datamodules.types import SPLIT_NAMES, TEST, VALID
 from datamodules.versioning import read_json, value_digest, write_json
 from experiments import build
 from experiments.errors import UserError
@@ -63,6 +64,7 @@ def _data(job: dict[str, Any]) -> SequenceDataModule:
     data.batch_size = job["spec"]["batch_size"]
     data.num_workers = job["launch"]["num_workers"]
     data.seed = job["spec"]["seed"]
+    data.test_code = VALID if job["spec"].get("split") == "valid" else TEST
     return data
 
 
@@ -163,6 +165,7 @@ def _protocol(data: SequenceDataModule, trainer: dict[str, Any]) -> tuple[dict[s
     # A test of some batches alone is another protocol.
     cut = {k: trainer[k] for k in ("limit_test_batches", "overfit_batches") if trainer.get(k)}
     protocol |= {"cut": cut} if cut else {}
+    protocol |= {"scored": SPLIT_NAMES[data.test_code]} if data.test_code != TEST else {}
     return protocol, value_digest(protocol)
 
 

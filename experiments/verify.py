@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments import config
 from experiments.errors import UserError
+from experiments.intervals import over_seeds
 from experiments.report import print_table, say
 from experiments.results import collect
 
@@ -54,7 +55,7 @@ class Verdict:
         """As ``COLUMNS``."""
         mean = f"{statistics.fmean(self.ours):.4f}" if self.ours else "-"
         if len(self.ours) > 1:
-            mean += f" ±{statistics.stdev(self.ours):.4f} ({len(self.ours)} seeds)"
+            mean += f" ±{over_seeds(self.ours):.4f} ({len(self.ours)} seeds)"
         return [
             self.experiment, self.metric, f"{'≥ ' if self.at_least else ''}{self.value:g} ({self.source})",
             mean + ("*" if self.older else ""), f"{self.difference:+.4f}" if self.ours else "-",
@@ -64,7 +65,7 @@ class Verdict:
 
 def verdicts(names: Sequence[str], runs: Path) -> Iterator[Verdict]:
     """A verdict for each number that these experiments expect; rows with overrides do not count."""
-    rows = [row for row in collect(runs) if not row.reference and not row.overrides]
+    rows = [r for r in collect(runs) if not (r.reference or r.overrides or r.validation)]
     for name in names:
         for entry in config.load(name).config.get("expected") or []:
             label = entry.get("row") or name
@@ -110,7 +111,7 @@ def _document(found: Sequence[Verdict]) -> Iterator[str]:
     yield "# Reproduction"
     yield ""
     yield "Made by `make verify` from the run folders: published numbers and what the experiment of that"
-    yield "name reaches here. ± is the standard deviation over seeds, ≥ means that more is no failure,"
+    yield "name reaches here. ± is half of the 95 % interval over seeds, ≥ means that more is no failure,"
     yield "* marks runs of code that has changed since. No number stands here that no run has produced."
     yield ""
     yield "| " + " | ".join((*COLUMNS, "fingerprint")) + " |"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.types import TEST, VALID, Batch, Collator, Histories
+from datamodules.types import VALID, Batch, Collator, Histories
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
@@ -155,7 +155,7 @@ class RankingModule(pl.LightningModule):
 
     def _reset(self, split: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        code = VALID if split == "val" else TEST
+        code = VALID if split == "val" else data.test_code
         names, labelled = data.group_names, data.labelled(code)
         self.eval_metrics.pop(split, None)
         if not labelled:

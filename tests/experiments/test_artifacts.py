@@ -77,6 +77,8 @@ def finish(stage: Any, **changed: str) -> None:
         (["trainer.precision=bf16-mixed"], {"train", "evaluate", "reference"}),
         (["stages.reference.modules.markov=null"], {"reference"}),
         (["stages.evaluate.batch_size=7"], set()),  # a test draws and optimises nothing
+        (["split=valid"], {"evaluate", "reference"}),
+        (["stages.reference.split=valid"], {"reference"}),
         (["launch.devices=8", "launch.micro_batch_size=2", "launch.strategy=ddp"], set()),
         (["launch.num_workers=3", "launch.threads=1", "launch.accelerator=cpu"], set()),
         (["logger=wandb"], set()),
@@ -122,7 +124,7 @@ def test_the_order_of_keys_does_not_matter(seed: int) -> None:
     assert artifacts.stage_key(spec, "d", {}) == artifacts.stage_key(SPEC, "d", {})
 
 
-UNHASHED = ("run", "inputs", "select", "data.root", "data.on_bad_row", "data.expected")
+UNHASHED = ("run", "inputs", "select", "split", "data.root", "data.on_bad_row", "data.expected")
 LEAVES = [k for k, _ in config.flatten(SPEC) if not k.startswith(UNHASHED)]
 
 

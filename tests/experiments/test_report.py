@@ -59,7 +59,7 @@ def repo(tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- results.md and README.md
 
 
-def test_seeds_become_a_mean_and_a_deviation(tmp_path: Path, repo: Path) -> None:
+def test_seeds_become_a_mean_and_an_interval(tmp_path: Path, repo: Path) -> None:
     for seed, value in enumerate((0.10, 0.12, 0.17)):
         overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere", "logger=wandb")
         write_run(
@@ -68,12 +68,12 @@ def test_seeds_become_a_mean_and_a_deviation(tmp_path: Path, repo: Path) -> None
     (one,) = results.collect(tmp_path / "runs")
     assert one.seeds == (0, 1, 2)
     assert one.overrides == ()
-    # mean 0.13; squared deviations 0.0009 + 0.0001 + 0.0016 = 0.0026, over two: 0.0013
-    assert one.cell("all/ndcg@10") == f"0.1300 ±{math.sqrt(0.0013):.4f}"
+    # mean 0.13; squared deviations 0.0009 + 0.0001 + 0.0016 = 0.0026, over two: 0.0013; t of two is 4.303
+    assert one.cell("all/ndcg@10") == f"0.1300 ±{4.303 * math.sqrt(0.0013 / 3):.4f}"
     results.write_results(tmp_path / "runs", repo)
     readme = (repo / "README.md").read_text()
     assert f"| {BASIC} | `make exp NAME={BASIC}` |" in readme
-    assert "0.1300 ±0.0361 | 3 | f1 |" in readme
+    assert "0.1300 ±0.0896 | 3 | f1 |" in readme
     assert readme.startswith("# Title\n\nBefore.\n")
     assert readme.endswith(f"{results.END}\n\nAfter.\n")
     assert "old table" not in readme

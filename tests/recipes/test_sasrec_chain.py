@@ -186,6 +186,26 @@ def test_a_hyper_parameter_reruns_training_and_evaluation_alone(
         shutil.rmtree(finished.runs / folder)  # `finished` keeps one folder a stage
 
 
+@pytest.mark.slow
+def test_validation_rows_can_be_scored_instead(
+    finished: Finished, finish: Callable[..., Finished], tiny: list[str]
+) -> None:
+    """The best epoch's own validation figure comes out again, under a fingerprint of its own."""
+    before = {f.name for f in finished.runs.iterdir()}
+    run = finish(EXPERIMENT, [*tiny, "split=valid"], finished.runs)
+    assert "train: done" in run.result.stderr
+    made = {f for f in finished.runs.iterdir() if f.name not in before}
+    assert {f.name.partition("-")[0] for f in made} == {"sasrec.evaluate", "reference"}
+    (folder,) = (f for f in made if f.name.startswith("sasrec"))
+    told = json.loads((folder / "metrics.json").read_text())
+    (selected,) = finished.json("train", "done.json")["results"]["selected"].values()
+    assert told["rows"]["evaluate"]["all/ndcg@10"]["value"] == pytest.approx(selected, abs=1e-6)
+    assert told["protocol"]["scored"] == "valid"
+    assert told["fingerprint"] != finished.json("evaluate", "metrics.json")["fingerprint"]
+    for folder in made:
+        shutil.rmtree(folder)  # `finished` keeps one folder a stage
+
+
 @pytest.fixture(scope="module")
 def sampled(finish: Callable[..., Finished], tiny: list[str]) -> Finished:
     """The paper's file: BCE, one negative, sampled candidates; with TensorBoard's logger."""

@@ -1,0 +1,100 @@
+"""95 % intervals: of a mean over seeds, and of the paired difference of two rows of one protocol.
+
+Legend: R rows of a test, S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+# Student's t, 97.5 % quantile, for 1..9 degrees of freedom (ISO 2602); a table holds no more seeds than that.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_NORMAL = 1.960
+_KEYS = ("row", "user_id")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of a metric over the rows of a test, and half of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    def __str__(self) -> str:
+        """``+0.0123 [+0.0100, +0.0146]``."""
+        return f"{self.mean:+.4f} [{self.mean - self.half:+.4f}, {self.mean + self.half:+.4f}]"
+
+
+def over_seeds(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean of S >= 2 runs that differ in their seed: t s / sqrt(S)."""
+    free = len(values) - 1
+    quantile = _T[free - 1] if free <= len(_T) else _NORMAL
+    return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Difference | None:
+    """Difference of ndcg@k between two rows of one protocol, row by row; each is a mean over its seeds.
+
+    The interval takes rows (users, under leave-one-out) as independent and the seeds as given.
+
+    Args:
+        ours, theirs: scores files (``callbacks.scores``), one a seed.
+        k: cutoff.
+
+    Returns:
+        None where a file is missing, is labelled, or holds fewer than two rows.
+
+    Raises:
+        ValueError: the two were not measured on the same rows.
+    """
+    a, b = _mean_by_row(ours, k), _mean_by_row(theirs, k)
+    if a is None or b is None or a.height < 2:
+        return None
+    both = a.join(b, on=_KEYS, how="inner", suffix="_b")
+    if not a.height == b.height == both.height:
+        raise ValueError(
+            f"{ours[0]} and {theirs[0]} hold different rows ({a.height} and {b.height}, "
+            f"{both.height} in common): a paired interval needs the same rows"
+        )
+    gap = (both["value"] - both["value_b"]).to_list()
+    return Difference(statistics.fmean(gap), _NORMAL * statistics.stdev(gap) / math.sqrt(len(gap)))
+
+
+def _mean_by_row(files: Sequence[Path], k: int) -> pl.DataFrame | None:
+    """Columns row, user_id, value: the mean over the files."""
+    found = [_row_values(file, k) for file in files if file.is_file()]
+    if not found or len(found) < len(files) or any(f is None for f in found):
+        return None
+    return pl.concat([f for f in found if f is not None]).group_by(_KEYS).agg(pl.mean("value"))
+
+
+def _row_values(file: Path, k: int) -> pl.DataFrame | None:
+    """ndcg@k of each row of a scores file; None where rows are labelled."""
+    import torch  # slow to import, and most commands do without
+
+    from lightning_modules.expected import expected_ndcg
+
+    names = pl.scan_parquet(file).collect_schema().names()
+    if "label" in names:
+        return None
+    if "above" in names:  # whole catalogue: one line a row
+        rows = pl.read_parquet(file, columns=[*_KEYS, "above", "ties"])
+    else:  # sampled candidates: one line a candidate
+        own = pl.col("score").filter("is_target").first()
+        rows = (
+            pl.read_parquet(file, columns=[*_KEYS, "score", "is_target"])
+            .group_by(_KEYS, maintain_order=True)
+            .agg(
+                (pl.col("score") > own).sum().alias("above"),
+                ((pl.col("score") == own).sum() - 1).alias("ties"),
+            )
+        )
+    above, ties = (torch.tensor(rows[c].to_list()) for c in ("above", "ties"))
+    values = expected_ndcg(above, ties, k).tolist()
+    return rows.select(_KEYS).with_columns(pl.Series("value", values))

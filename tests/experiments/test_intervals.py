@@ -1,0 +1,92 @@
+"""Intervals over seeds and of paired differences, against arithmetic and scipy."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from experiments import intervals
+
+
+def ranked(path: Path, above: list[int], ties: list[int] | None = None, first: int = 0) -> Path:
+    rows = list(range(first, first + len(above)))
+    frame = pl.DataFrame({
+        "row": rows, "user_id": [f"u{r}" for r in rows],
+        "above": above, "ties": ties or [0] * len(above),
+    })  # fmt: skip
+    frame.write_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("count", range(2, 12))
+def test_the_interval_over_seeds_is_students(count: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(count).normal(size=count).tolist()
+    low, high = stats.t.interval(0.95, count - 1, np.mean(values), stats.sem(values))
+    tolerance = 1e-3 if count <= 10 else 0.15  # beyond ten seeds the normal quantile stands in
+    assert intervals.over_seeds(values) == pytest.approx((high - low) / 2, rel=tolerance)
+
+
+def test_a_paired_difference_by_hand(tmp_path: Path) -> None:
+    ours = ranked(tmp_path / "a.parquet", [0, 1, 10, 2])
+    theirs = ranked(tmp_path / "b.parquet", [1, 1, 0, 99])
+    second = 1 / math.log2(3)
+    gaps = [1 - second, 0.0, -1.0, 0.5]  # 1 / log2(1 + place), 0 behind the tenth
+    found = intervals.paired([ours], [theirs])
+    assert found is not None
+    assert found.mean == pytest.approx(statistics.fmean(gaps))
+    assert found.half == pytest.approx(1.96 * statistics.stdev(gaps) / 2)
+    assert str(found).startswith(f"{statistics.fmean(gaps):+.4f} [")
+
+
+def test_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
+    seeds = [ranked(tmp_path / f"{i}.parquet", above) for i, above in enumerate(([0, 20], [20, 0]))]
+    base = ranked(tmp_path / "b.parquet", [20, 20])
+    found = intervals.paired(seeds, [base])
+    assert found is not None
+    assert found.mean == pytest.approx(0.5)
+    assert found.half == 0  # each row gained one half
+
+
+def test_ties_count_by_their_expectation(tmp_path: Path) -> None:
+    ours = ranked(tmp_path / "a.parquet", [0, 0], [1, 1])
+    base = ranked(tmp_path / "b.parquet", [20, 20])
+    found = intervals.paired([ours], [base])
+    assert found is not None
+    assert found.mean == pytest.approx((1 + 1 / math.log2(3)) / 2)
+
+
+def test_sampled_candidates_are_ranked_from_their_scores(tmp_path: Path) -> None:
+    def listed(name: str, scores: list[list[float]]) -> Path:
+        lines = [
+            {"row": r, "user_id": f"u{r}", "score": s, "is_target": c == 0}
+            for r, row in enumerate(scores)
+            for c, s in enumerate(row)
+        ]
+        pl.DataFrame(lines).write_parquet(tmp_path / name)
+        return tmp_path / name
+
+    ours = listed("a", [[3.0, 1.0, 2.0], [1.0, 2.0, 1.0]])  # first; one above and one tied
+    base = listed("b", [[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])  # third, third
+    found = intervals.paired([ours], [base])
+    second = (1 / math.log2(3) + 0.5) / 2
+    assert found is not None
+    assert found.mean == pytest.approx((1 - 0.5 + second - 0.5) / 2)
+
+
+def test_other_rows_are_refused_and_missing_files_tell_nothing(tmp_path: Path) -> None:
+    ours = ranked(tmp_path / "a.parquet", [0, 1, 2])
+    with pytest.raises(ValueError, match="the same rows"):
+        intervals.paired([ours], [ranked(tmp_path / "b.parquet", [0, 1, 2], first=1)])
+    with pytest.raises(ValueError, match="the same rows"):
+        intervals.paired([ours], [ranked(tmp_path / "b.parquet", [0, 1])])
+    assert intervals.paired([ours], [tmp_path / "none.parquet"]) is None
+    assert intervals.paired([ours, tmp_path / "none.parquet"], [ours]) is None
+    labelled = tmp_path / "labels.parquet"
+    pl.DataFrame({"row": [0], "user_id": ["u"], "label": [True]}).write_parquet(labelled)
+    assert intervals.paired([labelled], [ours]) is None
