@@ -214,7 +214,7 @@ class RankingModule(pl.LightningModule):
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(_mix(data.seed, step, self.global_rank))
+        torch.manual_seed(mix_seeds(data.seed, step, self.global_rank))
 
     # Checkpoints ---------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class RankingModule(pl.LightningModule):
         self.load_state_dict(state, strict=False)
 
 
-def _mix(*parts: int) -> int:
+def mix_seeds(*parts: int) -> int:
     """A 63-bit seed from several whole numbers; near inputs give unrelated seeds."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 

@@ -188,6 +188,24 @@ def sampled_softmax(
     ).sum()
 
 
+def nce(
+    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
+) -> Tensor:
+    """Noise-contrastive estimation, sum of -log sigma(z+) - sum_k log(1 - sigma(z_k)), z = s - log(K q).
+
+    Scores become log-probabilities that need no normaliser (Gutmann & Hyvarinen, AISTATS 2010; Mnih & Teh,
+    ICML 2012, equation 8).
+
+    Args:
+        states, table, targets, negatives, log_q: as in ``sampled_softmax``.
+    """
+    positive, negative, hit = sampled_scores(states, table, targets, negatives)
+    log_count = torch.tensor(negatives.shape[-1]).log().item()
+    positive = positive - (log_q[targets] + log_count)
+    negative = negative - (log_q[negatives] + log_count)
+    return F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0).sum()
+
+
 def bce(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     """Binary cross-entropy, sum of -log sigma(s+) - sum_k log(1 - sigma(s_k)).
 

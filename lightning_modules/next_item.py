@@ -10,15 +10,22 @@ from abc import abstractmethod
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.types import Batch
 from lightning_modules import losses, ranking_losses
-from lightning_modules.base import RankingModule
+from lightning_modules.base import RankingModule, mix_seeds
+from lightning_modules.optimizers import TableAdamW
+from lightning_modules.scalable_softmax import scalable_softmax
 
-Loss = Literal["ce", "sampled_ce", "bce", "gbce", "bpr", "bpr_max", "top1_max"]
+Loss = Literal[
+    "ce", "scalable_ce", "sampled_ce", "nce", "bce", "gbce", "bpr", "bpr_max", "top1_max"
+]
+WITHOUT_NEGATIVES = ("ce", "scalable_ce")
+TableOptimizer = Literal["adamw", "rowwise_adagrad"]
 Windows = Literal["newest", "all"]
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -37,6 +44,19 @@ def newest(states: Tensor, length: Tensor) -> Tensor:
     return picked.masked_fill((length == 0)[:, None], 0)
 
 
+def _rows_used(table: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of ``table`` that these ids name, behind a row of padding, and the ids' new numbers.
+
+    What follows then has a gradient of these rows alone, which reaches the table as a sparse one.
+    """
+    ids = torch.cat([targets.flatten(), negatives.flatten()])
+    used, number = ids.unique(return_inverse=True)
+    rows = F.embedding(used, table, sparse=True)  # (used, d)
+    small = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+    where, drawn = (number + 1).split([targets.numel(), negatives.numel()])
+    return small, where.view_as(targets), drawn.view_as(negatives)
+
+
 class NextItemModule(RankingModule):
     """Predicts the next item at every position; scores are dot products with an item table.
 
@@ -46,10 +66,13 @@ class NextItemModule(RankingModule):
         windows: what of a long history is learned: ``all`` stretches of ``max_length`` targets, or the
             ``newest`` alone (as in the papers' code, which leaves the rest of the data unused).
         loss: ``ce`` over the whole catalogue (default; the choice of loss alone moves NDCG@10 on Amazon
-            Beauty from 0.035 to 0.060, Klenitskiy & Vasilev, RecSys 2023), ``sampled_ce`` with the
-            log-Q correction, ``bce`` (SASRec's own), ``gbce`` (gSASRec), ``bpr``, ``bpr_max`` and
-            ``top1_max`` (GRU4Rec).
-        negatives: sampled items a position, for every loss but ``ce``.
+            Beauty from 0.035 to 0.060, Klenitskiy & Vasilev, RecSys 2023), ``scalable_ce`` for catalogues
+            of a million (``scalable_softmax``), ``sampled_ce`` with the log-Q correction, ``nce``, ``bce``
+            (SASRec's own), ``gbce`` (gSASRec), ``bpr``, ``bpr_max`` and ``top1_max`` (GRU4Rec).
+        negatives: sampled items a position, for every loss but the first two.
+        shared_negatives: draw ``negatives`` items a step, for all positions: their scores are then one matrix
+            product, so that thousands cost little. A user's own items are not left out, only the target is.
+        scalable_items: items of a bucket of ``scalable_ce``; buckets and their positions are 2 sqrt(N).
         gbce_calibration: t of gBCE, 0..1.
         label_smoothing: of ``ce``.
         learning_rate: peak learning rate of AdamW.
@@ -60,7 +83,14 @@ class NextItemModule(RankingModule):
             last epoch (then the number of epochs is part of the recipe).
         block_size: items scored at a time when the whole catalogue is ranked.
         bpr_max_penalty: weight of BPR-max's score regularisation.
+        table_optimizer: of the item and user tables: ``adamw``, or ``rowwise_adagrad`` for tables so large
+            that their gradients and Adam's moments are the cost: see ``optimizers.TableAdamW``.
+        table_learning_rate: peak learning rate of ``rowwise_adagrad``.
     """
+
+    # Whether training reads the item table by rows only, through its ``nn.Embedding`` and ``loss_sum``. Its
+    # gradient can then hold the rows of the batch alone.
+    reads_rows = False
 
     def __init__(
         self,
@@ -78,16 +108,26 @@ class NextItemModule(RankingModule):
         schedule: Schedule = "constant",
         block_size: int = 16_384,
         bpr_max_penalty: float = 1.0,
+        shared_negatives: bool = False,
+        scalable_items: int = 256,
+        table_optimizer: TableOptimizer = "adamw",
+        table_learning_rate: float = 0.05,
     ) -> None:
         super().__init__(max_length, block_size)
-        if loss != "ce" and negatives < 1:
+        sampled = loss not in WITHOUT_NEGATIVES
+        if sampled and negatives < 1:
             raise ValueError(
                 f"loss={loss} needs at least one sampled item, got negatives={negatives}"
             )
         self.num_items = num_items
         self.all_windows = windows == "all"
         self.loss = loss
-        self.num_negatives = 0 if loss == "ce" else negatives
+        if shared_negatives and not sampled:
+            raise ValueError(f"shared_negatives means nothing with loss={loss}, which samples none")
+        self.negatives_a_step = negatives if shared_negatives else 0
+        self.num_negatives = negatives if sampled and not shared_negatives else 0
+        self.scalable_items = scalable_items
+        self.table_optimizer, self.table_learning_rate = table_optimizer, table_learning_rate
         self.gbce_calibration, self.bpr_max_penalty = gbce_calibration, bpr_max_penalty
         self.label_smoothing = label_smoothing
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
@@ -132,17 +172,25 @@ class NextItemModule(RankingModule):
     def loss_sum(self, states: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
         """The chosen loss, summed: states (N, d), targets (N,), negatives (N, K) or None."""
         table = self.item_vectors()  # (I + 1, d)
+        if self.loss == "scalable_ce":
+            return scalable_softmax(states, table, targets, items=self.scalable_items)
         if negatives is None:
             return losses.chunked_softmax(
                 states, table, targets, label_smoothing=self.label_smoothing,
                 matmul_dtype=self._matmul_dtype(),
             )  # fmt: skip
-        if self.loss == "sampled_ce":
+        if self.sparse_gradients:
+            table, targets, negatives = _rows_used(table, targets, negatives)
+        if self.loss in ("sampled_ce", "nce"):
             # Uniform draws; that a user's own training items are left out moves q by less than 1 / I.
             log_q = torch.full((len(table),), -math.log(self.num_items), device=states.device)
-            return losses.sampled_softmax(states, table, targets, negatives, log_q)
+            corrected = losses.nce if self.loss == "nce" else losses.sampled_softmax
+            return corrected(states, table, targets, negatives, log_q)
         if self.loss == "gbce":
-            return losses.gbce(states, table, targets, negatives, t=self.gbce_calibration)
+            rate = min(1.0, negatives.shape[-1] / max(1, self.num_items - 1))
+            return losses.gbce(
+                states, table, targets, negatives, t=self.gbce_calibration, alpha=rate
+            )
         if self.loss == "bpr_max":
             return ranking_losses.bpr_max(
                 states, table, targets, negatives, penalty=self.bpr_max_penalty
@@ -150,9 +198,37 @@ class NextItemModule(RankingModule):
         plain = {"bce": losses.bce, "bpr": losses.bpr, "top1_max": ranking_losses.top1_max}
         return plain[self.loss](states, table, targets, negatives)
 
+    @property
+    def sparse_gradients(self) -> bool:
+        """Whether the item table's gradient holds the rows of the batch alone."""
+        by_rows = self.reads_rows and self.loss not in WITHOUT_NEGATIVES
+        return by_rows and self.table_optimizer == "rowwise_adagrad"
+
+    def embedding_tables(self) -> list[nn.Parameter]:
+        """Item and user tables: trained matrices with a row for each."""
+        least = min(self.num_items, getattr(self, "num_users", self.num_items))
+        trained = (p for p in self.parameters() if p.requires_grad)
+        return [p for p in trained if p.ndim == 2 and len(p) > least]
+
+    def configure_model(self) -> None:
+        """Ask for sparse gradients before a strategy wraps the module."""
+        tables = {id(table) for table in self.embedding_tables() if self.sparse_gradients}
+        for module in self.modules():
+            if isinstance(module, nn.Embedding) and id(module.weight) in tables:
+                module.sparse = True
+
     def configure_optimizers(self) -> Any:
-        """AdamW, with the schedule by step."""
-        optimizer = AdamW(
+        """AdamW, with the schedule by step.
+
+        Raises:
+            ValueError: gradients are to be clipped but sparse.
+        """
+        if self.sparse_gradients and self.trainer.gradient_clip_val:
+            raise ValueError(
+                "sparse gradients cannot be clipped: use table_optimizer=adamw or no gradient_clip_val"
+            )
+        kind = AdamW if self.table_optimizer == "adamw" else TableAdamW
+        optimizer = kind(
             self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True
         )
         steps = int(self.trainer.estimated_stepping_batches)
@@ -164,10 +240,19 @@ class NextItemModule(RankingModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         trained = [p for p in self.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        by_row = self.table_optimizer == "rowwise_adagrad"
+        tables = {id(table) for table in self.embedding_tables() if by_row}
+        rest = [p for p in trained if id(p) not in tables]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
+        if tables:
+            groups.append({
+                "params": [p for p in trained if id(p) in tables], "lr": self.table_learning_rate,
+                "weight_decay": self.weight_decay, "rowwise": True,
+            })  # fmt: skip
+        return groups
 
     def _rate(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of its peak."""
@@ -180,6 +265,12 @@ class NextItemModule(RankingModule):
         return 1 - done if self.schedule == "linear" else 1.0
 
     def _negatives(self, batch: Batch, where: Tensor) -> Tensor | None:
+        """(N, K); (K,) shared by all positions, the same on every device; or None."""
+        if self.negatives_a_step:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            draw = torch.Generator().manual_seed(mix_seeds(data.seed, self.trainer.global_step, 1))
+            pool = torch.randint(1, self.num_items + 1, (self.negatives_a_step,), generator=draw)
+            return pool.to(where.device)
         return None if batch.negatives is None else batch.negatives[where]
 
     def _matmul_dtype(self) -> torch.dtype | None:

@@ -49,6 +49,7 @@ class HSTUModule(NextItemModule):
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
+        self.reads_rows = temperature is None  # cosine scores normalise the whole table
         self.time_bias = time_bias
         self.network = HSTU(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,

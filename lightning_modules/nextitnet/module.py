@@ -24,6 +24,8 @@ class NextItNetModule(NextItemModule):
         max_length, options: of the training and the evaluation, see ``NextItemModule``.
     """
 
+    reads_rows = True
+
     def __init__(
         self,
         num_items: int,

@@ -222,15 +222,32 @@ def test_bpr_is_the_log_sigmoid_of_the_differences(
     )
 
 
+def test_nce_is_the_posterior_of_data_against_noise(
+    problem: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """P(data | item) = p / (p + K q) with p = exp(s): the definition, without logarithms of ratios."""
+    states, table, targets, negatives = problem
+    q = torch.rand(I + 1, dtype=torch.float64)
+    q /= q[1:].sum()
+    p = (states.detach() @ table.detach().T).exp()  # (N, I + 1)
+    posterior = p / (p + K * q)
+    expected = -posterior.gather(1, targets[:, None]).log().sum()
+    expected -= (1 - posterior.gather(1, negatives)).log().sum()
+    got = losses.nce(states, table, targets, negatives, q.log())
+    torch.testing.assert_close(got.detach(), expected)
+
+
+UNIFORM = torch.full((I + 1,), -math.log(I), dtype=torch.float64)
 SAMPLED: list[Callable[..., Tensor]] = [
     lambda *a: losses.sampled_softmax(*a, None),
+    lambda s, w, t, n: losses.nce(s, w, t, n, UNIFORM - math.log(n.shape[-1])),  # whatever K is
     losses.bce,
     lambda *a: losses.gbce(*a, t=0.5, alpha=0.5),
     losses.bpr,
 ]
 
 
-@pytest.mark.parametrize("loss", SAMPLED, ids=["sampled_softmax", "bce", "gbce", "bpr"])
+@pytest.mark.parametrize("loss", SAMPLED, ids=["sampled_softmax", "nce", "bce", "gbce", "bpr"])
 def test_sampled_losses_share_pools_mask_hits_and_pass_gradcheck(
     problem: tuple[Tensor, Tensor, Tensor, Tensor], loss: Callable[..., Tensor]
 ) -> None:
