@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from experiments import config
+from tests.lightning_modules.tiny_bert import LONGEST, write_tiny_bert
 
 # SASRec has tests of its own; data configs and reference rows have no model.
 NAMES = [
@@ -19,16 +20,27 @@ NAMES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In place of the sentence encoder, so that nothing is downloaded."""
+    return write_tiny_bert(tmp_path_factory.mktemp("bert"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_models_chain_runs(
-    name: str, finish: Callable[..., Any], run_command: Callable[..., Any], tiny_movielens: Path
-) -> None:
-    fits = [n for n, stage in config.load(name).stages.items() if stage["run"] == "fit"]
+    name: str, finish: Callable[..., Any], run_command: Callable[..., Any], tiny_movielens: Path,
+    tiny_encoder: Path,
+) -> None:  # fmt: skip
+    stages = config.load(name).stages
+    fits = [n for n, stage in stages.items() if stage["run"] == "fit"]
+    encoders = [n for n, stage in stages.items() if "encoder" in stage.get("module", {})]
     words = [
         f"data.root={tiny_movielens}", "data.expected=null", "launch.threads=1",
         "launch.accelerator=cpu", "~stages.reference",
         *(f"++stages.{fit}.trainer.max_epochs=2" for fit in fits),
         *(f"++stages.{fit}.trainer.check_val_every_n_epoch=1" for fit in fits),
+        *(f"stages.{stage}.module.encoder.source={tiny_encoder}" for stage in encoders),
+        *(f"stages.{stage}.module.encoder.max_length={LONGEST}" for stage in encoders),
     ]  # fmt: skip
     run = finish(name, words)
     (values,) = run.json("evaluate", "metrics.json")["rows"].values()
