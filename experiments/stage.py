@@ -84,6 +84,11 @@ def _fit(
     spec = job["spec"]
     module = _module(next(iter(spec["modules"].values())), job, data)
     _require_possible(module, data)
+    if job["launch"].get("compile"):
+        try:
+            module.compile_training()
+        except ValueError as error:
+            raise UserError(str(error)) from error
     select = spec["select"] or {}
     metric, mode = select.get("metric"), select.get("mode", "max")
     best, last = checkpoints(folder, metric, mode)

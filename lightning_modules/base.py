@@ -77,6 +77,14 @@ class RankingModule(pl.LightningModule):
         """Why this method means nothing on some data (it has no times, say); None where it can be run."""
         return None
 
+    def compile_training(self) -> None:
+        """Pass what a training step computes through ``torch.compile``; results change by rounding alone.
+
+        Raises:
+            ValueError: the method has nothing to compile.
+        """
+        raise ValueError(f"{type(self).__name__} has nothing to compile: launch.compile=false")
+
     # What the data module asks ---------------------------------------------------------------------
 
     def collator(self, training: bool) -> Collator:

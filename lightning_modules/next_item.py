@@ -153,6 +153,10 @@ class NextItemModule(RankingModule):
         """Dot products (B, C)."""
         return dot_products(state, self.item_vectors()[items])
 
+    def compile_training(self) -> None:
+        """Compile ``states`` for batches of any shape; the loss is matrix products, which gain nothing."""
+        self.states = torch.compile(self.states, dynamic=True)  # type: ignore[method-assign]
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss summed over real positions, over the count of the whole global batch."""
         assert batch.targets is not None

@@ -23,7 +23,7 @@ def scalable_softmax(
     positions: int | None = None,
     items: int = 256,
 ) -> Tensor:
-    """Cross-entropy of the hardest positions against their hardest items: N times the mean over those covered.
+    """Cross-entropy of the hardest positions against their hardest items: N times the mean of those covered.
 
     Mezentsev et al., "Scalable Cross-Entropy Loss for Sequential Recommendations with Large Item Catalogs",
     RecSys 2024 (arXiv 2409.18721), with their mixing: M random combinations of the states are bucket centres;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from datamodules.types import Batch
+from lightning_modules.popularity import RandomModule
 from lightning_modules.sasrec import SASRecModule
 
 HISTORY = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]])
@@ -105,6 +107,31 @@ def test_weights_round_trip_and_misfits_are_listed(tmp_path: Path) -> None:
     wider = SASRecModule(num_items=9, max_length=4, hidden_size=16, num_blocks=3)
     with pytest.raises(ValueError, match=r"blocks\.2.* is missing.*item_embedding.*is \(10, 8\)"):
         wider.load_weights(path)
+
+
+def test_a_compiled_step_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph and its gradients, traced for any shape; the code generator itself is torch's affair."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    plain, compiled = _module(), _module()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_training()
+    assert compiled.state_dict().keys() == plain.state_dict().keys(), "checkpoints stay the same"
+    for columns in (4, 3):
+        losses = []
+        for module in (plain, compiled):
+            batch = _batch(4.0)
+            batch.history, batch.targets = batch.history[:, :columns], batch.targets[:, :columns]
+            batch.length = batch.length.clamp(max=columns)
+            losses.append(module.training_step(batch, 0))
+            losses[-1].backward()
+        torch.testing.assert_close(*losses)
+    for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_what_has_no_network_cannot_be_compiled() -> None:
+    with pytest.raises(ValueError, match=r"RandomModule has nothing to compile: launch\.compile"):
+        RandomModule().compile_training()
 
 
 def test_impossible_settings_are_refused() -> None:
