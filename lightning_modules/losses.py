@@ -188,9 +188,7 @@ def sampled_softmax(
     ).sum()
 
 
-def nce(
-    states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor
-) -> Tensor:
+def nce(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor) -> Tensor:
     """Noise-contrastive estimation, sum of -log sigma(z+) - sum_k log(1 - sigma(z_k)), z = s - log(K q).
 
     Scores become log-probabilities that need no normaliser (Gutmann & Hyvarinen, AISTATS 2010; Mnih & Teh,

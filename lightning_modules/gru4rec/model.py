@@ -17,8 +17,8 @@ from torch import Tensor, nn
 class GRU4Rec(nn.Module):
     """Hidden states whose dot product with ``item_vectors()`` scores the next item.
 
-    Items are embedded, the output is projected to the items' width and the output table is the input's
-    (the paper's "constrained embedding" came with Hidasi & Karatzoglou, CIKM 2018).
+    Items are embedded, the output is projected to the items' width and by default the output table is the
+    input's (the "constrained embedding" of Hidasi & Karatzoglou, CIKM 2018).
 
     Args:
         num_items: items 1..num_items; 0 is padding.
@@ -26,6 +26,7 @@ class GRU4Rec(nn.Module):
         hidden_size: width H of the GRU.
         num_layers: stacked GRU layers.
         dropout: on the item vectors and between GRU layers.
+        tied: score with the input's item table; False: with a table of its own.
 
     Raises:
         ValueError: a size below 1; every one is named.
@@ -38,6 +39,7 @@ class GRU4Rec(nn.Module):
         hidden_size: int = 128,
         num_layers: int = 1,
         dropout: float = 0.3,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         sizes = {
@@ -56,16 +58,20 @@ class GRU4Rec(nn.Module):
             embedding_size, hidden_size, num_layers, batch_first=True, dropout=between
         )
         self.output = nn.Linear(hidden_size, embedding_size)
+        own = None if tied else nn.Embedding(num_items + 1, embedding_size, padding_idx=0)
+        self.output_embedding = own
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier for every matrix, as in RecBole; zero biases and a zero padding row."""
+        """Xavier for every matrix, as in RecBole; zero biases and zero padding rows."""
         for parameter in self.parameters():
             if parameter.dim() < 2:
                 nn.init.zeros_(parameter)
             else:
                 nn.init.xavier_uniform_(parameter)
         nn.init.zeros_(self.item_embedding.weight[0])
+        if self.output_embedding is not None:
+            nn.init.zeros_(self.output_embedding.weight[0])
 
     def forward(self, history: Tensor) -> Tensor:
         """States (B, T, d) after each item of ``history`` (B, T); meaningless at padding."""
@@ -75,5 +81,5 @@ class GRU4Rec(nn.Module):
         return states
 
     def item_vectors(self) -> Tensor:
-        """The item table (I + 1, d), tied to the input; row 0 is padding and stays zero."""
-        return self.item_embedding.weight
+        """The item table (I + 1, d) that scores; row 0 is padding and stays zero."""
+        return (self.output_embedding or self.item_embedding).weight

@@ -23,9 +23,11 @@ class GRU4RecModule(NextItemModule):
 
     Args:
         num_items: items in the catalogue, given by the runner from the data.
-        embedding_size, hidden_size, num_layers, dropout: of the network, see ``GRU4Rec``.
+        embedding_size, hidden_size, num_layers, dropout, tied: of the network, see ``GRU4Rec``.
         max_length, options: of the training and the evaluation, see ``NextItemModule``.
     """
+
+    reads_rows = True
 
     def __init__(
         self,
@@ -35,10 +37,11 @@ class GRU4RecModule(NextItemModule):
         hidden_size: int = 128,
         num_layers: int = 1,
         dropout: float = 0.3,
+        tied: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
-        self.network = GRU4Rec(num_items, embedding_size, hidden_size, num_layers, dropout)
+        self.network = GRU4Rec(num_items, embedding_size, hidden_size, num_layers, dropout, tied)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:
         """(N, d)."""

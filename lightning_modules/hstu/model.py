@@ -99,6 +99,7 @@ class HSTU(nn.Module):
         num_time_buckets: S, buckets of ``time_buckets``; 128 (released) hold any time.
         temperature: states and items are scaled to length 1 and scores divided by it (released: 0.05);
             None: the states get a LayerNorm, and scores are plain dot products.
+        tied: score with the input's item table (released); False: with a table of its own.
 
     Raises:
         ValueError: a setting that cannot work; every problem is named at once.
@@ -116,6 +117,7 @@ class HSTU(nn.Module):
         time_bias: bool = True,
         num_time_buckets: int = 128,
         temperature: float | None = 0.05,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         sizes = {
@@ -140,6 +142,8 @@ class HSTU(nn.Module):
             for _ in range(num_blocks)
         )
         self.final_norm = nn.LayerNorm(hidden_size, eps=NORM_EPS) if temperature is None else None
+        own = None if tied else nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        self.output_embedding = own
         self._initialise()
 
     def _initialise(self) -> None:
@@ -158,6 +162,8 @@ class HSTU(nn.Module):
                 else:
                     nn.init.trunc_normal_(parameter, std=0.02, a=-0.04, b=0.04)
             self.item_embedding.weight[0].zero_()
+            if self.output_embedding is not None:
+                self.output_embedding.weight[0].zero_()
 
     def packed(
         self, history: Tensor, length: Tensor, times: Tensor | None = None
@@ -202,6 +208,6 @@ class HSTU(nn.Module):
         return layout.newest(states, length)
 
     def item_vectors(self) -> Tensor:
-        """The item table (I + 1, d), tied to the input; of length 1 with a temperature. Row 0 is zero."""
-        table = self.item_embedding.weight
+        """The item table (I + 1, d) that scores; of length 1 with a temperature. Row 0 is zero."""
+        table = (self.output_embedding or self.item_embedding).weight
         return table if self.temperature is None else F.normalize(table, dim=-1)

@@ -29,7 +29,7 @@ class HSTUModule(NextItemModule):
     Args:
         num_items: items in the catalogue, given by the runner from the data.
         max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, num_time_buckets,
-            temperature: of the network, see ``HSTU``.
+            temperature, tied: of the network, see ``HSTU``.
         time_bias: bias attention by the time between events; false where the data has no times.
         options: of the training and the evaluation, see ``NextItemModule``.
     """
@@ -46,6 +46,7 @@ class HSTUModule(NextItemModule):
         time_bias: bool = True,
         num_time_buckets: int = 128,
         temperature: float | None = 0.05,
+        tied: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
@@ -53,7 +54,7 @@ class HSTUModule(NextItemModule):
         self.time_bias = time_bias
         self.network = HSTU(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
-            time_bias, num_time_buckets, temperature,
+            time_bias, num_time_buckets, temperature, tied,
         )  # fmt: skip
 
     def impossible(self, histories: Histories) -> str | None:

@@ -56,7 +56,7 @@ class ResidualBlock(nn.Module):
 class NextItNet(nn.Module):
     """Hidden states whose dot product with ``item_vectors()`` scores the next item.
 
-    The output table is the input's, behind a linear layer (as in RecBole; the paper has a table of its own).
+    The output table is the input's, behind a linear layer, as in RecBole.
 
     Args:
         num_items: items 1..num_items; 0 is padding.
@@ -64,6 +64,7 @@ class NextItNet(nn.Module):
         kernel_size: positions that a convolution reads.
         dilations: one residual block each, in this order; a block's second convolution doubles it.
         dropout: on the item vectors and on every residual branch (the paper has none).
+        tied: score with the input's item table; False: with a table of its own, as in the paper.
 
     Raises:
         ValueError: a size below 1, or no dilation.
@@ -76,6 +77,7 @@ class NextItNet(nn.Module):
         kernel_size: int = 3,
         dilations: Sequence[int] = (1, 4, 1, 4),
         dropout: float = 0.2,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         if min(num_items, hidden_size, kernel_size, *dilations, len(dilations)) < 1:
@@ -92,6 +94,8 @@ class NextItNet(nn.Module):
             ResidualBlock(hidden_size, kernel_size, dilation, dropout) for dilation in dilations
         )
         self.output = nn.Linear(hidden_size, hidden_size)
+        own = None if tied else nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        self.output_embedding = own
         self._initialise()
 
     @property
@@ -101,9 +105,11 @@ class NextItNet(nn.Module):
         return 1 + sum(convolution.reach for convolution in convolutions)
 
     def _initialise(self) -> None:
-        """Xavier for the item table and the output; zero biases there and a zero padding row."""
-        nn.init.xavier_normal_(self.item_embedding.weight)
-        nn.init.zeros_(self.item_embedding.weight[0])
+        """Xavier for the item tables and the output; zero biases there and a zero padding row."""
+        for table in (self.item_embedding, self.output_embedding):
+            if table is not None:
+                nn.init.xavier_normal_(table.weight)
+                nn.init.zeros_(table.weight[0])
         nn.init.xavier_normal_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
@@ -116,5 +122,5 @@ class NextItNet(nn.Module):
         return states
 
     def item_vectors(self) -> Tensor:
-        """The item table (I + 1, d), tied to the input; row 0 is padding and stays zero."""
-        return self.item_embedding.weight
+        """The item table (I + 1, d) that scores; row 0 is padding and stays zero."""
+        return (self.output_embedding or self.item_embedding).weight

@@ -20,7 +20,7 @@ class NextItNetModule(NextItemModule):
 
     Args:
         num_items: items in the catalogue, given by the runner from the data.
-        hidden_size, kernel_size, dilations, dropout: of the network, see ``NextItNet``.
+        hidden_size, kernel_size, dilations, dropout, tied: of the network, see ``NextItNet``.
         max_length, options: of the training and the evaluation, see ``NextItemModule``.
     """
 
@@ -34,10 +34,11 @@ class NextItNetModule(NextItemModule):
         kernel_size: int = 3,
         dilations: Sequence[int] = (1, 4, 1, 4),
         dropout: float = 0.2,
+        tied: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
-        self.network = NextItNet(num_items, hidden_size, kernel_size, dilations, dropout)
+        self.network = NextItNet(num_items, hidden_size, kernel_size, dilations, dropout, tied)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:
         """(N, d)."""

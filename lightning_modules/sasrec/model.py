@@ -49,6 +49,7 @@ class SASRec(nn.Module):
         norm_eps: of every LayerNorm (official code: 1e-8).
         initialisation: of every matrix: ``xavier`` normal (official code) or ``truncated`` normal.
         init_std: standard deviation of ``truncated``.
+        tied: score with the input's item table (paper: better); False: with a table of its own.
 
     Raises:
         ValueError: a setting that cannot work; every problem is named at once.
@@ -72,6 +73,7 @@ class SASRec(nn.Module):
         norm_eps: float = 1e-8,
         initialisation: Initialisation = "xavier",
         init_std: float = 0.02,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         self.num_items = num_items
@@ -104,10 +106,12 @@ class SASRec(nn.Module):
             ffn = FeedForward(hidden_size, inner, activation, dropout)
             self.blocks.append(Block(attention, ffn, norm, norm_eps, dropout))
         self.final_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if final_norm else nn.Identity()
+        own = None if tied else nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
+        self.output_embedding = own
         self._initialise(initialisation, init_std)
 
     def _initialise(self, how: Initialisation, std: float) -> None:
-        """Matrices drawn as ``how`` says, biases zero, LayerNorms identity, padding row zero."""
+        """Matrices drawn as ``how`` says, biases zero, LayerNorms identity, padding rows zero."""
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() < 2:
@@ -118,6 +122,8 @@ class SASRec(nn.Module):
                 else:
                     nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std)
             self.item_embedding.weight[0].zero_()
+            if self.output_embedding is not None:
+                self.output_embedding.weight[0].zero_()
 
     def _embed(self, history: Tensor, length: Tensor, layout: Layout) -> Tensor:
         """Item plus position vectors at the real positions, with dropout: (N, d)."""
@@ -165,11 +171,11 @@ class SASRec(nn.Module):
         return layout.newest(states, length)
 
     def item_vectors(self) -> Tensor:
-        """The item table (I+1, d), tied to the input; row 0 is padding and stays zero.
+        """The item table (I+1, d) that scores; row 0 is padding and stays zero.
 
         A loss that leaves item 0 out (or masks its score with -inf) gives row 0 no gradient.
         """
-        return self.item_embedding.weight
+        return (self.output_embedding or self.item_embedding).weight
 
 
 def _check_sizes(**sizes: int) -> None:

@@ -20,10 +20,12 @@ class SASRecModule(NextItemModule):
     Args:
         num_items: items in the catalogue, given by the runner from the data.
         max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, positions,
-            ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std:
-            of the network, see ``SASRec``.
+            ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std,
+            tied: of the network, see ``SASRec``.
         options: of the training and the evaluation, see ``NextItemModule``.
     """
+
+    reads_rows = True
 
     def __init__(
         self,
@@ -43,13 +45,14 @@ class SASRecModule(NextItemModule):
         norm_eps: float = 1e-8,
         initialisation: Initialisation = "xavier",
         init_std: float = 0.02,
+        tied: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
         self.network = SASRec(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
             norm, positions, ffn_multiplier, activation, scale_embedding, final_norm, norm_eps,
-            initialisation, init_std,
+            initialisation, init_std, tied,
         )  # fmt: skip
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:
