@@ -61,17 +61,21 @@ format: $(READY) ## Format the code
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-bench: $(READY) ## Compare speed with the peers of `make bench-peers`, side by side
-	@$(PY) tests/benchmarks/bench_sasrec.py $${ARGS:-}
+bench: $(READY) ## Compare our SASRec with the peers of `make bench-peers`, side by side
+	@$(PY) -m tests.benchmarks.bench_sequential $${ARGS:-}
 
 bench-data: $(READY) ## Measure parsing, filtering and loading against the usual pandas route (needs bench-peers)
 	@$(PY) tests/benchmarks/bench_data.py $${ARGS:-}
 
+# RecBole 1.2.1 needs ray 2.6 (so Python 3.11 at most), numpy 1, and pkg_resources, which setuptools dropped in 82.
 PEERS := .venv-peers
-bench-peers: $(PEERS)/.ready ## Install the systems that `make bench` compares with, in an environment of their own
-$(PEERS)/.ready:
-	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install --disable-pip-version-check "torch==2.13.0" "rectools[torch]==0.19.0" "numpy==1.26.4"
+PEER_rectools := "rectools[torch]==0.19.0" "numpy==1.26.4"
+PEER_replay := "replay-rec[torch]==0.22.0" "lightning==2.6.6"
+PEER_recbole := "recbole==1.2.1" "setuptools<81" "numpy<2" "pandas<2.3"
+bench-peers: $(PEERS)/rectools/.ready $(PEERS)/replay/.ready $(PEERS)/recbole/.ready ## Install the systems that `make bench` compares with, each in an environment of its own
+$(PEERS)/%/.ready:
+	@test -x $(PEERS)/$*/bin/python || $(PYTHON) -m venv $(PEERS)/$*
+	@$(PEERS)/$*/bin/python -m pip install --disable-pip-version-check "torch==2.13.0" $(PEER_$*)
 	@touch $@
 
 clean: ## Remove caches and build leftovers (runs/, .venv and the data cache stay)

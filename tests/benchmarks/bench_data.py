@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-PEER_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+PEER_PYTHON = ROOT / ".venv-peers" / "rectools" / "bin" / "python"
 CATEGORY = "All_Beauty"
 MINIMUM = 5
 RELEASE_LINES = 571_540_000  # all categories of 2023
