@@ -87,6 +87,26 @@ class CausalAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
         return self.out_proj(layout.pack(mixed.transpose(1, 2).flatten(2)))  # (N, d)
 
+    def newest(self, query: Tensor, memory: Tensor, layout: Layout, length: Tensor) -> Tensor:
+        """Attend from one query a row to all its positions: what ``forward`` gives for the newest.
+
+        Args:
+            query: (R, d), of the R rows that are not empty.
+            memory: (N, d).
+            layout: of ``memory``.
+            length: (B,) real positions.
+        """
+        d = query.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        some = length > 0  # (B,)
+        q = F.linear(query, weight[:d], bias[:d]).unflatten(-1, (self.num_heads, 1, -1))
+        grid = layout.pad(F.linear(memory, weight[d:], bias[d:]))[some]  # (R, T, 2d)
+        k, v = grid.unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (R, H, T, d/H)
+        real = torch.arange(layout.width, device=length.device) < length[some, None]  # (R, T)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real[:, None, None])
+        attended: Tensor = self.out_proj(mixed.flatten(1))  # from (R, H, 1, d/H)
+        return attended
+
 
 class FeedForward(nn.Module):
     """``W2 act(W1 x + b1) + b2``, with dropout after the activation."""
@@ -128,13 +148,29 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(N, d) -> (N, d)."""
+        memory = x if self.norm == "post" else self.attention_norm(x)
+        if self.norm == "original":
+            return self._rest(memory, self.attention(memory, x, layout))
+        return self._rest(x, self.attention(memory, memory, layout))
+
+    def newest(self, x: Tensor, layout: Layout, length: Tensor) -> Tensor:
+        """(N, d) -> (R, d): the newest position of each row that is not empty, and nothing else.
+
+        In evaluation the last block is asked for no more; it has no dropout, so it is for evaluation alone.
+        """
+        ends = (length.cumsum(0) - 1)[length > 0]  # (R,)
+        memory = x if self.norm == "post" else self.attention_norm(x)
+        query, start = memory[ends], x[ends]
+        if self.norm == "original":
+            memory, start = x, query
+        return self._rest(start, self.attention.newest(query, memory, layout, length))
+
+    def _rest(self, start: Tensor, attended: Tensor) -> Tensor:
+        """What follows attention: the residual sums and the feed-forward network, (N, d)."""
+        x: Tensor = start + self.dropout(attended)
         if self.norm == "post":
-            x = self.attention_norm(x + self.dropout(self.attention(x, x, layout)))
-            return self.ffn_norm(x + self.dropout(self.ffn(x)))
-        y = self.attention_norm(x)
-        if self.norm == "pre":
-            x = x + self.dropout(self.attention(y, y, layout))
-            return x + self.dropout(self.ffn(self.ffn_norm(x)))
-        x = y + self.dropout(self.attention(y, x, layout))
+            x = self.attention_norm(x)
+            y: Tensor = self.ffn_norm(x + self.dropout(self.ffn(x)))
+            return y
         y = self.ffn_norm(x)
-        return y + self.dropout(self.ffn(y))
+        return (y if self.norm == "original" else x) + self.dropout(self.ffn(y))

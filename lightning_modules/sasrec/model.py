@@ -10,7 +10,7 @@ Legend: B rows, T history length, N real positions in the batch, I items, d widt
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,13 @@ class SASRec(nn.Module):
         Raises:
             ValueError: T is above ``max_length`` while positions are embedded.
         """
+        x, layout = self._before_last_block(history, length)
+        for block in self.blocks[-1:]:
+            x = block(x, layout)
+        return self.final_norm(x), layout
+
+    def _before_last_block(self, history: Tensor, length: Tensor) -> tuple[Tensor, Layout]:
+        """(N, d), and where they stand."""
         if self.position_embedding is not None and history.shape[1] > self.max_length:
             raise ValueError(
                 f"SASRec got histories of {history.shape[1]} items but has positions for "
@@ -156,9 +163,9 @@ class SASRec(nn.Module):
             )
         layout = Layout.of(length, history.shape[1])
         x = self._embed(history, length, layout)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x = block(x, layout)
-        return self.final_norm(x), layout
+        return x, layout
 
     def forward(self, history: Tensor, length: Tensor) -> Tensor:
         """Hidden states (B, T, d); zeros at padding. Arguments as in ``packed``."""
@@ -167,8 +174,15 @@ class SASRec(nn.Module):
 
     def last(self, history: Tensor, length: Tensor) -> Tensor:
         """The state after each row's newest item: (B, d); zeros for an empty history."""
-        states, layout = self.packed(history, length)
-        return layout.newest(states, length)
+        if self.training or not self.blocks:
+            states, layout = self.packed(history, length)
+            return layout.newest(states, length)
+        x, layout = self._before_last_block(history, length)
+        last: Any = self.blocks[-1]
+        newest = self.final_norm(last.newest(x, layout, length))  # (R, d)
+        states = newest.new_zeros(len(length), newest.shape[-1])
+        states[length > 0] = newest
+        return states
 
     def item_vectors(self) -> Tensor:
         """The item table (I+1, d) that scores; row 0 is padding and stays zero.

@@ -166,6 +166,20 @@ def test_last_and_packed_agree_with_forward() -> None:
     )
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+@pytest.mark.parametrize("lengths", [[5, 0, 12, 1], [4, 4], [0, 0]])
+def test_in_evaluation_the_last_block_is_asked_for_the_newest_alone(
+    norm: str, blocks: int, lengths: list[int]
+) -> None:
+    model = build(norm=norm, num_blocks=blocks)
+    history, length = padded(lengths, max(*lengths, 1))
+    with torch.no_grad():
+        short, whole = model.last(history, length), model.train().last(history, length)
+    torch.testing.assert_close(short, whole)
+    assert not short[length == 0].any()
+
+
 @pytest.mark.parametrize("lengths", [[0], [0, 0, 0], [0, 3]])
 def test_empty_histories_are_finite_forward_and_backward(lengths: list[int]) -> None:
     model = build().train()
