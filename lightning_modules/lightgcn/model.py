@@ -86,6 +86,6 @@ class LightGCN(nn.Module):
         # Sparse products have no half precision on every device, and sums over neighbours want the digits.
         with torch.autocast(layer.device.type, enabled=False):
             for _ in range(self.num_layers):
-                layer = graph @ layer
+                layer = graph.to(layer.dtype) @ layer
                 total = total + layer
         return self.split(total / (self.num_layers + 1))

@@ -1,0 +1,80 @@
+"""Every trained model on two devices (gloo) logs what it logs on one, for the same global batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import config
+from experiments.source_graph import REPO
+
+SCRIPT = Path(__file__).with_name("fit_models.py")
+NAMES = [
+    name
+    for name in config.names()
+    if name.endswith("movielens_100k")
+    and any(s["run"] == "fit" for s in config.load(name).stages.values())
+]
+MODULE = "++stages.train.module"
+SPARSE = [f"{MODULE}.table_optimizer=rowwise_adagrad", f"{MODULE}.negatives=5"]
+JOBS = [
+    *([name] for name in NAMES),
+    ["sasrec/movielens_100k", f"{MODULE}.loss=bce", *SPARSE],
+    ["sasrec/movielens_100k", f"{MODULE}.loss=sampled_ce", f"{MODULE}.shared_negatives=true", *SPARSE],
+    ["sasrec/movielens_100k", f"{MODULE}.tied=false", f"{MODULE}.table_optimizer=rowwise_adagrad"],
+]  # fmt: skip
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _start(out: Path, root: Path, world: int, cache: Path) -> dict[str, dict[str, float]]:
+    """Run the jobs in ``world`` processes and read what the first has written."""
+    port = str(_free_port())
+    running = []
+    for rank in range(world):
+        environment = {**os.environ, "LLMREC_CACHE": str(cache), "PYTHONPATH": str(REPO)}
+        if world > 1:
+            environment |= {
+                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
+            }  # fmt: skip
+        command = [sys.executable, str(SCRIPT), str(out), str(root), json.dumps(JOBS)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        running.append(
+            subprocess.Popen(command, env=environment, cwd=out.parent, text=True, **pipes)
+        )
+    told = [process.communicate(timeout=900)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n".join(t[-3000:] for t in told)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def logged(tiny_movielens: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What one process and two have logged, by job."""
+    folder = tmp_path_factory.mktemp("devices")
+    one = _start(folder / "one.json", tiny_movielens, 1, folder / "cache")
+    return [one, _start(folder / "two.json", tiny_movielens, 2, folder / "cache")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", JOBS, ids=" ".join)
+def test_two_devices_log_what_one_logs(logged: list[Any], job: list[str]) -> None:
+    one, two = (run[" ".join(job)] for run in logged)
+    assert one.keys() == two.keys()
+    assert {"train/loss", "val/all/ndcg@10"} <= one.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
