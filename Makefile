@@ -15,7 +15,7 @@ export NAME ARGS JOBS
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images list results verify test lint format clean bench bench-data bench-peers env
+.PHONY: help exp plan show data prepare images list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -66,6 +66,9 @@ bench: $(READY) ## Compare our SASRec with the peers of `make bench-peers`, side
 
 bench-data: $(READY) ## Measure parsing, filtering and loading against the usual pandas route (needs bench-peers)
 	@$(PY) tests/benchmarks/bench_data.py $${ARGS:-}
+
+bench-evaluation: $(READY) ## Measure full ranking of 200,000 users x 1,000,000 items (ARGS=--full for all of them)
+	@$(PY) -m tests.benchmarks.bench_evaluation $${ARGS:-}
 
 # RecBole 1.2.1 needs ray 2.6 (so Python 3.11 at most), numpy 1, and pkg_resources, which setuptools dropped in 82.
 PEERS := .venv-peers

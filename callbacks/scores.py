@@ -17,7 +17,7 @@ import lightning.pytorch as lightning
 import numpy as np
 import polars as pl
 
-BUFFERED_LINES = 200_000
+BUFFERED = 500_000  # scores held in memory before they are written
 
 
 class ScoresWriter(lightning.Callback):
@@ -33,7 +33,7 @@ class ScoresWriter(lightning.Callback):
         self.path = Path(path)
         self.parts = self.path.with_suffix(".parts")
         self._frames: list[pl.DataFrame] = []
-        self._lines = self._written = 0
+        self._held = self._written = 0
 
     def on_test_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -54,8 +54,9 @@ class ScoresWriter(lightning.Callback):
         """Turn one scored batch into lines."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._frames.append(_lines_of(outputs, data))
-        self._lines += self._frames[-1].height
-        if self._lines >= BUFFERED_LINES:
+        listed = outputs.scores if outputs.scores is not None else outputs.counts.top_items
+        self._held += listed.numel()
+        if self._held >= BUFFERED:
             self._flush(trainer)
 
     def on_test_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -73,7 +74,7 @@ class ScoresWriter(lightning.Callback):
         if self._frames:
             name = f"{trainer.global_rank:04d}-{self._written:06d}.parquet"
             pl.concat(self._frames).write_parquet(self.parts / name)
-            self._frames, self._lines, self._written = [], 0, self._written + 1
+            self._frames, self._held, self._written = [], 0, self._written + 1
 
 
 def _lines_of(outputs: Any, data: Any) -> pl.DataFrame:
@@ -93,6 +94,12 @@ def _row_columns(batch: Any, data: Any) -> dict[str, Any]:
     }
 
 
+def _raw_items(items: np.ndarray, data: Any) -> pl.Series:
+    """Raw ids of internal item ids, without a Python string for each."""
+    raw: pl.Series = data.catalog["item_id"]
+    return raw.gather(items - 1)
+
+
 def _listed(outputs: Any, data: Any) -> pl.DataFrame:
     """One line per (row, candidate)."""
     batch = outputs.batch
@@ -102,7 +109,7 @@ def _listed(outputs: Any, data: Any) -> pl.DataFrame:
     lines = pl.DataFrame(_row_columns(batch, data))[owner]
     target = (candidates == batch.target.cpu().numpy()[:, None])[real]
     return lines.with_columns(
-        pl.Series("item_id", data.raw_items(candidates[real])),
+        _raw_items(candidates[real], data),
         pl.Series("score", outputs.scores.float().cpu().numpy()[real]),
         pl.Series("is_target", target),
     )
@@ -123,7 +130,7 @@ def _ranked(outputs: Any, data: Any) -> pl.DataFrame:
     batch, counts = outputs.batch, outputs.counts
     top = counts.top_items.cpu().numpy()  # (B, K), 0 where fewer items can be ranked
     kept = (top > 0).sum(axis=1)
-    names = pl.Series("item_id", data.raw_items(top[top > 0]))
+    names = _raw_items(top[top > 0], data)
     scores = pl.Series("score", counts.top_scores.float().cpu().numpy()[top > 0])
     owner = pl.Series("owner", np.repeat(np.arange(len(kept)), kept))
     lists = (

@@ -1,17 +1,23 @@
 """From scores to rank counts: candidate lists, and whole catalogues streamed in blocks.
 
-Legend: B rows, C candidates or items of one block, I items (ids 1..I), S seen pairs, K top items.
+Legend: B rows, C candidates or items of one block, I items (ids 1..I), S seen pairs, K top items,
+W columns that a row is given, n cells of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 ScoreBlock = Callable[[Tensor], Tensor]  # items (C,) int64 -> scores (B, C)
+
+_EXACT = 2**24  # a float32 sum of so many zeros and ones is exact
+_PARTS = 16  # a block is searched for top items by maxima over so many parts
 
 
 @dataclass(frozen=True)
@@ -88,11 +94,6 @@ def rank_candidates(
     return RankCounts(above, ties, real.sum(1), score[:, 0])
 
 
-def _blocks(num_items: int, block_size: int, device: torch.device) -> Iterator[Tensor]:
-    for start in range(1, num_items + 1, block_size):
-        yield torch.arange(start, min(start + block_size, num_items + 1), device=device)
-
-
 def _score(score_block: ScoreBlock, items: Tensor, rows: int) -> Tensor:
     scores = score_block(items)
     if scores.shape != (rows, len(items)):
@@ -118,45 +119,98 @@ def _target_scores(score_block: ScoreBlock, target: Tensor, block_size: int) -> 
     return torch.cat(parts, dim=1).gather(1, part[:, None])[:, 0]
 
 
-def _top(key: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(values, columns), (B, k) each: the largest, best first, ties by lower column."""
-    values, column = key.topk(k, dim=1)
-    last = values[:, -1:]
-    # topk breaks ties at will. Where the cut runs through a tie group, choose its lowest columns.
-    cut = (key == last).sum(1) > (values == last).sum(1)  # (B,)
+def _kth_largest(key: Tensor, k: int) -> Tensor:
+    """(B, 1) the k-th largest of each row of ``key`` (B, C)."""
+    if key.device.type == "cpu" and key.dtype in (torch.float32, torch.float64):
+        # torch.topk sorts pairs of value and place there; NumPy's partition is many times as fast.
+        place = key.shape[1] - k
+        return torch.from_numpy(np.partition(key.numpy(), place, axis=1)[:, place, None])
+    return key.topk(k, dim=1).values[:, -1:]
+
+
+def _top(key: Tensor, k: int) -> Tensor:
+    """(B, k) columns of the largest of ``key`` (B, C), ascending; the lowest ones of a tie group that
+    the cut runs through."""
+    last = _kth_largest(key, k)
+    chosen = key >= last  # (B, C)
+    cut = chosen.sum(1, dtype=torch.int32) > k  # (B,)
     if bool(cut.any()):
         rows, low = key[cut], last[cut]
-        tied = rows == low
-        room = k - (rows > low).sum(1, keepdim=True)
-        chosen = (rows > low) | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))
-        column[cut] = chosen.nonzero()[:, 1].view(-1, k)
-    column = column.sort(dim=1).values
-    values, order = key.gather(1, column).sort(dim=1, descending=True, stable=True)
-    return values, column.gather(1, order)
+        higher, tied = rows > low, rows == low
+        room = k - higher.sum(1, keepdim=True, dtype=torch.int32)
+        chosen[cut] = higher | (tied & (tied.cumsum(1, dtype=torch.int32) <= room))
+    return chosen.nonzero()[:, 1].view(-1, k)
 
 
-def _block_top(scores: Tensor, items: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(scores, items) of a block's best, (B, min(k, C)) each; excluded items are NaN on entry."""
-    # A real -inf stays above the excluded, which get item 0.
-    key = scores.clamp(min=torch.finfo(scores.dtype).min).nan_to_num(-torch.inf, posinf=torch.inf)
-    key, column = _top(key, min(k, len(items)))
-    best = scores.gather(1, column)
-    excluded = best.isnan()
-    return best.masked_fill(excluded, -torch.inf), items[column].masked_fill(excluded, 0)
+def _beating(key: Tensor, floor: Tensor) -> Tensor:
+    """(B, W) columns where ``key`` (B, C) is above its row's floor (B, 1); -1 behind the last."""
+    folded = key.view(len(key), math.gcd(key.shape[1], _PARTS), -1)  # (B, P, C / P)
+    # Few cells beat the best of all earlier blocks; maxima over the parts say where to look.
+    row, place = (folded.amax(1) > floor).nonzero().unbind(1)
+    hit, part = (folded[row, :, place] > floor[row]).nonzero().unbind(1)
+    row, column = row[hit], part * folded.shape[2] + place[hit]  # (n,) each, row after row
+    counts = row.bincount(minlength=len(key))
+    nth = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    columns = column.new_full((len(key), int(nth.max()) + 1 if len(row) else 0), -1)
+    columns[row, nth] = column
+    return columns
 
 
-def _merge(
-    old: tuple[Tensor, Tensor] | None, new: tuple[Tensor, Tensor], k: int
-) -> tuple[Tensor, Tensor]:
-    """The best k of two (scores, items) lists; earlier blocks have lower ids and win ties."""
-    if old is None:
-        return new
-    scores, items = (torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
-    # Stable sorts by padding (item 0), then score: padding goes behind real items scored -inf.
-    order = (items == 0).int().argsort(dim=1, stable=True)
-    by_score = scores.gather(1, order).argsort(dim=1, descending=True, stable=True)
-    order = order.gather(1, by_score)[:, :k]
-    return scores.gather(1, order), items.gather(1, order)
+class _Best:
+    """The best K rankable items of the blocks so far: ``items`` and ``scores`` (B, up to K)."""
+
+    def __init__(self, k: int, target: Tensor, own: Tensor) -> None:
+        self.k, self.target, self.own = k, target[:, None], own[:, None]  # (B, 1)
+        self.items, self.scores = self.target[:, :0], self.own[:, :0]
+
+    def add(self, scores: Tensor, cells: Tensor, first: int) -> None:
+        """Merge a block of ``scores`` (B, C) from item ``first`` on; ``cells`` as ``_cells`` gives them."""
+        key = self._key(scores)
+        key.view(-1)[cells] = -torch.inf
+        here = ((self.target >= first) & (self.target < first + key.shape[1])).flatten()
+        key[here, self.target[here, 0] - first] = self._key(self.own[here])[:, 0]
+        columns = self._candidates(key)  # (B, W)
+        padding, columns = columns < 0, columns.clamp(min=0)
+        padding |= key.gather(1, columns) == -torch.inf
+        items = (columns + first).masked_fill(padding, 0)
+        # A matrix product may have rounded the target's score differently in this block.
+        found = torch.where(items == self.target, self.own, scores.gather(1, columns))
+        self._merge(items, found.masked_fill(padding, -torch.inf))
+
+    @staticmethod
+    def _key(scores: Tensor) -> Tensor:
+        """Contiguous copy in which -inf is free for what must not be ranked: a real -inf stays above it."""
+        return scores.clamp(min=torch.finfo(scores.dtype).min).contiguous()
+
+    def _candidates(self, key: Tensor) -> Tensor:
+        """(B, W) columns, among them every one that belongs to the best K; -1 is none."""
+        if self.items.shape[1] == self.k:
+            floor = self._key(self.scores[:, -1:]).masked_fill(self.items[:, -1:] == 0, -torch.inf)
+            columns = _beating(key, floor)
+            if columns.shape[1] <= self.k:
+                return columns
+        return _top(key, min(self.k, key.shape[1]))
+
+    def _merge(self, items: Tensor, scores: Tensor) -> None:
+        """Take items (B, W) in; 0 is padding, which goes behind real items scored -inf."""
+        items, scores = torch.cat([self.items, items], 1), torch.cat([self.scores, scores], 1)
+        order = items.masked_fill(items == 0, torch.iinfo(items.dtype).max).argsort(dim=1)
+        # Stable, so that ties stay by lower item.
+        by_score = scores.gather(1, order).argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, by_score)[:, : self.k]
+        self.items, self.scores = items.gather(1, order), scores.gather(1, order)
+
+
+def _cells(row: Tensor, item: Tensor, first: int, width: int) -> Tensor:
+    """(n,) places in a flat (B, width) block from item ``first`` on, of those pairs that lie in it."""
+    return (row * width + item - first)[(item >= first) & (item < first + width)]
+
+
+def _distinct(cells: Tensor, scratch: Tensor) -> Tensor:
+    """Each of the cells (n,) once, without sorting; writes into ``scratch``, which has a place for each."""
+    nth = torch.arange(len(cells), dtype=torch.int32, device=cells.device)
+    scratch[cells] = nth  # of those that write to one place, one stays
+    return cells[scratch[cells] == nth]
 
 
 def _check_ids(target: Tensor, seen: Tensor | None, num_items: int, block_size: int) -> None:
@@ -170,11 +224,11 @@ def _check_ids(target: Tensor, seen: Tensor | None, num_items: int, block_size: 
             f"got {int(target.min())}..{int(target.max())}."
         )
     if seen is not None and len(seen):
-        low, high = seen.amin(0).tolist(), seen.amax(0).tolist()
-        if min(low) < 0 or high[0] >= len(target) or high[1] > num_items:
+        row, item = ([int(end) for end in column.aminmax()] for column in seen.unbind(1))
+        if min(row[0], item[0]) < 0 or row[1] >= len(target) or item[1] > num_items:
             raise ValueError(
                 f"seen must hold pairs (batch row < {len(target)}, item <= {num_items}), "
-                f"got rows {low[0]}..{high[0]} and items {low[1]}..{high[1]}."
+                f"got rows {row[0]}..{row[1]} and items {item[0]}..{item[1]}."
             )
 
 
@@ -206,27 +260,30 @@ def rank_catalogue(
         ValueError: NaN scores, ids out of range, or a score block of the wrong shape.
     """
     _check_ids(target, seen, num_items, block_size)
-    rows = torch.arange(len(target), device=target.device)
-    count = torch.full_like(target, num_items, dtype=torch.int64)
-    above, ties = torch.zeros_like(count), torch.zeros_like(count)
+    rows, block_size = len(target), min(block_size, num_items, _EXACT)
     own = None if num_items <= block_size else _target_scores(score_block, target, block_size)
-    top: tuple[Tensor, Tensor] | None = None
-    for items in _blocks(num_items, block_size, target.device):
-        first, stop = int(items[0]), int(items[-1]) + 1
-        scores = _score(score_block, items, len(target)).clone()  # (B, C)
-        if own is None:
-            own = scores.gather(1, target[:, None] - first)[:, 0]
-        if seen is not None:
-            here = seen[(seen[:, 1] >= first) & (seen[:, 1] < stop)]
-            scores[here[:, 0], here[:, 1] - first] = torch.nan  # compares False with everything
-        inside = rows[(target >= first) & (target < stop)]
-        at = (inside, target[inside] - first)
-        scores[at] = own[inside]
-        above += (scores > own[:, None]).sum(1)
-        ties += (scores == own[:, None]).sum(1)
-        ties[inside] -= 1  # the target itself
-        count -= scores.isnan().sum(1)
+    # What does not compete with the target: what was seen, and the target itself.
+    row, item = torch.arange(rows, device=target.device), target
+    if seen is not None:
+        row, item = torch.cat([seen[:, 0], row]), torch.cat([seen[:, 1], item])
+    above = torch.zeros_like(target, dtype=torch.int64)
+    ties, count = torch.zeros_like(above), torch.full_like(above, num_items + 1)
+    # Zeros and ones, as floats: torch compares and sums them several times as fast as bools.
+    buffer = torch.empty(rows * block_size, device=target.device)
+    best: _Best | None = None
+    for first in range(1, num_items + 1, block_size):
+        width = min(block_size, num_items + 1 - first)
+        items = torch.arange(first, first + width, device=target.device)
+        scores = _score(score_block, items, rows)  # (B, C)
+        own = scores.gather(1, target[:, None] - first)[:, 0] if own is None else own
+        cells = _cells(row, item, first, width)
+        flags = buffer[: rows * width].view(rows, width)
+        for compare, total in ((torch.gt, above), (torch.eq, ties)):
+            compare(scores, own[:, None], out=flags).view(-1)[cells] = 0
+            total += flags.sum(1).long()
+        count -= (_distinct(cells, buffer.view(torch.int32)) // width).bincount(minlength=rows)
         if top_k:
-            top = _merge(top, _block_top(scores, items, top_k), top_k)
+            best = best or _Best(top_k, target, own)
+            best.add(scores, cells, first)
     assert own is not None  # for the type checker: there is at least one block
-    return RankCounts(above, ties, count, own, *(reversed(top) if top else ()))
+    return RankCounts(above, ties, count, own, *((best.items, best.scores) if best else ()))

@@ -22,7 +22,7 @@ def lookup(table: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def reference(
-    table: np.ndarray, target: np.ndarray, seen: list[tuple[int, int]], top_k: int
+    table: np.ndarray, target: np.ndarray, seen: set[tuple[int, int]], top_k: int
 ) -> list[tuple[int, int, int, list[int]]]:
     """(above, ties, count, best items) of each row, one item at a time."""
     rows = []
@@ -46,12 +46,14 @@ def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, list[tuple[int,
     return table, np.array(target), seen, draw(st.integers(1, 10)), draw(st.integers(0, items))
 
 
-@settings(max_examples=150, deadline=None)
-@given(catalogues())
-def test_catalogue_equals_a_plain_loop(
-    case: tuple[np.ndarray, np.ndarray, list[tuple[int, int]], int, int],
+def require_equal(
+    table: np.ndarray,
+    target: np.ndarray,
+    seen: list[tuple[int, int]],
+    block_size: int,
+    top_k: int,
 ) -> None:
-    table, target, seen, block_size, top_k = case
+    """``rank_catalogue`` gives what the plain loop gives."""
     pairs = torch.tensor(seen, dtype=torch.int64).reshape(-1, 2)
     got = rank_catalogue(
         lookup(torch.tensor(table)),
@@ -61,15 +63,110 @@ def test_catalogue_equals_a_plain_loop(
         block_size,
         top_k,
     )
-    for b, (above, ties, count, best) in enumerate(reference(table, target, seen, top_k)):
+    for b, (above, ties, count, best) in enumerate(reference(table, target, set(seen), top_k)):
         assert (got.above[b], got.ties[b], got.count[b]) == (above, ties, count)
         assert got.target_score[b] == table[b, target[b]]
         if top_k:
             assert got.top_items is not None
             assert got.top_scores is not None
-            padding = top_k - len(best)
+            padding = min(top_k, table.shape[1] - 1) - len(best)
             assert got.top_items[b].tolist() == best + [0] * padding
             assert got.top_scores[b].tolist() == [*table[b, best], *[-np.inf] * padding]
+
+
+@settings(max_examples=150, deadline=None)
+@given(catalogues())
+def test_catalogue_equals_a_plain_loop(
+    case: tuple[np.ndarray, np.ndarray, list[tuple[int, int]], int, int],
+) -> None:
+    require_equal(*case)
+
+
+@st.composite
+def long_catalogues(
+    draw: st.DrawFn,
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]], int, int]:
+    """Blocks wide enough to be searched by parts; scores that rise make every block the best so far."""
+    rows, items = draw(st.integers(1, 4)), draw(st.integers(17, 100))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    few = np.array([-np.inf, -1, 0, 0.5, 2, np.inf])
+    table = draw(
+        st.sampled_from([
+            rng.normal(size=(rows, items + 1)),
+            np.sort(rng.normal(size=(rows, items + 1))),
+            -np.sort(rng.normal(size=(rows, items + 1))),
+            rng.choice(few, (rows, items + 1)),
+            rng.choice(few[:3], (rows, items + 1), p=[0.9, 0.05, 0.05]),
+            np.zeros((rows, items + 1)),
+        ])
+    ).astype(np.float32)  # fmt: skip
+    target = rng.integers(1, items + 1, rows)
+    count = draw(st.sampled_from([0, 5, 4 * items]))
+    seen = np.stack([rng.integers(0, rows, count), rng.integers(0, items + 1, count)], axis=1)
+    block_size = draw(st.sampled_from([5, 16, 32, 48, 128]))
+    top_k = draw(st.sampled_from([0, 1, 4, 20, items, items + 3]))
+    return table, target, [(int(b), int(i)) for b, i in seen], block_size, top_k
+
+
+@settings(max_examples=100, deadline=None)
+@given(long_catalogues())
+def test_long_catalogues_equal_a_plain_loop(
+    case: tuple[np.ndarray, np.ndarray, list[tuple[int, int]], int, int],
+) -> None:
+    require_equal(*case)
+
+
+@settings(max_examples=50, deadline=None)
+@given(catalogues(), st.data())
+def test_a_nan_anywhere_raises_with_its_row(
+    case: tuple[np.ndarray, np.ndarray, list[tuple[int, int]], int, int], data: st.DataObject
+) -> None:
+    table, target, seen, block_size, top_k = case
+    row = data.draw(st.integers(0, len(table) - 1))
+    table[row, data.draw(st.integers(1, table.shape[1] - 1))] = np.nan  # even where it was seen
+    pairs = torch.tensor(seen, dtype=torch.int64).reshape(-1, 2)
+    scorer, items = lookup(torch.tensor(table)), table.shape[1] - 1
+    with pytest.raises(ValueError, match=rf"NaN score .*batch rows {row}\)"):
+        rank_catalogue(scorer, items, torch.tensor(target), pairs, block_size, top_k)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.int64])
+@pytest.mark.parametrize("block_size", [300, 1000])
+def test_half_precision_whole_numbers_and_shared_rows_count_exactly(
+    dtype: torch.dtype, block_size: int
+) -> None:
+    one = (
+        torch.arange(1001) % 7
+    )  # 143 times each, 0 as padding too; 257 and more are not bfloat16's
+    shared = one.to(dtype).expand(3, -1)
+    target = torch.tensor([6, 7, 13])
+    seen = torch.tensor([[0, 13], [0, 13], [1, 1], [2, 13]])
+    got = rank_catalogue(lambda items: shared[:, items], 1000, target, seen, block_size, top_k=2)
+    above = (one[1:] > one[target][:, None]).sum(1) - torch.tensor([0, 1, 0])
+    same = (one[1:] == one[target][:, None]).sum(1) - 1 - torch.tensor([1, 0, 0])
+    assert (got.above.tolist(), got.ties.tolist()) == (above.tolist(), same.tolist())
+    assert got.count.tolist() == [999, 999, 1000]
+    assert got.top_items is not None
+    assert got.top_items.tolist() == [[6, 20], [6, 13], [6, 13]]
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+def test_top_items_hold_the_targets_own_score_where_its_block_rounds_differently(
+    block_size: int,
+) -> None:
+    table = torch.arange(65.0)[None]  # item 64 is the best
+
+    def score(items: Tensor) -> Tensor:
+        return table[:, items] + (
+            0.75 if len(items) == 1 else 0.0
+        )  # the target alone: a little more
+
+    got = rank_catalogue(score, 64, torch.tensor([50]), None, block_size, top_k=15)
+    assert got.above.item() == 14
+    assert got.top_items is not None
+    assert got.top_scores is not None
+    assert got.top_items[0].tolist() == list(range(64, 49, -1))
+    assert got.top_scores[0].tolist() == [*range(64, 50, -1), 50.75]
 
 
 def test_a_block_never_exceeds_its_size_and_the_scorer_sees_every_item_once() -> None:
