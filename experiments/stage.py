@@ -258,6 +258,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Epochs without a validation; a metric that never comes is an error of its own at the end of the fit.
+    warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
 
 
 def main(argv: list[str]) -> int:
