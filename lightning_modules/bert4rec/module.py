@@ -32,6 +32,8 @@ class BERT4RecModule(NextItemModule):
             0.6 on Amazon Beauty).
         last_only: share of windows that hide their newest training event alone, as evaluation does
             (released code: one window in eleven).
+        moved: share of users, anew each epoch, whose windows end at a random earlier event (the released
+            code has windows that overlap); otherwise every epoch cuts a history at the same places.
         max_length: positions of a window. In evaluation one of them is the [MASK] of the next item.
         hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, ffn_multiplier:
             of the network, see ``BERT4Rec``.
@@ -48,6 +50,7 @@ class BERT4RecModule(NextItemModule):
         num_items: int,
         mask_probability: float = 0.2,
         last_only: float = 0.1,
+        moved: float = 0.0,
         max_length: int = 50,
         hidden_size: int = 64,
         num_blocks: int = 2,
@@ -59,12 +62,12 @@ class BERT4RecModule(NextItemModule):
         **options: Any,
     ) -> None:
         super().__init__(num_items, max_length, **options)
-        if not 0 < mask_probability <= 1 or not 0 <= last_only <= 1:
+        if not 0 < mask_probability <= 1 or not 0 <= last_only <= 1 or not 0 <= moved <= 1:
             raise ValueError(
-                "BERT4Rec needs 0 < mask_probability <= 1 and 0 <= last_only <= 1, got "
-                f"mask_probability={mask_probability}, last_only={last_only}."
+                "BERT4Rec needs 0 < mask_probability <= 1 and last_only and moved within 0..1, got "
+                f"mask_probability={mask_probability}, last_only={last_only}, moved={moved}."
             )
-        self.mask_probability, self.last_only = mask_probability, last_only
+        self.mask_probability, self.last_only, self.moved = mask_probability, last_only, moved
         self.network = BERT4Rec(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
             norm, ffn_multiplier,
@@ -73,7 +76,7 @@ class BERT4RecModule(NextItemModule):
     def collator(self, training: bool) -> Collator:
         """Windows with hidden events; in evaluation plain histories with room for one [MASK]."""
         if training:
-            return ClozeCollator(self.max_length, self.mask_probability, self.last_only)
+            return ClozeCollator(self.max_length, self.mask_probability, self.last_only, self.moved)
         return HistoryCollator(self.max_length - 1)
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:

@@ -198,6 +198,31 @@ def test_only_training_events_are_hidden_and_one_always_is() -> None:
                 assert events == {3, 7}
 
 
+def test_moved_windows_end_anywhere_but_together() -> None:
+    held = histories([20] * 2_000 + [2, 1])
+    made = rows(held, 8)  # three windows for each user of 20 events
+    plain, moved, half = (ClozeCollator(8, 0.3, 0.0, share) for share in (0.0, 1.0, 0.5))
+    assert not plain._distance(made).any()
+    far = moved._distance(made)
+    long = made.stop - made.start > 8
+    assert np.bincount(far[long], minlength=8)[0] == 0
+    # 4,000 rows of 2,000 users over 7 distances; 4 deviations of a share are 0.032.
+    assert np.bincount(far[long], minlength=8)[1:] / long.sum() == pytest.approx(1 / 7, abs=0.035)
+    assert (made.stop - far > made.start).all(), "one event is left"
+    for user in (1, 7):
+        assert len(set(far[(made.user == user) & long].tolist())) == 1
+    assert (half._distance(made)[long] > 0).mean() == pytest.approx(0.5, abs=0.05)
+    again = moved._distance(replace(made, epoch=1))
+    assert (again != far).mean() > 0.5
+    batch = moved(made)
+    first = np.flatnonzero(long)[0]
+    newest = held.items[made.stop[first] - far[first] - 1]
+    target = batch.targets[first, -1] if batch.targets is not None else 0
+    assert max(int(batch.history[first, -1]) % MASK, int(target)) == newest
+    assert batch.targets is not None
+    assert (batch.targets > 0).any(1).all()
+
+
 def test_filler_rows_hide_nothing() -> None:
     made = rows(histories([5, 6]), 8)
     batch = ClozeCollator(8, 0.5, 0.5)(replace(made, filler=np.array([False, True])))
