@@ -21,7 +21,7 @@ from experiments import artifacts, build, config, frame
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.report import print_error, say
-from lightning_modules.base import KS
+from lightning_modules.base import KS, can_select
 from lightning_modules.metrics import RankingMetrics
 
 
@@ -55,7 +55,8 @@ def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]
     if metric is None:
         return
     names = (*RankingMetrics(KS).names, "auc")
-    known = ["train/loss", *(f"val/{group}/{name}" for group in GROUP_NAMES for name in names)]
+    validated = [f"val/{group}/{name}" for group in GROUP_NAMES for name in names]
+    known = ["train/loss", *filter(can_select, validated)]
     if metric not in known:
         hint = nearest(str(metric), known)
         yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"

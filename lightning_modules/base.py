@@ -25,6 +25,15 @@ KS = (1, 5, 10, 20)
 TOP_K = 100  # best items of each row that a full-ranking test keeps in its scores file
 
 
+def can_select(name: str) -> bool:
+    """Whether a validation metric (``val/GROUP/METRIC``) is logged, so that an epoch can be chosen by it.
+
+    All of group ``all`` and the main ones of the others: logging each costs as much as ranking many users.
+    """
+    _, group, metric = name.split("/")
+    return group == "all" or metric in ("hit@10", "ndcg@10", "auc", "uauc")
+
+
 @dataclass(frozen=True)
 class ScoredBatch:
     """What a test step returns, for the callback that writes scored candidates."""
@@ -198,9 +207,15 @@ class RankingModule(pl.LightningModule):
     def _log(self, split: str) -> dict[str, Tensor]:
         metrics = self.eval_metrics.get(split)
         values = {**(metrics.compute() if metrics else {}), **self._pooled(metrics is None)}
-        # The sums are already those of all ranks: every rank logs the same numbers.
+        # The sums are already those of all ranks: every rank has the same numbers.
         logged = {f"{split}/{name}": v.float() for name, v in values.items()}
-        self.log_dict(logged, sync_dist=False, rank_zero_only=False)
+        if split == "val":
+            chosen = {name: value for name, value in logged.items() if can_select(name)}
+            self.log_dict(chosen, sync_dist=False, rank_zero_only=False)
+        else:
+            plain = {name: value.item() for name, value in logged.items()}
+            for logger in self.loggers:
+                logger.log_metrics(plain, step=self.global_step)
         return values
 
     def _pooled(self, labelled: bool) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from datamodules.movielens import MovieLensDataModule
+from lightning_modules.base import can_select
 from lightning_modules.metrics import row_metrics
 from lightning_modules.sasrec import SASRecModule
 
@@ -124,6 +125,22 @@ def test_what_a_stage_leaves_behind(finished: Finished) -> None:
         f for f in finished.runs.rglob("*") if f.name.endswith((".part", ".parts", ".lock"))
     ]
     assert leftovers == []
+
+
+def test_loggers_get_every_test_metric_and_the_main_validation_ones(finished: Finished) -> None:
+    def last(stage: str, column: str) -> dict[str, str]:
+        with (finished.folder(stage) / "csv" / "version_0" / "metrics.csv").open() as file:
+            return [row for row in csv.DictReader(file) if row.get(column)][-1]
+
+    values = finished.json("evaluate", "metrics.json")["rows"]["evaluate"]
+    tested = last("evaluate", "test/all/ndcg@10")
+    for name, entry in values.items():
+        if entry["value"] is not None:
+            assert float(tested[f"test/{name}"]) == pytest.approx(entry["value"], abs=1e-6), name
+    validated = last("train", "val/all/ndcg@10")
+    assert {"val/all/mrr", "val/cold_item/ndcg@10"} <= validated.keys()
+    assert "val/cold_item/mrr" not in validated
+    assert all(map(can_select, (name for name in validated if name.startswith("val/"))))
 
 
 def test_random_is_the_expectation_of_guessing(finished: Finished) -> None:
