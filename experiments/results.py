@@ -134,8 +134,12 @@ def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
 
 
 def _telling(overrides: list[str]) -> tuple[str, ...]:
-    """Overrides that change what was run, without the seed and the way it was run."""
-    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "data.root=", "split=")
+    """Overrides that change what was run, without the seed, the way it was run and where its files lie.
+
+    Other files of the same names have another content, and so another fingerprint.
+    """
+    places = ("data.root=", "data.interactions=", "data.items=")
+    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "split=", *places)
     return tuple(o for o in overrides if not o.startswith(quiet))
 
 

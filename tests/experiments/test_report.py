@@ -61,7 +61,8 @@ def repo(tmp_path: Path) -> Path:
 
 def test_seeds_become_a_mean_and_an_interval(tmp_path: Path, repo: Path) -> None:
     for seed, value in enumerate((0.10, 0.12, 0.17)):
-        overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere", "logger=wandb")
+        overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere",
+                     "data.interactions=/somewhere/events.csv", "logger=wandb")  # fmt: skip
         write_run(
             tmp_path / "runs", f"e-{seed}", {"evaluate": value}, seed=seed, overrides=overrides
         )
