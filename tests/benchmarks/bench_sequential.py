@@ -80,14 +80,14 @@ DATA = {
         "sasrec/movielens_100k", Settings(64, 2, 1, 0.2, 50, 128, 1e-3), epochs=60, rounds=2,
         peers=("rectools", "replay", "recbole"), shipped=True,
     ),
-    # The experiments of these two ship the comparison's settings.
+    # This experiment ships the comparison's settings.
     "movielens_1m": DataSet(
         "sasrec/movielens_1m", Settings(128, 2, 1, 0.2, 200, 128, 1e-3), epochs=5, rounds=1,
         needs="ml1m_root", override="data.root",
     ),
     "beauty": DataSet(
         "sasrec/beauty", Settings(64, 2, 1, 0.6, 50, 512, 5e-4), epochs=5, rounds=1,
-        needs="beauty_file", override="data.interactions",
+        shipped=True, needs="beauty_file", override="data.interactions",
     ),
 }  # fmt: skip
 
