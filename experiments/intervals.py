@@ -10,8 +10,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import polars as pl
+if TYPE_CHECKING:
+    import polars as pl
 
 # Student's t, 97.5 % quantile, for 1..9 degrees of freedom (ISO 2602); a table holds no more seeds than that.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -68,6 +70,8 @@ def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Differe
 
 def _mean_by_row(files: Sequence[Path], k: int) -> pl.DataFrame | None:
     """Columns row, user_id, value: the mean over the files."""
+    import polars as pl  # not above: it takes Ctrl-C away from whoever imports it
+
     found = [_row_values(file, k) for file in files if file.is_file()]
     if not found or len(found) < len(files) or any(f is None for f in found):
         return None
@@ -76,6 +80,7 @@ def _mean_by_row(files: Sequence[Path], k: int) -> pl.DataFrame | None:
 
 def _row_values(file: Path, k: int) -> pl.DataFrame | None:
     """ndcg@k of each row of a scores file; None where rows are labelled."""
+    import polars as pl
     import torch  # slow to import, and most commands do without
 
     from lightning_modules.expected import expected_ndcg

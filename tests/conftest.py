@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,11 @@ GENRES = 19  # flags of a line of u.item
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+# A shell ignores Ctrl-C in what it starts in the background, and children inherit that: tests that send it
+# to a child would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_movielens_100k(folder: Path, seed: int = 0) -> Path:

@@ -78,7 +78,7 @@ def finish(stage: Any, **changed: str) -> None:
         (["stages.reference.modules.markov=null"], {"reference"}),
         (["stages.evaluate.batch_size=7"], set()),  # a test draws and optimises nothing
         (["split=valid"], {"evaluate", "reference"}),
-        (["stages.reference.split=valid"], {"reference"}),
+        (["++stages.reference.split=valid"], {"reference"}),
         (["launch.devices=8", "launch.micro_batch_size=2", "launch.strategy=ddp"], set()),
         (["launch.num_workers=3", "launch.threads=1", "launch.accelerator=cpu"], set()),
         (["logger=wandb"], set()),
