@@ -94,12 +94,6 @@ def _row_columns(batch: Any, data: Any) -> dict[str, Any]:
     }
 
 
-def _raw_items(items: np.ndarray, data: Any) -> pl.Series:
-    """Raw ids of internal item ids, without a Python string for each."""
-    raw: pl.Series = data.catalog["item_id"]
-    return raw.gather(items - 1)
-
-
 def _listed(outputs: Any, data: Any) -> pl.DataFrame:
     """One line per (row, candidate)."""
     batch = outputs.batch
@@ -109,7 +103,7 @@ def _listed(outputs: Any, data: Any) -> pl.DataFrame:
     lines = pl.DataFrame(_row_columns(batch, data))[owner]
     target = (candidates == batch.target.cpu().numpy()[:, None])[real]
     return lines.with_columns(
-        _raw_items(candidates[real], data),
+        data.raw_items(candidates[real]),  # named item_id
         pl.Series("score", outputs.scores.float().cpu().numpy()[real]),
         pl.Series("is_target", target),
     )
@@ -119,7 +113,7 @@ def _labelled(outputs: Any, data: Any) -> pl.DataFrame:
     """One line per labelled row: the item asked about, its score, whether it was liked."""
     batch = outputs.batch
     return pl.DataFrame(_row_columns(batch, data)).with_columns(
-        pl.Series("item_id", data.raw_items(batch.target.cpu().numpy())),
+        data.raw_items(batch.target.cpu().numpy()),  # named item_id
         pl.Series("score", outputs.scores[:, 0].float().cpu().numpy()),
         pl.Series("label", batch.label.cpu().numpy()),
     )
@@ -130,7 +124,7 @@ def _ranked(outputs: Any, data: Any) -> pl.DataFrame:
     batch, counts = outputs.batch, outputs.counts
     top = counts.top_items.cpu().numpy()  # (B, K), 0 where fewer items can be ranked
     kept = (top > 0).sum(axis=1)
-    names = _raw_items(top[top > 0], data)
+    names = data.raw_items(top[top > 0])  # named item_id
     scores = pl.Series("score", counts.top_scores.float().cpu().numpy()[top > 0])
     owner = pl.Series("owner", np.repeat(np.arange(len(kept)), kept))
     lists = (
@@ -141,7 +135,7 @@ def _ranked(outputs: Any, data: Any) -> pl.DataFrame:
     return (
         pl.DataFrame(_row_columns(batch, data))
         .with_columns(
-            pl.Series("target_id", data.raw_items(batch.target.cpu().numpy())),
+            data.raw_items(batch.target.cpu().numpy()).alias("target_id"),
             pl.Series("target_score", counts.target_score.float().cpu().numpy()),
             pl.Series("above", counts.above.cpu().numpy()),
             pl.Series("ties", counts.ties.cpu().numpy()),

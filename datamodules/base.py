@@ -288,15 +288,13 @@ class SequenceDataModule(pl.LightningDataModule):
         """Rows of ``test_code``, each exactly once over all devices."""
         return self._eval_loader(self.test_code)
 
-    def raw_users(self, users: np.ndarray) -> list[str]:
+    def raw_users(self, users: np.ndarray) -> polars.Series:
         """Raw ids of internal user ids."""
-        raw: list[str] = self.prepared.users["user_id"].gather(users - 1).to_list()
-        return raw
+        return self.prepared.users["user_id"].gather(users - 1)
 
-    def raw_items(self, items: np.ndarray) -> list[str]:
-        """Raw ids of internal item ids."""
-        raw: list[str] = self.prepared.items["item_id"].gather(items - 1).to_list()
-        return raw
+    def raw_items(self, items: np.ndarray) -> polars.Series:
+        """Raw ids of internal item ids; no Python string is made of any."""
+        return self.prepared.items["item_id"].gather(items - 1)
 
     def _eval_loader(self, code: int) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()

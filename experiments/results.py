@@ -64,8 +64,11 @@ class Row:
         return f"{mean} ±{over_seeds(values):.4f}" if len(values) > 1 else mean
 
 
+Table = list[tuple[Row, str]]  # of one protocol: rows, and what they gain over ``COMPARED_WITH``
+
+
 def write_results(runs: Path, repo: Path) -> Path:
-    """Rewrite ``experiments/results.md`` and the table in the README.
+    """Rewrite ``experiments/results.md`` and the table in the README, and print the tables.
 
     Raises:
         UserError: there is no finished test in ``runs``.
@@ -74,7 +77,8 @@ def write_results(runs: Path, repo: Path) -> Path:
     if not rows:
         raise UserError(f"{runs} holds no finished test: run make exp NAME=... first")
     target = repo / "experiments" / "results.md"
-    target.write_text("\n".join(_document(rows)) + "\n", encoding="utf-8")
+    tables = _tables(rows)
+    target.write_text("\n".join(_document(tables)) + "\n", encoding="utf-8")
     readme = repo / "README.md"
     text = readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
@@ -85,6 +89,7 @@ def write_results(runs: Path, repo: Path) -> Path:
     after = rest.partition(END)[2]
     table = "\n".join(_readme_table(rows))
     readme.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
+    _print(tables)
     return target
 
 
@@ -143,7 +148,17 @@ def _telling(overrides: list[str]) -> tuple[str, ...]:
     return tuple(o for o in overrides if not o.startswith(quiet))
 
 
-def _document(rows: list[Row]) -> Iterator[str]:
+def _tables(rows: list[Row]) -> list[Table]:
+    """One table a fingerprint; the gains, which read the scores files, are worked out here alone."""
+    tables = []
+    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
+        here = [r for r in rows if r.fingerprint == fingerprint]
+        here.sort(key=lambda r: (r.reference, r.label, r.overrides))
+        tables.append([(row, gain(row, here)) for row in here])
+    return tables
+
+
+def _document(tables: list[Table]) -> Iterator[str]:
     yield "# Results"
     yield ""
     yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
@@ -151,11 +166,10 @@ def _document(rows: list[Row]) -> Iterator[str]:
     yield f"the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the 95 % interval of"
     yield "the paired difference, row by row, of means over seeds; * marks rows made by code that has"
     yield "changed since."
-    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
-        here = [r for r in rows if r.fingerprint == fingerprint]
-        protocol = here[0].protocol
+    for table in tables:
+        protocol = table[0][0].protocol
         yield ""
-        yield f"## {protocol['name']}, fingerprint {fingerprint}"
+        yield f"## {protocol['name']}, fingerprint {table[0][0].fingerprint}"
         yield ""
         for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen", "scored"):
             if key in protocol:
@@ -164,16 +178,12 @@ def _document(rows: list[Row]) -> Iterator[str]:
         heads = [c.replace("_", " ") for c in COLUMNS]
         yield "| " + " | ".join(("method", "seeds", *heads, _gain_head(), "commit")) + " |"
         yield "|---" * (len(COLUMNS) + 4) + "|"
-        for row in _sorted(here):
+        for row, gained in table:
             marks = ["*"] if row.older else []
             label = " ".join([row.label, *(f"`{o}`" for o in row.overrides), *marks])
             cells = [row.cell(c) for c in COLUMNS]
-            line = (label, row.seed_count, *cells, gain(row, here), ", ".join(row.commits))
+            line = (label, row.seed_count, *cells, gained, ", ".join(row.commits))
             yield "| " + " | ".join(line) + " |"
-
-
-def _sorted(rows: list[Row]) -> list[Row]:
-    return sorted(rows, key=lambda r: (r.reference, r.label, r.overrides))
 
 
 def _gain_head() -> str:
@@ -189,22 +199,19 @@ def gain(row: Row, rows: list[Row]) -> str:
     return "-" if difference is None else str(difference)
 
 
-def print_results(runs: Path) -> None:
-    """One table a protocol on the screen."""
-    rows = list(collect(runs))
-    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
-        here = [r for r in rows if r.fingerprint == fingerprint]
+def _print(tables: list[Table]) -> None:
+    for table in tables:
         lines = [
             [
                 " ".join([r.label, *r.overrides]) + (" *" if r.older else ""), r.seed_count,
-                *(r.cell(c) for c in COLUMNS[:3]), gain(r, here),
+                *(r.cell(c) for c in COLUMNS[:3]), gained,
             ]
-            for r in _sorted(here)
+            for r, gained in table
         ]  # fmt: skip
-        protocol = here[0].protocol
-        scored = f", {protocol['scored']} rows" if "scored" in protocol else ""
+        first = table[0][0]
+        scored = f", {first.protocol['scored']} rows" if first.validation else ""
         print_table(
-            f"{protocol['name']}{scored}, fingerprint {fingerprint}",
+            f"{first.protocol['name']}{scored}, fingerprint {first.fingerprint}",
             ("method", "seeds", *COLUMNS[:3], _gain_head()), lines,
         )  # fmt: skip
 

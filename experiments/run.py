@@ -62,7 +62,6 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         return 0
     if verb == "results":
         path = results.write_results(artifacts.runs_root(), REPO)
-        results.print_results(artifacts.runs_root())
         report.say(f"wrote {report.short(path)} and the table in README.md")
         return 0
     if verb == "verify":

@@ -234,7 +234,7 @@ def test_movielens_module_prepares_a_folder_and_knows_its_protocol(
 ) -> None:
     module = MovieLensDataModule(root=str(tiny_movielens), cache=str(tmp_path))
     assert module.rows(TEST).target.shape == (60,)
-    assert module.raw_items(np.array([1, 80])) == ["1", "80"]
+    assert module.raw_items(np.array([1, 80])).to_list() == ["1", "80"]
     protocol = module.protocol()
     masked = MovieLensDataModule(root=str(tiny_movielens), cache=str(tmp_path), mask_seen=False)
     assert protocol != masked.protocol()

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Batch, Histories
 from lightning_modules.caser import CaserModule
 from lightning_modules.user_item import learned_users
+from tests.lightning_modules.reloading import require_same_scores
 
 ITEMS, USERS, D, L = 9, 5, 4, 3
 HISTORY = torch.tensor([[1, 2, 3, 4, 7], [5, 6, 0, 0, 0], [0, 0, 0, 0, 0]])
@@ -180,11 +181,7 @@ def test_dropout_follows_the_seed_and_only_acts_in_training() -> None:
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
-    first, second = build(0).eval(), build(1).eval()
-    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
-    second.load_weights(tmp_path / "best.ckpt")
-    scores = [m.score(m.encode(batch()), torch.arange(1, ITEMS + 1)) for m in (first, second)]
-    assert torch.equal(*scores)
+    require_same_scores(build(0), build(1), batch(), ITEMS, tmp_path)
 
 
 def test_can_learn_a_cycle() -> None:

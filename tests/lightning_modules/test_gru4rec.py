@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from datamodules.types import Batch
 from lightning_modules import ranking_losses
 from lightning_modules.gru4rec import GRU4RecModule
+from tests.lightning_modules.reloading import require_same_scores
 
 ITEMS = 9
 HISTORY = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]])
@@ -136,12 +137,8 @@ def test_dropout_follows_the_seed_and_only_acts_in_training() -> None:
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
-    first, second = build(0).eval(), build(1).eval()
-    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
-    second.load_weights(tmp_path / "best.ckpt")
-    scores = [m.score(m.encode(batch()), torch.arange(1, ITEMS + 1)) for m in (first, second)]
-    assert torch.equal(*scores)
-    assert not scores[0][2].any()  # an empty history ranks nothing above anything
+    scores = require_same_scores(build(0), build(1), batch(), ITEMS, tmp_path)
+    assert not scores[2].any()  # an empty history ranks nothing above anything
 
 
 def test_can_learn_a_cycle() -> None:

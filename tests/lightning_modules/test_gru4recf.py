@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from datamodules.types import Batch
 from lightning_modules.gru4rec import GRU4RecModule
 from lightning_modules.gru4recf import GRU4RecFModule
+from tests.lightning_modules.reloading import require_same_scores
 
 ITEMS = 9
 HISTORY = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]])
@@ -95,11 +96,7 @@ def test_neither_later_items_nor_padding_change_a_state() -> None:
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
-    first, second = build(0).eval(), build(1).eval()
-    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
-    second.load_weights(tmp_path / "best.ckpt")
-    scores = [m.score(m.encode(batch()), torch.arange(1, ITEMS + 1)) for m in (first, second)]
-    assert torch.equal(*scores)
+    require_same_scores(build(0), build(1), batch(), ITEMS, tmp_path)
 
 
 def test_data_without_features_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from datamodules.types import Batch
 from lightning_modules.sasrec import SASRecModule
 from lightning_modules.sasrecf import SASRecFModule
+from tests.lightning_modules.reloading import require_same_scores
 
 ITEMS = 9
 HISTORY = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0], [0, 0, 0, 0]])
@@ -137,11 +138,7 @@ def test_an_item_that_was_never_trained_is_scored_by_its_features() -> None:
 
 
 def test_weights_round_trip_and_another_vocabulary_is_refused(tmp_path: Path) -> None:
-    first, second = build(0).eval(), build(1).eval()
-    torch.save({"state_dict": first.state_dict()}, tmp_path / "best.ckpt")
-    second.load_weights(tmp_path / "best.ckpt")
-    scores = [m.score(m.encode(batch()), torch.arange(1, ITEMS + 1)) for m in (first, second)]
-    assert torch.equal(*scores)
+    require_same_scores(build(0), build(1), batch(), ITEMS, tmp_path)
     with pytest.raises(ValueError, match=r"features.embedding.weight is \(6, 6\), expected \(4, 6"):
         build(columns=("categories",), min_count=1, tie="ids").load_weights(tmp_path / "best.ckpt")
 
