@@ -221,7 +221,7 @@ class SequenceDataModule(pl.LightningDataModule):
         _ = self.prepared
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Global batches of training rows in length buckets, the same on every number of devices."""
+        """Global batches of training rows, the same on every number of devices; labelled ones by length."""
         trainer, method = self._trainer(), self._method()
         examples = self.prepared.examples()
         if method.labelled and examples is None:
@@ -242,7 +242,6 @@ class SequenceDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=True,
-            bucket=True,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             micro_batches=trainer.accumulate_grad_batches,

@@ -184,16 +184,17 @@ def _check_shards(batch_size: int, rank: int, world_size: int, micro_batches: in
 def global_batches(
     lengths: np.ndarray, batch_size: int, seed: int, epoch: int, shuffle: bool, bucket: bool
 ) -> list[np.ndarray]:
-    """Every row once, in batches of ``batch_size`` (the last one cut may be smaller).
+    """Every row once, in batches of ``batch_size`` (the last one cut may be smaller), longest rows first.
 
     With ``bucket``, pools of ``POOL_BATCHES`` batches of the shuffled order are sorted by length
-    (longest first) before they are cut, and the batches are shuffled afterwards.
+    before they are cut, and the batches are shuffled afterwards. Where a row has a loss at every
+    position this must not be done: a batch of short rows would weigh as much as one of long rows, and
+    each step would see histories of one length alone.
     """
     rows = len(lengths)
     order = hashed_order(rows, SHUFFLE_ROWS, epoch, seed=seed) if shuffle else np.arange(rows)
-    if bucket:
-        pool = np.arange(rows) // (POOL_BATCHES * batch_size)
-        order = order[np.lexsort((-lengths[order], pool))]  # stable: equal lengths stay shuffled
+    pool = np.arange(rows) // (POOL_BATCHES * batch_size if bucket else batch_size)
+    order = order[np.lexsort((-lengths[order], pool))]  # stable: equal lengths stay shuffled
     batches = [order[i : i + batch_size] for i in range(0, rows, batch_size)]
     if shuffle and bucket:
         turn = hashed_order(len(batches), SHUFFLE_BATCHES, epoch, seed=seed)
@@ -222,7 +223,7 @@ class GlobalBatchSampler:
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
-        bucket: bool = True,
+        bucket: bool = False,
         rank: int = 0,
         world_size: int = 1,
         micro_batches: int = 1,

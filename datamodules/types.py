@@ -162,6 +162,19 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def part(self, start: int, stop: int, width: int) -> Batch:
+        """The histories of rows start..stop-1, cut to ``width`` positions, without what is asked."""
+        rows, cells = slice(start, stop), (slice(start, stop), slice(width))
+        return Batch(
+            row=self.row[rows],
+            user=self.user[rows],
+            history=self.history[cells],
+            length=self.length[rows],
+            liked=None if self.liked is None else self.liked[cells],
+            time=None if self.time is None else self.time[rows],
+            times=None if self.times is None else self.times[cells],
+        )
+
     def __len__(self) -> int:
         return int(self.user.shape[0])
 

@@ -188,19 +188,29 @@ def sampled_softmax(
     ).sum()
 
 
-def nce(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor, log_q: Tensor) -> Tensor:
-    """Noise-contrastive estimation, sum of -log sigma(z+) - sum_k log(1 - sigma(z_k)), z = s - log(K q).
+def nce(
+    states: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    negatives: Tensor,
+    log_q: Tensor,
+    *,
+    log_partition: float = 0.0,
+) -> Tensor:
+    """Noise-contrastive estimation, sum of -log sigma(z+) - sum_k log(1 - sigma(z_k)), z = s - c - log(K q).
 
-    Scores become log-probabilities that need no normaliser (Gutmann & Hyvarinen, AISTATS 2010; Mnih & Teh,
-    ICML 2012, equation 8).
+    s - c are then log-probabilities without a normaliser of their own (Gutmann & Hyvarinen, AISTATS 2010;
+    Mnih & Teh, ICML 2012, equation 8). Where states are normalised, scores cannot fall far enough by
+    themselves: with c = 0 and I items the first scores claim a total probability of I.
 
     Args:
         states, table, targets, negatives, log_q: as in ``sampled_softmax``.
+        log_partition: c, the logarithm of the sum of exp(s) over the catalogue that is taken for granted.
     """
     positive, negative, hit = sampled_scores(states, table, targets, negatives)
-    log_count = torch.tensor(negatives.shape[-1]).log().item()
-    positive = positive - (log_q[targets] + log_count)
-    negative = negative - (log_q[negatives] + log_count)
+    shift = log_partition + torch.tensor(negatives.shape[-1]).log().item()
+    positive = positive - (log_q[targets] + shift)
+    negative = negative - (log_q[negatives] + shift)
     return F.softplus(-positive).sum() + F.softplus(negative).masked_fill(hit, 0).sum()
 
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from datamodules.types import Batch
 from lightning_modules import losses, ranking_losses
 from lightning_modules.base import RankingModule, mix_seeds
+from lightning_modules.length_groups import length_groups
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
 
@@ -82,6 +83,7 @@ class NextItemModule(RankingModule):
         schedule: what follows the warm-up: ``constant``, or ``cosine`` or ``linear`` down to 0 at the
             last epoch (then the number of epochs is part of the recipe).
         block_size: items scored at a time when the whole catalogue is ranked.
+        nce_log_partition: c of ``losses.nce``; None = log(I), right where all scores are 0.
         bpr_max_penalty: weight of BPR-max's score regularisation.
         table_optimizer: of the item and user tables: ``adamw``, or ``rowwise_adagrad`` for tables so large
             that their gradients and Adam's moments are the cost: see ``optimizers.TableAdamW``.
@@ -108,6 +110,7 @@ class NextItemModule(RankingModule):
         schedule: Schedule = "constant",
         block_size: int = 16_384,
         bpr_max_penalty: float = 1.0,
+        nce_log_partition: float | None = None,
         shared_negatives: bool = False,
         scalable_items: int = 256,
         table_optimizer: TableOptimizer = "adamw",
@@ -129,6 +132,8 @@ class NextItemModule(RankingModule):
         self.scalable_items = scalable_items
         self.table_optimizer, self.table_learning_rate = table_optimizer, table_learning_rate
         self.gbce_calibration, self.bpr_max_penalty = gbce_calibration, bpr_max_penalty
+        every = math.log(num_items)
+        self.nce_log_partition = every if nce_log_partition is None else nce_log_partition
         self.label_smoothing = label_smoothing
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup, self.schedule = warmup, schedule
@@ -162,9 +167,8 @@ class NextItemModule(RankingModule):
         assert batch.targets is not None
         assert batch.normaliser is not None
         where = batch.targets > 0  # (B, T)
-        total = self.loss_sum(
-            self.states(batch, where), batch.targets[where], self._negatives(batch, where)
-        )
+        states = self._states_by_length(batch, where)
+        total = self.loss_sum(states, batch.targets[where], self._negatives(batch, where))
         loss: Tensor = total / batch.normaliser
         # The normaliser is the global batch's, so that the mean over ranks is the batch's loss.
         self.log(
@@ -172,6 +176,16 @@ class NextItemModule(RankingModule):
             sync_dist=True,
         )  # fmt: skip
         return loss
+
+    def _states_by_length(self, batch: Batch, where: Tensor) -> Tensor:
+        """``states`` (N, d), made of groups of rows whose padding is cut off: a batch holds any lengths."""
+        groups = length_groups(batch.length, where.shape[1])
+        if len(groups) == 1:
+            return self.states(batch, where)
+        return torch.cat([
+            self.states(batch.part(start, stop, width), where[start:stop, :width])
+            for start, stop, width in groups
+        ])  # fmt: skip
 
     def loss_sum(self, states: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
         """The chosen loss, summed: states (N, d), targets (N,), negatives (N, K) or None."""
@@ -188,8 +202,11 @@ class NextItemModule(RankingModule):
         if self.loss in ("sampled_ce", "nce"):
             # Uniform draws; that a user's own training items are left out moves q by less than 1 / I.
             log_q = torch.full((len(table),), -math.log(self.num_items), device=states.device)
-            corrected = losses.nce if self.loss == "nce" else losses.sampled_softmax
-            return corrected(states, table, targets, negatives, log_q)
+            if self.loss == "sampled_ce":
+                return losses.sampled_softmax(states, table, targets, negatives, log_q)
+            return losses.nce(
+                states, table, targets, negatives, log_q, log_partition=self.nce_log_partition
+            )
         if self.loss == "gbce":
             rate = min(1.0, negatives.shape[-1] / max(1, self.num_items - 1))
             return losses.gbce(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Literal["pre", "post", "original"]
+Norm = Literal["pre", "post", "original", "query"]
 Activation = Literal["relu", "gelu", "silu"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -127,16 +127,18 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward network, with one of the three published residual forms.
+    """Attention, then the feed-forward network, with one of four published residual forms.
 
-    pre: ``x + g(LN(x))`` (the paper); post: ``LN(x + g(x))``; original (the first public PyTorch
-    code, and A-LLMRec's): the residual starts from the normalised query, ``q = LN(x)``,
-    ``q + attention(q, x, x)``, then ``y = LN(x)``, ``y + ffn(y)``.
+    pre: ``x + g(LN(x))`` (the paper); post: ``LN(x + g(x))``; original (the first public PyTorch code, and
+    A-LLMRec's): the residual starts from the normalised query, ``q = LN(x)``, ``q + attention(q, x, x)``,
+    then ``y = LN(x)``, ``y + ffn(y)``; query (CE-SCE-LLMRec): as original, but ``x + attention(q, x, x)``.
+    ``dropout`` is on what is added to the residual; ``residual_dropout`` sets that of attention apart.
     """
 
     def __init__(
-        self, attention: CausalAttention, ffn: FeedForward, norm: Norm, eps: float, dropout: float
-    ) -> None:
+        self, attention: CausalAttention, ffn: FeedForward, norm: Norm, eps: float, dropout: float,
+        residual_dropout: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         width = attention.out_proj.out_features
         self.norm = norm
@@ -145,12 +147,16 @@ class Block(nn.Module):
         self.attention_norm = nn.LayerNorm(width, eps=eps)
         self.ffn_norm = nn.LayerNorm(width, eps=eps)
         self.dropout = nn.Dropout(dropout)
+        self.attended_dropout = nn.Dropout(
+            dropout if residual_dropout is None else residual_dropout
+        )
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """(N, d) -> (N, d)."""
         memory = x if self.norm == "post" else self.attention_norm(x)
-        if self.norm == "original":
-            return self._rest(memory, self.attention(memory, x, layout))
+        if self.norm in ("original", "query"):
+            start = memory if self.norm == "original" else x
+            return self._rest(start, self.attention(memory, x, layout))
         return self._rest(x, self.attention(memory, memory, layout))
 
     def newest(self, x: Tensor, layout: Layout, length: Tensor) -> Tensor:
@@ -161,16 +167,18 @@ class Block(nn.Module):
         ends = (length.cumsum(0) - 1)[length > 0]  # (R,)
         memory = x if self.norm == "post" else self.attention_norm(x)
         query, start = memory[ends], x[ends]
+        if self.norm in ("original", "query"):
+            memory = x
         if self.norm == "original":
-            memory, start = x, query
+            start = query
         return self._rest(start, self.attention.newest(query, memory, layout, length))
 
     def _rest(self, start: Tensor, attended: Tensor) -> Tensor:
         """What follows attention: the residual sums and the feed-forward network, (N, d)."""
-        x: Tensor = start + self.dropout(attended)
+        x: Tensor = start + self.attended_dropout(attended)
         if self.norm == "post":
             x = self.attention_norm(x)
             y: Tensor = self.ffn_norm(x + self.dropout(self.ffn(x)))
             return y
         y = self.ffn_norm(x)
-        return (y if self.norm == "original" else x) + self.dropout(self.ffn(y))
+        return (x if self.norm == "pre" else y) + self.dropout(self.ffn(y))

@@ -39,6 +39,8 @@ class SASRec(nn.Module):
         num_heads: attention heads; must divide ``hidden_size``.
         dropout: after the embedding, inside the feed-forward network and on each residual branch.
         attention_dropout: on the attention weights; None = the same as ``dropout``.
+        residual_dropout: on the attention's output; None = the same as ``dropout`` (paper), 0 in the public
+            PyTorch codes, which have none there.
         norm: residual form, see ``Block``.
         positions: ``learned`` counts from the oldest kept item, ``reversed`` from the most recent
             (0 = newest: what an absolute index amounts to in left-padded code), ``none`` adds none.
@@ -64,6 +66,7 @@ class SASRec(nn.Module):
         num_heads: int = 1,
         dropout: float = 0.2,
         attention_dropout: float | None = None,
+        residual_dropout: float | None = None,
         norm: Norm = "pre",
         positions: Positions = "learned",
         ffn_multiplier: float = 1.0,
@@ -104,7 +107,8 @@ class SASRec(nn.Module):
         for _ in range(num_blocks):
             attention = CausalAttention(hidden_size, num_heads, on_weights)
             ffn = FeedForward(hidden_size, inner, activation, dropout)
-            self.blocks.append(Block(attention, ffn, norm, norm_eps, dropout))
+            block = Block(attention, ffn, norm, norm_eps, dropout, residual_dropout)
+            self.blocks.append(block)
         self.final_norm = nn.LayerNorm(hidden_size, eps=norm_eps) if final_norm else nn.Identity()
         own = None if tied else nn.Embedding(num_items + 1, hidden_size, padding_idx=0)
         self.output_embedding = own

@@ -19,9 +19,9 @@ class SASRecModule(NextItemModule):
 
     Args:
         num_items: items in the catalogue, given by the runner from the data.
-        max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, norm, positions,
-            ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation, init_std,
-            tied: of the network, see ``SASRec``.
+        max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout, residual_dropout, norm,
+            positions, ffn_multiplier, activation, scale_embedding, final_norm, norm_eps, initialisation,
+            init_std, tied: of the network, see ``SASRec``.
         options: of the training and the evaluation, see ``NextItemModule``.
     """
 
@@ -36,6 +36,7 @@ class SASRecModule(NextItemModule):
         num_heads: int = 1,
         dropout: float = 0.2,
         attention_dropout: float | None = None,
+        residual_dropout: float | None = None,
         norm: Norm = "pre",
         positions: Positions = "learned",
         ffn_multiplier: float = 1.0,
@@ -51,8 +52,8 @@ class SASRecModule(NextItemModule):
         super().__init__(num_items, max_length, **options)
         self.network = SASRec(
             num_items, max_length, hidden_size, num_blocks, num_heads, dropout, attention_dropout,
-            norm, positions, ffn_multiplier, activation, scale_embedding, final_norm, norm_eps,
-            initialisation, init_std, tied,
+            residual_dropout, norm, positions, ffn_multiplier, activation, scale_embedding, final_norm,
+            norm_eps, initialisation, init_std, tied,
         )  # fmt: skip
 
     def states(self, batch: Batch, where: Tensor) -> Tensor:

@@ -230,11 +230,13 @@ def test_nce_is_the_posterior_of_data_against_noise(
     q = torch.rand(I + 1, dtype=torch.float64)
     q /= q[1:].sum()
     p = (states.detach() @ table.detach().T).exp()  # (N, I + 1)
-    posterior = p / (p + K * q)
-    expected = -posterior.gather(1, targets[:, None]).log().sum()
-    expected -= (1 - posterior.gather(1, negatives)).log().sum()
-    got = losses.nce(states, table, targets, negatives, q.log())
-    torch.testing.assert_close(got.detach(), expected)
+    for mass in (1.0, 7.5):  # of exp(s) over the catalogue
+        posterior = p / mass / (p / mass + K * q)
+        expected = -posterior.gather(1, targets[:, None]).log().sum()
+        expected -= (1 - posterior.gather(1, negatives)).log().sum()
+        taken = math.log(mass)
+        got = losses.nce(states, table, targets, negatives, q.log(), log_partition=taken)
+        torch.testing.assert_close(got.detach(), expected)
 
 
 UNIFORM = torch.full((I + 1,), -math.log(I), dtype=torch.float64)

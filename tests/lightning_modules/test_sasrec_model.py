@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_modules.sasrec.layers import Block, Layout
 from lightning_modules.sasrec.model import SASRec
 
-NORMS = ["pre", "post", "original"]
+NORMS = ["pre", "post", "original", "query"]
 POSITIONS = ["learned", "reversed", "none"]
 ITEMS = 30
 
@@ -87,7 +87,8 @@ def derive(model: SASRec, items: list[int], norm: str, positions: str) -> Tensor
             x = first(x + attend(x, x))
             x = second(x + ffn(x))
         else:
-            x = first(x) + attend(first(x), x)
+            start = first(x) if norm == "original" else x
+            x = start + attend(first(x), x)
             x = second(x) + ffn(second(x))
     mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
     final = model.final_norm
@@ -265,6 +266,26 @@ def test_bf16_autocast_stays_close(norm: str) -> None:
         loss = model(history, length).float().square().mean()
     loss.backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_residual_dropout_is_on_what_attention_gives() -> None:
+    """With weights that attend to nothing but a bias, all that can be dropped is attention's output."""
+    model = build(num_blocks=1, dropout=0.0, residual_dropout=0.999, norm="query")
+    whole = build(num_blocks=1, dropout=0.0, residual_dropout=0.0, norm="query")
+    history, length = padded([9, 9], width=9)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(history, length), whole.eval()(history, length))
+        dropped, kept = model.train()(history, length), whole.train()(history, length)
+        assert torch.equal(kept, whole.eval()(history, length))
+        (block,) = model.blocks
+        assert isinstance(block, Block)
+        block.attention.out_proj.weight.zero_()
+        block.attention.out_proj.bias.zero_()
+        without = model.eval()(history, length)
+    same = (dropped - without).abs().amax(-1) < 1e-5
+    assert same.float().mean() > 0.9  # 0.999 ** 8 of the positions keep nothing of eight numbers
+    assert not torch.allclose(dropped, kept)
 
 
 def test_dropout_only_acts_in_training() -> None:
