@@ -237,8 +237,9 @@ class SequenceDataModule(pl.LightningDataModule):
         if examples is not None:
             return self._example_loader(examples)
         rows = TrainRows(self.histories, method.max_length, method.all_windows, method.sequential)
+        dataset = TrainDataset(rows, self.seed)
         sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(rows.stop - rows.start - 1),
+            lengths=method.row_lengths(dataset[RowBatch.every(len(rows.user))]),
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=True,
@@ -250,13 +251,13 @@ class SequenceDataModule(pl.LightningDataModule):
         collate = method.collator(training=True)
         if method.num_negatives:
             collate = AttachNegatives(collate, method.num_negatives, method.sequential)
-        dataset = TrainDataset(rows, self.seed)
         return self._loader(dataset, sampler, collate)
 
     def _example_loader(self, examples: ExampleTable) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()
+        dataset = ExampleDataset(self.histories, examples, self.seed, self.liked_above)
         sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(examples.stop - examples.start),
+            lengths=method.row_lengths(dataset[RowBatch.every(len(examples))]),
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=True,
@@ -266,7 +267,6 @@ class SequenceDataModule(pl.LightningDataModule):
             micro_batches=trainer.accumulate_grad_batches,
             target_counts=np.ones(len(examples), np.int64),
         )
-        dataset = ExampleDataset(self.histories, examples, self.seed, self.liked_above)
         return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
 
     @property
@@ -298,14 +298,13 @@ class SequenceDataModule(pl.LightningDataModule):
     def _eval_loader(self, code: int) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()
         rows = self.rows(code)
-        start = self.histories.offsets[rows.user] if rows.start is None else rows.start
+        dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
         sampler = EvalBatchSampler(
-            lengths=method.row_lengths(rows.position - start),
+            lengths=method.row_lengths(dataset[RowBatch.every(len(rows.user))]),
             batch_size=self.batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
         attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
         if self.tells_likes:
             attach = AttachLabels(attach)

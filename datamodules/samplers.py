@@ -171,6 +171,11 @@ class RowBatch:
     normaliser: float = 1.0
     epoch: int = 0
 
+    @classmethod
+    def every(cls, count: int) -> RowBatch:
+        """All of ``count`` rows at once."""
+        return cls(np.arange(count), np.zeros(count, dtype=bool))
+
 
 def _check_shards(batch_size: int, rank: int, world_size: int, micro_batches: int = 1) -> None:
     if batch_size < 1 or micro_batches < 1 or not 0 <= rank < world_size:

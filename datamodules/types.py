@@ -224,6 +224,6 @@ class Method(Protocol):
         """Turns rows into a batch (runs in loader workers)."""
         ...
 
-    def row_lengths(self, events: np.ndarray) -> np.ndarray:
-        """(R,) cost of rows with so many events in their history, for length buckets."""
+    def row_lengths(self, rows: Rows) -> np.ndarray:
+        """(R,) what each of all rows of a split costs, in whatever the method pads (events, tokens)."""
         ...

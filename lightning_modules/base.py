@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from datamodules.types import VALID, Batch, Collator, Histories
+from datamodules.types import VALID, Batch, Collator, Histories, Rows
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
@@ -100,9 +100,9 @@ class RankingModule(pl.LightningModule):
         """Id batches; methods that read text give their own."""
         return TrainCollator(self.max_length) if training else HistoryCollator(self.max_length)
 
-    def row_lengths(self, events: np.ndarray) -> np.ndarray:
-        """(R,) positions that a row of so many events costs."""
-        return np.minimum(events, self.max_length)
+    def row_lengths(self, rows: Rows) -> np.ndarray:
+        """(R,) events that a row's batch pads to."""
+        return np.minimum(rows.stop - rows.start, self.max_length)
 
     @property
     def histories(self) -> Histories:

@@ -107,10 +107,6 @@ class UserItemModule(NextItemModule):
         """Pairs in training."""
         return PairCollator(self.max_length) if training else HistoryCollator(self.max_length)
 
-    def row_lengths(self, events: np.ndarray) -> np.ndarray:
-        """(R,) pairs of a row; at least one, or all first events would be sorted into the same batches."""
-        return np.clip(events, 1, self.max_length)
-
     def states(self, batch: Batch, where: Tensor) -> Tensor:
         """The pairs' users, (N, d)."""
         users = batch.user[:, None].expand_as(where)[where]  # (N,)
