@@ -152,6 +152,9 @@ class Batch:
     )
     time: torch.Tensor | None = None  # (B,) seconds: when the newest history event was
     times: torch.Tensor | None = None  # (B, T) seconds of the history's events, where a method asks
+    tokens: torch.Tensor | None = None  # (B, L) of each row's prompt, padded on the left
+    token_mask: torch.Tensor | None = None  # (B, L) 1 at tokens, 0 at padding
+    answers: torch.Tensor | None = None  # (B, A) next token at the last A positions, -100 = no loss
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device (Lightning calls this)."""

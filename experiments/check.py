@@ -54,7 +54,7 @@ def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]
     metric = (select or {}).get("metric")
     if metric is None:
         return
-    names = (*RankingMetrics(KS).names, "auc")
+    names = (*RankingMetrics(KS).names, "auc", "uauc")
     validated = [f"val/{group}/{name}" for group in GROUP_NAMES for name in names]
     known = ["train/loss", *filter(can_select, validated)]
     if metric not in known:

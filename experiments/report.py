@@ -121,9 +121,11 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
         console.print(f"{escape(row)} is left out: {escape(reason)}")
     if older:
         console.print('* made by older code; ARGS="stale=rerun" makes it anew')
-    console.print(
-        "± is a 95 % interval that takes rows as independent; random is the exact expectation of guessing"
+    labelled = any(
+        "all/auc" in v and "all/ndcg@10" not in v for r in tables.values() for v in r.values()
     )
+    kind = "resamples users with their rows" if labelled else "takes rows as independent"
+    console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
@@ -162,7 +164,9 @@ def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str])
         table.add_section()
         for number, (label, values) in enumerate(rows.items()):
             count = values.get(f"{group}/n", {"value": 0})["value"]
-            cells = [cell(values.get(f"{group}/{c}"), interval=c == "ndcg@10") for c in columns]
+            cells = [
+                cell(values.get(f"{group}/{c}"), interval=c in ("ndcg@10", "auc")) for c in columns
+            ]
             mark = " *" if label in older else ""
             name = group.replace("_", " ") if number == 0 else ""
             table.add_row(name, escape(label) + mark, f"{count:.0f}", *cells)

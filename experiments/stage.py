@@ -95,7 +95,8 @@ def _fit(
     callbacks: list[pl.Callback] = [best, last]
     if metric and select.get("patience") is not None:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
-    trainer = _trainer(folder, job, data, "", [*callbacks, RunProgress(job["label"], metric, mode)])
+    progress = RunProgress(job["label"], metric, mode)
+    trainer = _trainer(folder, job, data, module, [*callbacks, progress])
     resume = folder / "last.ckpt"
     ckpt_path = str(resume) if resume.is_file() else None
     if ckpt_path:
@@ -141,7 +142,8 @@ def _test(
         _require_possible(module, data)
         progress = RunProgress(f"{job['label']} {name}", None)
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
-        trainer = _trainer(folder, job, data, name if several else "", [writer, progress])
+        row = name if several else ""
+        trainer = _trainer(folder, job, data, module, [writer, progress], row)
         trainer.test(module, datamodule=data, verbose=False)
         if "wandb" in (job["logger"] or {}):
             import wandb  # slow to import, and most runs do without
@@ -178,14 +180,20 @@ def _trainer(
     folder: Path,
     job: dict[str, Any],
     data: SequenceDataModule,
-    row: str,
+    module: RankingModule,
     callbacks: list[pl.Callback],
+    row: str = "",
 ) -> pl.Trainer:
     """``row`` names one of several rows of a test; it is empty where a stage has one module."""
     spec, launch = job["spec"], job["launch"]
+    settings = dict(spec["trainer"])
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if precision := _precision(module, launch):
+        settings.pop("precision", None)
+        plugins.append(precision)
     extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
     return pl.Trainer(
-        **spec["trainer"],
+        **settings,
         accelerator=launch["accelerator"],
         devices=launch["devices"],
         num_nodes=launch["num_nodes"],
@@ -199,9 +207,19 @@ def _trainer(
         enable_progress_bar=False,  # RunProgress shows the whole run instead of one epoch
         enable_model_summary=False,
         enable_checkpointing=spec["run"] == "fit",
-        plugins=[AtomicCheckpointIO()],
+        plugins=plugins,
         log_every_n_steps=10,
     )
+
+
+def _precision(module: RankingModule, launch: dict[str, Any]) -> Any:
+    """A method's own precision plugin for the devices that the trainer will choose, if it has one."""
+    wanted = launch["accelerator"]
+    gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+    try:
+        return module.precision_plugin("cuda" if gpu else "cpu", launch["strategy"])
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:

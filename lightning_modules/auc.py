@@ -38,6 +38,48 @@ def grouped_auc(scores: Tensor, labels: Tensor, users: Tensor) -> Tensor:
     return (total - p * (p + 1) / 2) / (p * (rows - p))
 
 
+def bootstrap_errors(
+    scores: Tensor, labels: Tensor, users: Tensor, draws: int = 1000, seed: int = 0
+) -> dict[str, Tensor]:
+    """Standard errors of the pooled AUC (``auc``) and of the users' mean AUC (``uauc``), () float64.
+
+    Users are drawn anew with replacement, each with all of its pairs (the cluster bootstrap: Field & Welsh,
+    2007): the pairs of one user are not independent, and there may be few users. Inputs are (N,).
+
+    Args:
+        scores, labels, users: as in ``grouped_auc``.
+        draws: at most; fewer where there are so many pairs that they would take minutes.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores, labels, users = scores.cpu(), labels.cpu().bool(), users.cpu()
+    ids, user = torch.unique(users, return_inverse=True)  # (U,), (N,)
+    _, level = torch.unique(scores.double(), return_inverse=True)  # (N,)
+    each = grouped_auc(scores, labels, users)  # (U,)
+    draws = min(draws, max(100, 200_000_000 // max(1, len(scores))))
+    at_once = max(1, 10_000_000 // max(1, len(scores)))
+    pooled, means = [], []
+    for first in range(0, draws, at_once):
+        size = (min(at_once, draws - first), len(ids))
+        drawn = torch.randint(len(ids), size, generator=generator)  # (D, U)
+        times = torch.zeros(size, dtype=torch.float64)
+        times.scatter_add_(1, drawn, torch.ones_like(times))  # how often each user was drawn
+        pooled.append(_weighted_auc(times[:, user], labels, level))
+        means.append((times * each.nan_to_num()).sum(1) / (times * each.isfinite()).sum(1))
+    found = {"auc": torch.cat(pooled), "uauc": torch.cat(means)}
+    # A draw may lack a class; it says nothing.
+    return {name: values[values.isfinite()].std() for name, values in found.items()}
+
+
+def _weighted_auc(weights: Tensor, labels: Tensor, level: Tensor) -> Tensor:
+    """(D,) AUCs of pairs that count ``weights`` (D, N) times; ``level`` (N,) are the scores' dense ranks."""
+    shape = (len(weights), int(level.max()) + 1)
+    positive = weights.new_zeros(shape).index_add_(1, level, weights * labels)  # (D, levels)
+    negative = weights.new_zeros(shape).index_add_(1, level, weights * ~labels)
+    beaten = negative.cumsum(1) - negative / 2
+    return (positive * beaten).sum(1) / (positive.sum(1) * negative.sum(1))
+
+
 class LogitAUC(Metric):
     """Exact AUC over pooled (score, label) pairs, and the mean of the users' own AUCs.
 
@@ -46,6 +88,7 @@ class LogitAUC(Metric):
 
     full_state_update = False
     higher_is_better = True
+    _pairs: tuple[Tensor, Tensor, Tensor] | None = None  # of all ranks, once computed
     scores: list[Tensor]
     labels: list[Tensor]
     users: list[Tensor]
@@ -100,8 +143,14 @@ class LogitAUC(Metric):
                 "Some updates gave user ids and some did not; give them always or never."
             )
         each = grouped_auc(scores, labels, users)  # (U,)
+        self._pairs = (scores, labels, users)
         both = each[each.isfinite()]
         out["uauc"] = both.mean()
         out["users"] = empty.new_tensor(len(both))
         out["users_one_class"] = empty.new_tensor(len(each) - len(both))
         return out
+
+    def stderr(self) -> dict[str, Tensor]:
+        """``bootstrap_errors`` of what was computed last; nothing where no user ids were given."""
+        self.compute()  # the wrapped call also gathers the ranks' pairs
+        return bootstrap_errors(*self._pairs) if self._pairs is not None else {}

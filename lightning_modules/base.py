@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -84,6 +85,14 @@ class RankingModule(pl.LightningModule):
 
     def impossible(self, histories: Histories) -> str | None:
         """Why this method means nothing on some data (it has no times, say); None where it can be run."""
+        return None
+
+    def precision_plugin(self, device: str, strategy: str) -> Precision | None:
+        """How this method is computed on ``device`` (cpu, cuda), where that is part of the method.
+
+        Raises:
+            ValueError: the device or the strategy cannot do it.
+        """
         return None
 
     def compile_training(self) -> None:
@@ -164,7 +173,11 @@ class RankingModule(pl.LightningModule):
         """Log ``test/GROUP/METRIC`` and keep the standard errors for the results file."""
         values = self._log("test")
         metrics = self.eval_metrics.get("test")
-        errors = metrics.stderr() if metrics else {}
+        if metrics:
+            errors = metrics.stderr()
+        else:
+            found = ((group, auc.stderr()) for group, auc in self.pooled_auc.items())
+            errors = {f"{g}/{name}": error for g, each in found for name, error in each.items()}
         self.results = {
             name: (value.item(), errors[name].item() if name in errors else float("nan"))
             for name, value in values.items()

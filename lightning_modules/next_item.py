@@ -21,6 +21,7 @@ from lightning_modules.base import RankingModule, mix_seeds
 from lightning_modules.length_groups import length_groups
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
+from lightning_modules.schedules import Schedule, learning_rate_share
 
 Loss = Literal[
     "ce", "scalable_ce", "sampled_ce", "nce", "bce", "gbce", "bpr", "bpr_max", "top1_max"
@@ -28,7 +29,6 @@ Loss = Literal[
 WITHOUT_NEGATIVES = ("ce", "scalable_ce")
 TableOptimizer = Literal["adamw", "rowwise_adagrad"]
 Windows = Literal["newest", "all"]
-Schedule = Literal["constant", "cosine", "linear"]
 
 
 def dot_products(users: Tensor, items: Tensor) -> Tensor:
@@ -277,13 +277,7 @@ class NextItemModule(RankingModule):
 
     def _rate(self, step: int, steps: int) -> float:
         """Learning rate at a step, as a share of its peak."""
-        rise = max(1, round(self.warmup * steps))
-        if step < rise:
-            return (step + 1) / rise
-        done = min(1.0, (step - rise) / max(1, steps - rise))
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        return 1 - done if self.schedule == "linear" else 1.0
+        return learning_rate_share(step, steps, round(self.warmup * steps), self.schedule)
 
     def _negatives(self, batch: Batch, where: Tensor) -> Tensor | None:
         """(N, K); (K,) shared by all positions, the same on every device; or None."""

@@ -17,6 +17,7 @@ from ir_measures import RR, R, Success, nDCG
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from lightning_modules.auc import bootstrap_errors
 from lightning_modules.metrics import LogitAUC, RankingMetrics, list_metrics, row_metrics
 from lightning_modules.ranking import rank_candidates
 
@@ -236,6 +237,34 @@ def test_auc_equals_scikit_learn_for_ties_huge_logits_and_users(data: st.DataObj
     assert got["uauc"].item() == pytest.approx(uauc, abs=1e-9, nan_ok=True)
     assert got["users"] == len(each)
     assert got["users_one_class"] == len(users.unique()) - len(each)
+
+
+def test_bootstrap_of_users_equals_scikit_learn_with_weights() -> None:
+    generator = torch.Generator().manual_seed(3)
+    users = torch.randint(1, 7, (80,), generator=generator)
+    labels = torch.rand(80, generator=generator) < 0.5
+    labels[users == 2] = True  # a user with one class has no AUC of its own
+    scores = (torch.randn(80, generator=generator) + labels).round(decimals=1)  # some tie
+    got = bootstrap_errors(scores, labels, users, draws=50, seed=5)
+
+    ids = users.unique()
+    drawn = torch.randint(len(ids), (50, len(ids)), generator=torch.Generator().manual_seed(5))
+    pooled, means = [], []
+    for chosen in drawn:
+        rows = torch.cat([(users == ids[u]).nonzero()[:, 0] for u in chosen])
+        pooled.append(roc_auc_score(labels[rows], scores[rows].double()))
+        own = [(labels[users == ids[u]], scores[users == ids[u]].double()) for u in chosen]
+        means.append(np.mean([roc_auc_score(*pair) for pair in own if len(pair[0].unique()) == 2]))
+    assert got["auc"].item() == pytest.approx(np.std(pooled, ddof=1), abs=1e-12)
+    assert got["uauc"].item() == pytest.approx(np.std(means, ddof=1), abs=1e-12)
+    metric = LogitAUC()
+    metric.update(scores, labels, users)
+    whole = bootstrap_errors(scores, labels, users)
+    assert metric.stderr() == whole
+    # A user whose one pair comes eight times tells no more than with one.
+    pairs = (scores[:12], labels[:12], torch.arange(12))
+    often = bootstrap_errors(*(x.repeat_interleave(8) for x in pairs))
+    assert often["auc"].item() == pytest.approx(bootstrap_errors(*pairs)["auc"].item(), abs=1e-12)
 
 
 def test_logits_that_a_sigmoid_would_tie_are_told_apart() -> None:

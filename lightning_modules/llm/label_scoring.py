@@ -1,0 +1,113 @@
+"""Yes or no without generating: one forward pass, two logits, one float32 margin.
+
+Legend: B rows, L tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LabelTokens:
+    """Where two labels part, as they are tokenised behind a prompt.
+
+    The ``shared`` tokens that both begin with stand behind every prompt; at the next position ``first`` and
+    ``second`` tell the labels apart.
+    """
+
+    shared: tuple[int, ...]
+    first: int
+    second: int
+    full: tuple[tuple[int, ...], tuple[int, ...]]  # all tokens of each label
+
+
+def label_tokens(
+    tokenizer: Any, prompt: str, labels: Sequence[str], special_tokens: bool = True
+) -> LabelTokens:
+    """Tokenise ``prompt + label`` for both labels and find where they part; no id is written down by hand.
+
+    Args:
+        tokenizer: of the model that is asked.
+        special_tokens: whether the tokenizer adds its own (a chat template has them in its text).
+        prompt: any whole prompt of the layout: what precedes a label decides how it is cut into tokens.
+        labels: the positive one, then the negative one.
+
+    Raises:
+        ValueError: the labels are not two, one begins with the other, or the prompt's end would be tokenised
+            in another way before a label.
+    """
+    if len(labels) != 2:
+        raise ValueError(f"expected two labels (yes and no), got {list(labels)}")
+    before = _ids(tokenizer, prompt, special_tokens)
+    ends = []
+    for label in labels:
+        whole = _ids(tokenizer, prompt + label, special_tokens)
+        if whole[: len(before)] != before:
+            raise ValueError(
+                f"the prompt's end and the label {label!r} share a token: end the prompt with a line break"
+            )
+        ends.append(whole[len(before) :])
+    same = 0
+    while same < min(map(len, ends)) and ends[0][same] == ends[1][same]:
+        same += 1
+    if same == min(map(len, ends)):
+        raise ValueError(
+            f"the label {labels[0]!r} begins with {labels[1]!r}, or the other way round"
+        )
+    full = (tuple(ends[0]), tuple(ends[1]))
+    return LabelTokens(tuple(ends[0][:same]), ends[0][same], ends[1][same], full)
+
+
+def _ids(tokenizer: Any, text: str, special_tokens: bool) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
+    return ids
+
+
+def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+    """Logits (B, keep, V) float32 at the last ``keep`` positions; the head runs on no other.
+
+    Args:
+        model: a causal language model of transformers, with or without an adapter.
+        tokens: (B, L), padded on the left.
+        mask: (B, L), 1 at tokens.
+        keep: positions from the end.
+    """
+    # Counted from the first token, not from the padding: a row's scores do not know its neighbours' lengths.
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, L)
+    out = model(
+        input_ids=tokens,
+        attention_mask=mask,
+        position_ids=positions,
+        logits_to_keep=keep,
+        use_cache=False,
+    )
+    logits: Tensor = out.logits.float()
+    return logits
+
+
+def margin(logits: Tensor, labels: LabelTokens) -> Tensor:
+    """logit(yes) - logit(no) (B,), float32, of logits (B, V): the log of the odds of the two answers alone.
+
+    A softmax over the vocabulary and then over the two probabilities (TALLRec's code) ranks by p(yes) - p(no)
+    instead, which ties saturated rows and mixes in what other tokens take.
+    """
+    wide = logits.float()
+    return wide[:, labels.first] - wide[:, labels.second]
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L) and mask (B, L) of rows of any length, the newest tokens aligned at the end."""
+    width = max(map(len, rows), default=0)
+    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        if len(row):
+            tokens[i, width - len(row) :] = torch.as_tensor(row, dtype=torch.long)
+            mask[i, width - len(row) :] = 1
+    return tokens, mask

@@ -1,0 +1,144 @@
+"""Prompts to tokens, once: each row is tokenised when a loader first asks for it, and kept on disk.
+
+Legend: B rows, R all rows of a split, L tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from datamodules.sources import cache_root
+from datamodules.types import Rows
+
+logger = logging.getLogger(__name__)
+_AT_ONCE = 2_000  # rows between two ticks of the bar
+
+# Texts (B,) of rows whose oldest ``skip`` (B,) events are left out.
+Texts = Callable[[Rows, np.ndarray], list[str]]
+
+
+class PromptTable:
+    """Tokens of the rows that were asked for.
+
+    Args:
+        tokenizer: of transformers.
+        texts: the rows' prompts.
+        limit: tokens a prompt may have; the oldest events go until it fits.
+        name: a digest of all that prompts depend on besides the row: wording, tokenizer, data.
+        special_tokens: whether the tokenizer adds its own (a chat template has them in its text).
+    """
+
+    def __init__(
+        self, tokenizer: Any, texts: Texts, limit: int, name: str, special_tokens: bool = True
+    ) -> None:
+        self.special_tokens = special_tokens
+        self.tokenizer, self.texts, self.limit, self.name = tokenizer, texts, limit, name
+        self.cut_events = 0  # history events that did not fit, over all rows
+        self._index: dict[tuple[int, int, int], int] = {}
+        self._tokens: list[np.ndarray] = []
+
+    def add(self, rows: Rows, show: bool = True) -> np.ndarray:
+        """Tokenise all rows of a split: their numbers of tokens (R,)."""
+        known = [self._index.get(key) for key in _keys(rows)]
+        if any(index is None for index in known):
+            ids, offsets, cut = self._kept(rows, show)
+            self.cut_events += cut
+            for row, key in enumerate(_keys(rows)):
+                self._index[key] = len(self._tokens)
+                self._tokens.append(ids[offsets[row] : offsets[row + 1]])
+        return np.array([len(tokens) for tokens in self.of(rows)], dtype=np.int64)
+
+    def of(self, rows: Rows) -> list[np.ndarray]:
+        """The tokens of each row, (B,) arrays of L; rows that nobody added are tokenised now."""
+        if any(key not in self._index for key in _keys(rows)):
+            self.add(rows, show=False)
+        return [self._tokens[self._index[key]] for key in _keys(rows)]
+
+    def _kept(self, rows: Rows, show: bool) -> tuple[np.ndarray, np.ndarray, int]:
+        """From the file that an earlier run left, or made now; a second process waits for the first."""
+        folder = cache_root() / "tokens"
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(f"{self.name} {self.limit}".encode())
+        for column in (rows.user, rows.start, rows.stop, rows.target):
+            digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
+        file = folder / f"{digest.hexdigest()[:32]}.safetensors"
+        with FileLock(f"{file}.lock"):
+            if not file.is_file():
+                self._write(file, rows, show)
+        kept = load_file(file)
+        return kept["ids"], kept["offsets"], int(kept["cut"][0])
+
+    def _write(self, file: Path, rows: Rows, show: bool) -> None:
+        made: list[list[int]] = []
+        cut = 0
+        count = len(rows.row)
+        with tqdm(
+            total=count, desc="tokenising", disable=None if show else True, leave=False
+        ) as bar:
+            for first in range(0, count, _AT_ONCE):
+                part = some_rows(rows, np.arange(first, min(count, first + _AT_ONCE)))
+                ids, dropped = tokenise(
+                    self.tokenizer, self.texts, part, self.limit, self.special_tokens
+                )
+                made += ids
+                cut += dropped
+                bar.update(len(ids))
+        offsets = np.cumsum([0, *map(len, made)]).astype(np.int64)
+        flat = np.fromiter((i for ids in made for i in ids), np.int32, count=int(offsets[-1]))
+        whole = file.with_suffix(".part")
+        save_file({"ids": flat, "offsets": offsets, "cut": np.array([cut], np.int64)}, whole)
+        whole.replace(file)
+
+
+def tokenise(
+    tokenizer: Any, texts: Texts, rows: Rows, limit: int, special_tokens: bool = True
+) -> tuple[list[list[int]], int]:
+    """Tokens of each row's prompt, at most ``limit``, and how many history events did not fit.
+
+    The oldest events are left out one by one; the item asked about and where the answer begins never are.
+
+    Raises:
+        ValueError: a prompt is too long even without any history.
+    """
+    skip = np.zeros(len(rows.row), dtype=np.int64)
+
+    def cut(asked: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(asked, add_special_tokens=special_tokens)["input_ids"]
+        return ids
+
+    made = cut(texts(rows, skip))
+    events = rows.stop - rows.start
+    while long := [i for i, ids in enumerate(made) if len(ids) > limit]:
+        if hopeless := [i for i in long if skip[i] >= events[i]]:
+            raise ValueError(
+                f"a prompt without any history has {len(made[hopeless[0]])} tokens, but {limit} are allowed: "
+                "raise llm.max_length"
+            )
+        skip[long] += 1
+        again = cut(texts(some_rows(rows, np.array(long)), skip[long]))
+        for i, ids in zip(long, again, strict=True):
+            made[i] = ids
+    return made, int(skip.sum())
+
+
+def some_rows(rows: Rows, keep: np.ndarray) -> Rows:
+    """Rows by number."""
+    per_row = ("row", "user", "start", "stop", "filler", "target", "label")
+    held = {f.name: getattr(rows, f.name) for f in fields(rows) if f.name in per_row}
+    return replace(rows, **{n: v[keep] for n, v in held.items() if v is not None})
+
+
+def _keys(rows: Rows) -> Sequence[tuple[int, int, int]]:
+    assert rows.target is not None
+    columns = (rows.start.tolist(), rows.stop.tolist(), rows.target.tolist())
+    return list(zip(*columns, strict=True))

@@ -1,0 +1,76 @@
+"""TALLRec's question in words: what was liked, what was not, and would this be liked?
+
+Bao et al., "TALLRec", RecSys 2023 (arXiv 2305.00447): its three parts (instruction, input, response), with
+wording of our own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LABELS = ("Yes.", "No.")
+_NOTHING = "nothing so far"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question; items as they are shown, oldest first."""
+
+    liked: tuple[str, ...]
+    disliked: tuple[str, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class YesNoPrompt:
+    """Turns questions into the two texts that a layout (Alpaca's or a chat's) puts together.
+
+    Args:
+        singular: what one item is called: film, book, product.
+        plural: what several are called.
+
+    Raises:
+        ValueError: a name is blank.
+    """
+
+    singular: str = "film"
+    plural: str = "films"
+
+    def __post_init__(self) -> None:
+        if not self.singular.strip() or not self.plural.strip():
+            raise ValueError(
+                "an item needs a name: give singular and plural, such as book and books"
+            )
+
+    def instruction(self) -> str:
+        """What is asked of everybody."""
+        return (
+            f"Somebody has told us which {self.plural} they liked and which they disliked. Decide whether "
+            f'they will like one more {self.singular}. Answer "Yes." or "No." and nothing else.'
+        )
+
+    def input(self, question: Question) -> str:
+        """What is known of one person, and the item asked about."""
+        return (
+            f"Liked: {_listed(question.liked)}\n"
+            f"Disliked: {_listed(question.disliked)}\n"
+            f'Will they like the {self.singular} "{question.target}"?'
+        )
+
+
+def _listed(items: Sequence[str]) -> str:
+    return ", ".join(f'"{item}"' for item in items) or _NOTHING
+
+
+def shown_items(titles: Sequence[str], creators: Sequence[str | None] | None = None) -> list[str]:
+    """(I + 1,) what prompts call each item: its title, and who made it where that is known.
+
+    Args:
+        titles: (I + 1,).
+        creators: (I + 1,) author or director; None shows titles alone.
+    """
+    if creators is None:
+        return list(titles)
+    pairs = zip(titles, creators, strict=True)
+    return [f"{title} by {creator}" if creator else title for title, creator in pairs]

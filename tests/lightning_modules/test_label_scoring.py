@@ -1,0 +1,86 @@
+"""Margins from one forward pass: label ids in context, padding that changes nothing, the head at one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_modules.llm.label_scoring import label_tokens, last_logits, margin, pad_left
+
+
+@pytest.fixture(scope="module", params=["llama", "opt"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp(request.param)
+    (write_tiny_llm if request.param == "llama" else write_tiny_opt)(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoTokenizer.from_pretrained(folder), model
+
+
+def test_labels_are_tokenised_behind_the_prompt(tiny: Any) -> None:
+    tokenizer, _ = tiny
+    prompt = "Will the user like Alien (1979)?\n"
+    found = label_tokens(tokenizer, prompt, ("Yes.", "No."))
+    assert found.shared == ()
+    for label, ids, first in zip(
+        ("Yes.", "No."), found.full, (found.first, found.second), strict=True
+    ):
+        assert tokenizer.decode(ids) == label
+        assert ids[0] == first
+    assert tokenizer.decode([found.first]) == "Yes"  # one token of the tiny vocabulary
+
+
+def test_what_both_labels_begin_with_stands_behind_the_prompt(tiny: Any) -> None:
+    tokenizer, _ = tiny
+    found = label_tokens(tokenizer, "?\n", ("I say Yes", "I say No"))
+    assert tokenizer.decode(found.shared) == "I say "[: len(tokenizer.decode(found.shared))]
+    assert len(found.shared) > 0
+    whole = tokenizer("?\nI say Yes")["input_ids"]
+    before = tokenizer("?\n")["input_ids"]
+    assert whole == [*before, *found.shared, found.first, *found.full[0][len(found.shared) + 1 :]]
+
+
+def test_labels_that_cannot_be_told_apart_are_refused(tiny: Any) -> None:
+    tokenizer, _ = tiny
+    with pytest.raises(ValueError, match="two labels"):
+        label_tokens(tokenizer, "?\n", ("Yes",))
+    with pytest.raises(ValueError, match="begins with"):
+        label_tokens(tokenizer, "?\n", ("Yes", "Yes it is"))
+    with pytest.raises(ValueError, match="share a token"):
+        label_tokens(tokenizer, "Answer Ye", ("s", "No"))
+
+
+def test_rows_of_any_length_have_the_logits_that_they_have_alone(tiny: Any) -> None:
+    tokenizer, model = tiny
+    texts = ["Heat (1995)", "The user liked Heat (1995) and disliked Jaws (1975).", "No"]
+    rows = [tokenizer(text)["input_ids"] for text in texts]
+    tokens, mask = pad_left(rows, pad=3)
+    assert mask.sum(1).tolist() == [len(r) for r in rows]
+    with torch.no_grad():
+        together = last_logits(model, tokens, mask, keep=2)  # (B, 2, V)
+        for row, ids in enumerate(rows):
+            alone = model(torch.tensor([ids])).logits[0]  # (L, V)
+            kept = min(2, len(ids))
+            torch.testing.assert_close(together[row, -kept:], alone[-kept:], atol=1e-4, rtol=1e-4)
+
+
+def test_the_margin_is_the_log_odds_of_the_two_answers(tiny: Any) -> None:
+    tokenizer, model = tiny
+    labels = label_tokens(tokenizer, "?\n", ("Yes", "No"))
+    tokens, mask = pad_left([tokenizer("Alien (1979)?\n")["input_ids"]], pad=3)
+    with torch.no_grad():
+        logits = last_logits(model, tokens, mask)[:, 0]
+    p = logits.double().softmax(-1)
+    odds = (p[:, labels.first] / p[:, labels.second]).log()
+    torch.testing.assert_close(margin(logits, labels).double(), odds, atol=1e-5, rtol=1e-5)
+    assert margin(logits.bfloat16(), labels).dtype == torch.float32
+
+
+def test_padding_on_the_left() -> None:
+    tokens, mask = pad_left([[5, 6, 7], [], [8]], pad=3)
+    assert tokens.tolist() == [[5, 6, 7], [3, 3, 3], [3, 3, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 1]]
+    assert pad_left([], pad=3)[0].shape == (0, 0)

@@ -1,0 +1,61 @@
+"""The words of TALLRec's question, and how layouts put them together."""
+
+from __future__ import annotations
+
+import pytest
+
+from lightning_modules.llm.layouts import alpaca, chat, lay_out
+from lightning_modules.tallrec.prompts import Question, YesNoPrompt, shown_items
+
+
+def test_a_question_names_what_was_liked_what_was_not_and_the_target() -> None:
+    prompt = YesNoPrompt("book", "books")
+    text = prompt.input(Question(("Emma by Jane Austen", "It"), ("Dune",), "Ulysses"))
+    liked, disliked, asked = text.splitlines()
+    assert liked == 'Liked: "Emma by Jane Austen", "It"'
+    assert disliked == 'Disliked: "Dune"'
+    assert '"Ulysses"' in asked
+    assert "book" in asked
+    assert "books" in prompt.instruction()
+    assert '"Yes."' in prompt.instruction()
+    assert '"No."' in prompt.instruction()
+
+
+def test_an_empty_list_is_told_in_words() -> None:
+    liked, disliked, _ = YesNoPrompt().input(Question((), (), "X")).splitlines()
+    assert liked.removeprefix("Liked: ") == disliked.removeprefix("Disliked: ") != ""
+
+
+def test_blank_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs a name"):
+        YesNoPrompt(" ", "films")
+
+
+def test_makers_are_shown_where_they_are_known() -> None:
+    titles, makers = ["", "Emma", "Beowulf"], ["", "Jane Austen", None]
+    assert shown_items(titles, makers) == ["", "Emma by Jane Austen", "Beowulf"]
+    assert shown_items(titles) == titles
+
+
+def test_alpacas_three_parts_end_where_the_response_begins() -> None:
+    text = alpaca("Do it.", "With this.")
+    parts = [text.index(p) for p in ("### Instruction:\nDo it.", "### Input:\nWith this.")]
+    assert parts == sorted(parts)
+    assert text.endswith("### Response:\n")
+    assert "### Input:" not in alpaca("Do it.")
+
+
+class Templated:
+    """Records what a chat template is given."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
+        assert options == {"tokenize": False, "add_generation_prompt": True}
+        (message,) = messages
+        return f"<{message['role']}>{message['content']}<assistant>"
+
+
+def test_a_chat_is_one_message_of_the_user() -> None:
+    assert chat(Templated(), "Do it.", "With this.") == "<user>Do it.\n\nWith this.<assistant>"
+    assert chat(Templated(), "Do it.") == "<user>Do it.<assistant>"
+    assert lay_out(Templated(), True, "Do it.") == chat(Templated(), "Do it.")
+    assert lay_out(Templated(), False, "Do it.", "x") == alpaca("Do it.", "x")
