@@ -140,7 +140,7 @@ def _test(
             left_out[name] = reason
             continue
         _require_possible(module, data)
-        progress = RunProgress(f"{job['label']} {name}", None)
+        progress = RunProgress(f"{job['label']} {name}" if several else job["label"], None)
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
         row = name if several else ""
         trainer = _trainer(folder, job, data, module, [writer, progress], row)
@@ -276,6 +276,9 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    # Frozen language models are meant to be in eval mode; transformers asks itself under an old name.
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated.*")
     # Epochs without a validation; a metric that never comes is an error of its own at the end of the fit.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
 

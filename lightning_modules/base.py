@@ -256,9 +256,11 @@ class RankingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and buffers; what is frozen is rebuilt by the constructor."""
-        frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
+        # By every name: an output head that is tied to the embedding has one of its own.
+        named = self.named_parameters(remove_duplicate=False)
+        frozen = {n for n, p in named if not p.requires_grad}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if n not in frozen}
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if not _belongs(n, frozen)}
 
     def load_weights(self, path: str | Path) -> None:
         """Take the trained weights of a checkpoint.
@@ -280,6 +282,13 @@ class RankingModule(pl.LightningModule):
         if problems:
             raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
         self.load_state_dict(state, strict=False)
+
+
+def _belongs(name: str, frozen: set[str]) -> bool:
+    """Whether an entry of a state dict is a frozen weight, or the scales of one that is quantized."""
+    while name and name not in frozen:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def mix_seeds(*parts: int) -> int:

@@ -192,8 +192,9 @@ class YesNoModule(RankingModule):
             return
         device = self.trainer.strategy.root_device
         plugin = self.trainer.precision_plugin
-        quantizes = isinstance(plugin, QLoRAPrecision)
-        config = plugin.quantization_config(device) if quantizes else None
+        config = None
+        if isinstance(plugin, QLoRAPrecision):
+            config = plugin.quantization_config(device)
         base = load_causal_lm(self.llm, device, config)
         seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         self.model = attach_adapter(base, self.adapter, seed)

@@ -1,4 +1,4 @@
-"""Margins from one forward pass: label ids in context, padding that changes nothing, the head at one place."""
+"""Margins from one forward pass: label ids in context, padding that changes nothing, the head."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.llm.label_scoring import label_tokens, last_logits, margin, pad_left
+from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
 
 
 @pytest.fixture(scope="module", params=["llama", "opt"])

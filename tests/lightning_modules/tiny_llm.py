@@ -17,7 +17,9 @@ CORPUS = [
 ]  # fmt: skip
 
 
-def write_tiny_tokenizer(folder: Path, template: bool = True, pad: str | None = "<pad>") -> Any:
+def write_tiny_tokenizer(
+    folder: Path, template: bool = True, pad: str | None = "<pad>", longest: int = LONGEST
+) -> Any:
     """A byte-level BPE that is trained on a few sentences; specials: unk 0, bos 1, eos 2, pad 3."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -32,7 +34,7 @@ def write_tiny_tokenizer(folder: Path, template: bool = True, pad: str | None = 
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=LONGEST,
+        tokenizer_object=tokenizer, model_max_length=longest,
         unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
     )  # fmt: skip
     if template:
@@ -41,12 +43,14 @@ def write_tiny_tokenizer(folder: Path, template: bool = True, pad: str | None = 
     return fast
 
 
-def write_tiny_llm(folder: Path, seed: int = 0, template: bool = True, **settings: Any) -> Path:
+def write_tiny_llm(
+    folder: Path, seed: int = 0, template: bool = True, longest: int = LONGEST, **settings: Any
+) -> Path:
     """Save a LlamaForCausalLM (2 layers, d = 64) and its tokenizer as ``save_pretrained`` does."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = write_tiny_tokenizer(folder, template)
+    tokenizer = write_tiny_tokenizer(folder, template, longest=longest)
     shape = {
         "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
@@ -54,7 +58,7 @@ def write_tiny_llm(folder: Path, seed: int = 0, template: bool = True, **setting
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=LONGEST, initializer_range=0.2,
+            vocab_size=len(tokenizer), max_position_embeddings=longest, initializer_range=0.2,
             bos_token_id=1, eos_token_id=2, pad_token_id=3, **{**shape, **settings},
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder)

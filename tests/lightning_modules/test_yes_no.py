@@ -1,0 +1,178 @@
+"""The yes/no module: its three losses against transformers', rows that carry none, weights and alarms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from datamodules.loading import AttachLabels
+from datamodules.types import TRAIN, Histories, Rows
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.tallrec import TALLRecModule
+from tests.lightning_modules.tiny_llm import write_tiny_llm
+
+LONGEST = 512
+TITLES = ["Heat (1995)", "Jaws (1975)", "Alien (1979)", "Emma", None]
+HISTORIES = Histories(
+    offsets=np.array([0, 0, 4, 7]),
+    items=np.array([1, 2, 3, 4, 2, 1, 3], np.int32),
+    split=np.full(7, TRAIN, np.int8),
+    timestamps=np.arange(7),
+    num_items=5,
+    ratings=np.array([5, 2, 4, 1, 3, 5, 4], np.float32),
+)
+ROWS = Rows(
+    HISTORIES, np.arange(3), np.array([1, 2, 1]), np.array([0, 4, 0]), np.array([3, 6, 1]), 0, 0,
+    normaliser=3.0, target=np.array([4, 3, 5]), label=np.array([False, True, True]),
+    liked_above=3,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=LONGEST)
+
+
+@pytest.fixture
+def made(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """A module as a trainer would have it: attached to data and a device, its model loaded."""
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path))
+
+    def build(adapter: AdapterSpec | None = None, **options: Any) -> TALLRecModule:
+        catalog = pl.DataFrame({"title": TITLES, "brand": [None, "S. Spielberg", None, "", None]})
+        spec = BackboneSpec(str(folder), dtype="float32", chat_template=False, max_length=LONGEST)
+        module = TALLRecModule(catalog, spec, adapter or AdapterSpec(dropout=0.0), **options)
+        data = SimpleNamespace(seed=0, prepared=SimpleNamespace(digest="x"))
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        trainer = SimpleNamespace(
+            datamodule=data, strategy=strategy, precision_plugin=None, global_step=0
+        )
+        monkeypatch.setattr(TALLRecModule, "trainer", trainer)
+        monkeypatch.setattr(module, "log", lambda *a, **k: None)
+        module.configure_model()
+        return module
+
+    return build
+
+
+def batch_of(module: TALLRecModule, training: bool = True, rows: Rows = ROWS) -> Any:
+    module.row_lengths(rows)
+    return AttachLabels(module.collator(training))(rows)
+
+
+def test_prompts_show_likes_dislikes_and_makers(made: Callable[..., Any]) -> None:
+    module = made()
+    first, second, third = module.texts(ROWS, np.zeros(3, np.int64))
+    assert 'Liked: "Heat (1995)", "Alien (1979)"\n' in first
+    assert 'Disliked: "Jaws (1975) by S. Spielberg"\n' in first
+    assert '"Emma"?' in first
+    assert 'Liked: "Heat (1995)"\n' in second  # its first event, a 3, is no like
+    assert 'Disliked: "Jaws (1975) by S. Spielberg"\n' in second
+    assert "(no title)" in third or "title" in third
+    shorter = module.texts(ROWS, np.array([1, 2, 1]))
+    assert '"Heat (1995)"' not in shorter[0]
+    assert '"Jaws' not in shorter[1]
+    assert made(max_length=1).texts(ROWS, np.zeros(3, np.int64))[0].count('"Alien (1979)"') == 1
+
+
+def test_the_margin_loss_is_bce_of_the_two_logits(made: Callable[..., Any], folder: Path) -> None:
+    module = made()
+    batch = batch_of(module)
+    got = module.training_step(batch, 0)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    texts = module.texts(ROWS, np.zeros(3, np.int64))
+    yes, no = (module.tokenizer("\n" + w)["input_ids"][-1] for w in ("Yes", "No"))
+    expected = 0.0
+    for text, liked in zip(texts, ROWS.label, strict=True):  # type: ignore[arg-type]
+        logits = plain(torch.tensor([module.tokenizer(text)["input_ids"]])).logits[0, -1]
+        sign = 1 if liked else -1
+        expected += F.softplus(-sign * (logits[yes] - logits[no])).item() / 3
+    assert got.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["answer", "prompt"])
+def test_language_model_losses_are_transformers(
+    loss: str, made: Callable[..., Any], folder: Path
+) -> None:
+    module = made(loss=loss)
+    got = module.training_step(batch_of(module), 0)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = 0.0
+    for text, liked in zip(module.texts(ROWS, np.zeros(3, np.int64)), ROWS.label, strict=True):  # type: ignore[arg-type]
+        whole = module.tokenizer(text + ("Yes." if liked else "No."))["input_ids"]
+        labels = torch.tensor([whole])
+        if loss == "answer":
+            labels[:, : len(module.tokenizer(text)["input_ids"])] = -100
+        expected += plain(torch.tensor([whole]), labels=labels).loss.item() / 3
+    assert got.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_rows_that_keep_ranks_in_step_carry_no_loss(made: Callable[..., Any]) -> None:
+    from dataclasses import replace
+
+    module = made()
+    whole = module._row_losses(batch_of(module))
+    batch = batch_of(module, rows=replace(ROWS, filler=np.array([False, True, False])))
+    expected = (whole[0] + whole[2]) / 3
+    assert module.training_step(batch, 0).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_evaluation_scores_the_item_asked_about(made: Callable[..., Any]) -> None:
+    module = made()
+    batch = batch_of(module, training=False)
+    with torch.no_grad():
+        counts, scores = module.rank(batch)
+        assert counts is None
+        assert torch.equal(scores[:, 0], module.margins(batch))
+    with pytest.raises(ValueError, match="scores the item that a prompt asks about"):
+        module.score(torch.zeros(3), torch.ones(3, 2))
+
+
+def test_only_the_adapter_is_trained_and_kept(made: Callable[..., Any], tmp_path: Path) -> None:
+    module = made()
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    frozen = {n: p.clone() for n, p in module.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.01)
+    before = [p.clone() for p in module.parameters() if p.requires_grad]
+    for _ in range(2):  # LoRA's A has a gradient once B has moved
+        optimizer.zero_grad()
+        module.training_step(batch_of(module), 0).backward()
+        optimizer.step()
+    after = [p for p in module.parameters() if p.requires_grad]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(p, frozen[n]) for n, p in module.named_parameters() if n in frozen)
+
+    checkpoint = {"state_dict": dict(module.state_dict())}
+    module.on_save_checkpoint(checkpoint)
+    assert set(checkpoint["state_dict"]) == trained
+    torch.save(checkpoint, tmp_path / "some.ckpt")
+    with torch.no_grad():
+        expected = module.margins(batch_of(module, training=False))
+        other = made()
+        untrained = other.margins(batch_of(other, training=False))
+        assert not torch.allclose(untrained, expected)
+        other.load_weights(tmp_path / "some.ckpt")
+        assert torch.equal(other.margins(batch_of(other, training=False)), expected)
+
+
+def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:
+    module = made()
+    with pytest.raises(ValueError, match="lora adapter has not moved in 0 steps"):
+        module.on_train_end()
+    made(AdapterSpec("none")).on_train_end()
+
+
+def test_a_loss_that_does_not_exist_is_refused(made: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="loss is 'hinge', expected one of margin, answer, prompt"):
+        made(loss="hinge")
