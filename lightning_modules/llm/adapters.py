@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import DataSourceError
+from datamodules.sources import DataSourceError
 from lightning_modules.llm.specs import AdapterSpec
 
 __all__ = [

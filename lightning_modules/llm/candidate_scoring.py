@@ -1,7 +1,7 @@
 """Likelihoods of many candidate texts behind one prompt, in one forward pass.
 
 The candidates stand behind the prompt one after another; a mask lets each see the prompt and itself alone,
-and its positions go on where the prompt ends. The prompt is thus read once, whatever the number of candidates.
+and its positions go on where the prompt ends: the prompt is read once, whatever the number of candidates.
 
 Legend: B rows, C candidates, P prompt tokens, S tokens behind the prompt, L = P + S, V vocabulary.
 """
