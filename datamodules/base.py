@@ -229,13 +229,9 @@ class SequenceDataModule(pl.LightningDataModule):
                 f"{type(method).__name__} learns from labelled examples, but {self.recipe.name} has "
                 "none: give data.examples a recipe, for instance datamodules.examples.RatedTargets."
             )
-        if examples is not None and not method.labelled:
-            raise ValueError(
-                f"{type(method).__name__} learns from sequences, but {self.recipe.name} has labelled "
-                "examples: set data.examples=null."
-            )
-        if examples is not None:
+        if examples is not None and method.labelled:
             return self._example_loader(examples)
+        # A method of sequences learns from the same training events, whatever they were rated.
         rows = TrainRows(self.histories, method.max_length, method.all_windows, method.sequential)
         dataset = TrainDataset(rows, self.seed)
         sampler = GlobalBatchSampler(
