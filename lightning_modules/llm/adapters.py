@@ -43,7 +43,8 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
         seed: of its initial weights; the random streams are left as they were.
 
     Returns:
-        A ``PeftModel``, or ``model`` itself for ``full`` and ``none``.
+        A ``PeftModel``, or ``model`` itself for ``full`` and ``none``. What is trained is in training mode
+        (its dropout works), what is frozen in eval mode.
 
     Raises:
         ValueError: a target names no layer, or a quantized model is to be trained in full.
@@ -57,7 +58,7 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
                 "adapter full trains every weight, but the model is quantized: take lora, "
                 "or set quantization=null."
             )
-        return model.requires_grad_(True)
+        return model.requires_grad_(True).train()
     if spec.method == "dora" and any(type(p).__name__ == "Int8Params" for p in model.parameters()):
         raise ValueError(
             "adapter dora does not work on int8 weights (bitsandbytes 0.50 loses their scales): "
@@ -184,7 +185,7 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         )
     try:
         with _own_randomness():
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     except (
         RuntimeError,
         ValueError,
@@ -195,8 +196,9 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
             f"the adapter in {folder} does not fit the model ({reason})."
         ) from error
     _require_same_names(adapted, folder)
-    adapted.eval()
-    return _in_float32(adapted)
+    adapted = _in_float32(adapted)
+    # PEFT's own ``is_trainable=False`` leaves the vectors of prompt and prefix trainable.
+    return adapted if trainable else adapted.requires_grad_(False).eval()
 
 
 def _require_same_names(adapted: Any, folder: Path) -> None:

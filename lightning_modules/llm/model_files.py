@@ -76,6 +76,9 @@ def model_folder(
 
 def _from_hub(source: str, revision: str) -> Path:
     """A snapshot of the hub; one with pickled weights only (OPT's) is rewritten as safetensors, once."""
+    target = _cached(source.replace("/", "--"), [source, revision])
+    if target.is_dir():
+        return target
     folder = _snapshot(source, revision, READ)
     if any(folder.glob("*.safetensors")):
         return folder
@@ -83,7 +86,6 @@ def _from_hub(source: str, revision: str) -> Path:
     shards = sorted(folder.glob("pytorch_model*.bin"))
     if not shards:
         return folder
-    target = _cached(source.replace("/", "--"), [source, revision])
     return written_once(target, lambda to: _unpickle(folder, shards, to), f"{source}'s weights")
 
 

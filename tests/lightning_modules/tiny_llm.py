@@ -54,11 +54,12 @@ def write_tiny_llm(
     shape = {
         "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
+        "initializer_range": 0.2,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=longest, initializer_range=0.2,
+            vocab_size=len(tokenizer), max_position_embeddings=longest,
             bos_token_id=1, eos_token_id=2, pad_token_id=3, **{**shape, **settings},
         )  # fmt: skip
         LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,0 +1,273 @@
+"""Adapters: what they train, against plain PEFT, and through files and merges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from datamodules.sources import DataSourceError
+from lightning_modules.llm.adapters import (
+    adapter_is_untrained,
+    attach_adapter,
+    linear_paths,
+    load_adapter,
+    merged,
+    save_adapter,
+)
+from lightning_modules.llm.backbones import load_causal_lm
+from lightning_modules.llm.precision import QLoRAPrecision
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from tests.lightning_modules.tiny_llm import LONGEST, WIDTH, write_tiny_llm, write_tiny_opt
+
+TOKENS = torch.arange(4, 24).reshape(2, 10)
+# q and o are 64 -> 64, k and v 64 -> 32, gate and up 64 -> 128, down 128 -> 64, in 2 blocks.
+INS_AND_OUTS = 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+OUTS = 2 * (2 * 64 + 2 * 32 + 2 * 128 + 64)
+METHODS: list[Any] = ["lora", "rslora", "dora", "ia3", "prompt", "prefix"]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llm(tmp_path_factory.mktemp("llama"))
+
+
+def _base(folder: Path, mode: Any = None, dtype: Any = "float32") -> Any:
+    spec = BackboneSpec(str(folder), dtype=dtype, quantization=mode, max_length=LONGEST)
+    config = QLoRAPrecision.for_spec(spec).quantization_config("cpu") if mode else None
+    return load_causal_lm(spec, "cpu", config)
+
+
+def _trained(model: Any) -> dict[str, Tensor]:
+    return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def _moved(model: Any, seed: int = 0) -> Any:
+    """As if it had been trained: every weight of the adapter elsewhere."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in _trained(model).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return model.eval()
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    found: Tensor = model(TOKENS).logits
+    return found
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [
+        ("lora", 4 * INS_AND_OUTS),  # rank times inputs and outputs
+        ("rslora", 4 * INS_AND_OUTS),
+        ("dora", 4 * INS_AND_OUTS + OUTS),  # and a magnitude an output
+        ("ia3", 2 * (2 * 32 + 128)),  # keys, values, and what enters the down projection
+        ("prompt", 5 * WIDTH),
+        ("prefix", 5 * 2 * 2 * 32),  # keys and values of 2 blocks
+        ("none", 0),
+    ],
+)
+@pytest.mark.parametrize("mode", [None, "nf4"])
+def test_only_the_adapter_is_trained_in_float32(
+    tiny: Path, method: Any, count: int, mode: Any
+) -> None:
+    dtype = None if mode else "bfloat16"
+    base = _base(tiny, mode, dtype or "float32")
+    spec = AdapterSpec(method, rank=4, num_virtual_tokens=5, dropout=0)
+    model = attach_adapter(base, spec, seed=0)
+    trained = _trained(model)
+    assert sum(p.numel() for p in trained.values()) == count
+    assert {p.dtype for p in trained.values()} <= {torch.float32}
+    if count:
+        model(TOKENS, labels=TOKENS).loss.backward()
+        assert all(p.grad is not None for p in trained.values())
+        assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+def test_full_trains_every_weight_and_refuses_quantized_ones(tiny: Path) -> None:
+    model = attach_adapter(_base(tiny), AdapterSpec("full"), seed=0)
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.training
+    with pytest.raises(ValueError, match=r"full trains every weight.*quantization=null"):
+        attach_adapter(_base(tiny, "nf4"), AdapterSpec("full"), seed=0)
+    with pytest.raises(ValueError, match="dora does not work on int8"):
+        attach_adapter(_base(tiny, "int8"), AdapterSpec("dora"), seed=0)
+
+
+def test_dropout_works_in_the_adapter_and_not_in_the_frozen_model(tmp_path: Path) -> None:
+    write_tiny_opt(tmp_path)
+    spec = BackboneSpec(str(tmp_path), dtype="float32", chat_template=False, max_length=LONGEST)
+    model = attach_adapter(load_causal_lm(spec, "cpu"), AdapterSpec(), seed=0)
+    drops = {n: m for n, m in model.named_modules() if isinstance(m, nn.Dropout)}
+    assert drops
+    assert all(m.training for m in drops.values())
+    assert not model.get_base_model().model.decoder.layers[0].training
+
+
+def test_the_seed_decides_the_start_and_the_random_stream_is_left_alone(tiny: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    first, again, other = (
+        _trained(attach_adapter(_base(tiny), AdapterSpec(), seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.rand(4), expected)
+    assert all(torch.equal(first[n], again[n]) for n in first)
+    assert any(not torch.equal(first[n], other[n]) for n in first)
+
+
+# ---------------------------------------------------------------- targets
+
+
+def test_all_linear_is_every_layer_but_the_output_head(tiny: Path, tmp_path: Path) -> None:
+    blocks = [f"model.layers.{i}" for i in range(2)]
+    names = [f"self_attn.{n}_proj" for n in "qkvo"]
+    names += [f"mlp.{n}_proj" for n in ("gate", "up", "down")]
+    assert sorted(linear_paths(_base(tiny))) == sorted(f"{b}.{n}" for b in blocks for n in names)
+    assert linear_paths(_base(tiny, "nf4")) == linear_paths(_base(tiny))
+    untied = write_tiny_llm(tmp_path, tie_word_embeddings=False)
+    assert linear_paths(_base(untied)) == linear_paths(_base(tiny))
+    two = linear_paths(_base(tiny), ("q_proj", "v_proj"))
+    assert two == [f"{b}.self_attn.{n}_proj" for b in blocks for n in "qv"]
+
+
+def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> None:
+    with pytest.raises(ValueError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
+        attach_adapter(_base(tiny), AdapterSpec(targets=("q_proj", "W_pack")), seed=0)
+    with pytest.raises(ValueError, match="no layer called lm_head"):
+        attach_adapter(_base(tiny), AdapterSpec(targets=("lm_head",)), seed=0)
+
+
+def test_a_vision_tower_is_left_alone() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name in ("vision_tower", "visual", "language_model"):
+                self.add_module(name, nn.Sequential())
+                self.get_submodule(name).add_module("q_proj", nn.Linear(2, 2))
+            self.lm_head = nn.Linear(2, 2)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.lm_head
+
+    assert linear_paths(Model()) == ["language_model.q_proj"]
+    assert linear_paths(Model(), ("q_proj",)) == ["language_model.q_proj"]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", [None, "nf4-dq"])
+def test_a_saved_adapter_loads_here_and_in_plain_peft(
+    tiny: Path, tmp_path: Path, method: Any, mode: Any
+) -> None:
+    model = _moved(attach_adapter(_base(tiny, mode), AdapterSpec(method), seed=0))
+    expected = _logits(model)
+    save_adapter(model, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors"
+    ]  # fmt: skip
+    again = load_adapter(_base(tiny, mode), tmp_path)
+    assert torch.equal(_logits(again), expected)
+    assert not _trained(again)
+    plain = peft.PeftModel.from_pretrained(_base(tiny, mode), str(tmp_path)).eval()
+    assert torch.equal(_logits(plain), expected)
+
+
+def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path) -> None:
+    model = attach_adapter(_base(tiny), AdapterSpec(), seed=0)
+    save_adapter(model, tmp_path)
+    again = load_adapter(_base(tiny), tmp_path, trainable=True)
+    assert _trained(again).keys() == _trained(model).keys()
+    assert all(m.training for m in again.modules() if isinstance(m, nn.Dropout))
+
+
+def test_files_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataSourceError, match=r"has no adapter_config\.json and no adapter_model"):
+        load_adapter(_base(tiny), tmp_path)
+    save_adapter(attach_adapter(_base(tiny), AdapterSpec(), seed=0), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = load_file(file)
+    first = sorted(whole)[0]
+    save_file({k: v for k, v in whole.items() if k != first}, file, metadata={"format": "pt"})
+    with pytest.raises(DataSourceError, match=rf"{first} is missing from the file"):
+        load_adapter(_base(tiny), tmp_path)
+    save_file({**whole, "more.weight": torch.ones(1)}, file, metadata={"format": "pt"})
+    with pytest.raises(DataSourceError, match=r"more\.weight is unknown to the model"):
+        load_adapter(_base(tiny), tmp_path)
+    save_file({**whole, first: whole[first][:, :3].contiguous()}, file, metadata={"format": "pt"})
+    with pytest.raises(DataSourceError, match="does not fit the model"):
+        load_adapter(_base(tiny), tmp_path)
+    config = tmp_path / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps({**settings, "target_modules": ["W_pack"]}))
+    with pytest.raises(DataSourceError, match="does not fit the model"):
+        load_adapter(_base(tiny), tmp_path)
+
+
+# ---------------------------------------------------------------- merging
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "ia3"])
+@pytest.mark.parametrize("mode", [None, "nf4", "nf4-dq", "fp4"])
+def test_a_merged_model_is_plain_and_computes_the_same(
+    tiny: Path, tmp_path: Path, method: Any, mode: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = _moved(attach_adapter(_base(tiny, mode), AdapterSpec(method), seed=0))
+    expected = _logits(model)
+    plain = merged(model)
+    torch.testing.assert_close(_logits(plain), expected, atol=5e-5, rtol=1e-4)
+    assert {type(m) for m in plain.modules() if isinstance(m, nn.Linear)} == {nn.Linear}
+    plain.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert torch.equal(_logits(again), _logits(plain))
+
+
+def test_merging_int8_leaves_only_the_rounding_of_activations(tiny: Path) -> None:
+    model = _moved(attach_adapter(_base(tiny, "int8"), AdapterSpec(), seed=0))
+    expected = _logits(model)
+    found = _logits(merged(model))
+    assert (found - expected).norm() / expected.norm() < 0.1
+
+
+def test_what_has_no_weights_to_merge_is_refused(tiny: Path) -> None:
+    with pytest.raises(TypeError, match="has no adapter: attach one"):
+        merged(_base(tiny))
+    with pytest.raises(TypeError, match="PROMPT_TUNING adds tokens"):
+        merged(attach_adapter(_base(tiny), AdapterSpec("prompt"), seed=0))
+    with pytest.raises(TypeError, match="has no adapter"):
+        save_adapter(_base(tiny), "nowhere")
+
+
+# ---------------------------------------------------------------- the alarm
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora", "ia3"])
+def test_an_untrained_adapter_is_noticed(tiny: Path, method: Any) -> None:
+    base = _base(tiny)
+    before = _logits(base)
+    model = attach_adapter(base, AdapterSpec(method), seed=0).eval()
+    torch.testing.assert_close(_logits(model), before, atol=1e-5, rtol=1e-5)
+    assert adapter_is_untrained(model)
+    list(_trained(model).values())[-1].data.view(-1)[0] += 1e-3
+    if method == "dora":  # whose last weight is a magnitude
+        assert adapter_is_untrained(model)
+    assert not adapter_is_untrained(_moved(model))
+
+
+def test_where_the_start_is_random_nothing_is_claimed(tiny: Path) -> None:
+    with pytest.raises(TypeError, match="cannot be read off them"):
+        adapter_is_untrained(attach_adapter(_base(tiny), AdapterSpec("prefix"), seed=0))
