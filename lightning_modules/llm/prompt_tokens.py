@@ -64,6 +64,18 @@ class PromptTable:
             self.add(rows, show=False)
         return [self._tokens[self._index[key]] for key in _keys(rows)]
 
+    def common_prefix(self) -> list[int]:
+        """Tokens that all rows known so far begin with; always shorter than the shortest row."""
+        if not self._tokens:
+            return []
+        first = self._tokens[0]
+        same = len(first) - 1
+        for tokens in self._tokens:
+            same = min(same, len(tokens) - 1)
+            parts = np.flatnonzero(tokens[:same] != first[:same])
+            same = int(parts[0]) if len(parts) else same
+        return [int(i) for i in first[: max(0, same)]]
+
     def _kept(self, rows: Rows, show: bool) -> tuple[np.ndarray, np.ndarray, int]:
         """From the file that an earlier run left, or made now; a second process waits for the first."""
         folder = cache_root() / "tokens"

@@ -26,6 +26,7 @@ from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer, resolve_dtype
 from lightning_modules.llm.label_scoring import (
     LabelTokens,
+    SharedPrefix,
     label_tokens,
     last_logits,
     margin,
@@ -38,6 +39,7 @@ from lightning_modules.schedules import Schedule, learning_rate_share
 
 Loss = Literal["margin", "answer", "prompt"]
 NO_LOSS = -100
+WORTH_SHARING = 8  # tokens that all prompts begin with
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class YesNoModule(RankingModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.model: Any = None
         self._weights: Path | None = None
+        self._prefix: SharedPrefix | None = None  # while an evaluation runs
 
     # What a method gives --------------------------------------------------------------------------
 
@@ -211,6 +214,10 @@ class YesNoModule(RankingModule):
         """logit(yes) - logit(no) (B,)."""
         assert batch.tokens is not None
         assert batch.token_mask is not None
+        if self._prefix is not None:
+            return margin(
+                self._prefix.last_logits(batch.tokens, batch.token_mask), self.answer_tokens
+            )
         logits = last_logits(self.model, batch.tokens, batch.token_mask)  # (B, 1, V)
         return margin(logits[:, 0], self.answer_tokens)
 
@@ -270,6 +277,25 @@ class YesNoModule(RankingModule):
             )
 
     # Evaluation ----------------------------------------------------------------------------------------
+
+    def _reset(self, split: str) -> None:
+        """Fresh sums, and what all prompts begin with is read."""
+        super()._reset(split)
+        shared = self.table.common_prefix()
+        # Prompt and prefix tuning put vectors of their own before the text.
+        if len(shared) >= WORTH_SHARING and self.adapter.method not in ("prompt", "prefix"):
+            with self.trainer.precision_plugin.forward_context():
+                self._prefix = SharedPrefix(self.model, shared)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log, and forget the prefix: the weights will move."""
+        self._prefix = None
+        super().on_validation_epoch_end()
+
+    def on_test_epoch_end(self) -> None:
+        """Log, and forget the prefix."""
+        self._prefix = None
+        super().on_test_epoch_end()
 
     def encode(self, batch: Batch) -> Tensor:
         """The margins (B,): a prompt names its item, so that nothing is left to score."""

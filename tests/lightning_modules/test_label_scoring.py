@@ -8,7 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_modules.llm.label_scoring import label_tokens, last_logits, margin, pad_left
+from lightning_modules.llm.label_scoring import (
+    SharedPrefix,
+    label_tokens,
+    last_logits,
+    margin,
+    pad_left,
+)
 from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
 
 
@@ -65,6 +71,22 @@ def test_rows_of_any_length_have_the_logits_that_they_have_alone(tiny: Any) -> N
             alone = model(torch.tensor([ids])).logits[0]  # (L, V)
             kept = min(2, len(ids))
             torch.testing.assert_close(together[row, -kept:], alone[-kept:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_shared_prefix_changes_nothing_but_the_work(tiny: Any) -> None:
+    tokenizer, model = tiny
+    start = tokenizer("The user liked Heat (1995) and ")["input_ids"]
+    ends = [[40, 41, 42], [50], [60, 61, 62, 63, 64, 65, 66, 67, 68]]
+    tokens, mask = pad_left([start + end for end in ends], pad=3)
+    with torch.no_grad():
+        expected = last_logits(model, tokens, mask)[:, 0]
+        shared = SharedPrefix(model, start)
+        for _ in range(2):  # the first batch must not grow what the second one reads
+            torch.testing.assert_close(
+                shared.last_logits(tokens, mask), expected, atol=1e-4, rtol=1e-4
+            )
+        alone = shared.last_logits(tokens[1:2, -len(start) - 1 :], mask[1:2, -len(start) - 1 :])
+        torch.testing.assert_close(alone, expected[1:2], atol=1e-4, rtol=1e-4)
 
 
 def test_the_margin_is_the_log_odds_of_the_two_answers(tiny: Any) -> None:

@@ -101,6 +101,21 @@ def test_each_row_is_tokenised_once_and_kept_for_the_next_run(cache: Path) -> No
         assert fresh.tokenizer.asked
 
 
+def test_what_all_rows_begin_with_leaves_each_a_token_of_its_own() -> None:
+    words = Words()
+    table = PromptTable(words, texts, limit=9, name="y")
+    assert table.common_prefix() == []
+    table.add(rows_of((0, 3, 9), (0, 4, 8), (0, 2, 7)))
+    assert words.words(table.common_prefix()) == "<s> a1 a2"
+    table.add(rows_of((0, 1, 7)))
+    assert words.words(table.common_prefix()) == "<s> a1"
+    table.add(rows_of((3, 4, 7)))
+    assert words.words(table.common_prefix()) == "<s>"
+    alone = PromptTable(words, texts, limit=9, name="z")
+    alone.add(rows_of((0, 2, 9)))
+    assert words.words(alone.common_prefix()) == "<s> a1 a2"
+
+
 def test_rows_that_nobody_announced_are_tokenised_when_they_come() -> None:
     words = Words()
     table = PromptTable(words, texts, limit=9, name="x")
