@@ -1,0 +1,129 @@
+"""Answers that are written out: greedy, free or held to a list, and matched without mercy.
+
+Scoring is cheaper and never fails to answer (``label_scoring``, ``candidate_scoring``). Writing is for what
+has no list of answers, and to measure how often a model that writes says something that can be used.
+
+Legend: B rows, L tokens.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from lightning_modules.llm.label_scoring import pad_left
+
+_QUOTES = "\"'`“”‘’«»*_ \t\n"
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    choices: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> list[list[int]]:
+    """New tokens of each row, greedily chosen, up to the end of its text.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer; tells what pads and what ends a text.
+        prompts: (B) token ids.
+        max_new_tokens: at most.
+        choices: (B) lists of token sequences, one of which a row must write; None leaves it free.
+
+    Raises:
+        ValueError: a row has no choice, or one without tokens.
+    """
+    tokens, mask = pad_left(prompts, tokenizer.pad_token_id)
+    end = tokenizer.eos_token_id
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if choices is not None:
+        tries = [TokenTrie(row, end) for row in choices]
+        width = tokens.shape[1]
+        options["max_new_tokens"] = 1 + max(len(c) for row in choices for c in row)
+        options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(
+            ids[width:].tolist()
+        )
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=tokens.to(model.device),
+            attention_mask=mask.to(model.device),
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end,
+            **options,
+        )
+    return [_until(row, end) for row in out[:, tokens.shape[1] :].tolist()]
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+class TokenTrie:
+    """Which tokens may come next when one of some token sequences is written.
+
+    Args:
+        sequences: the allowed ones; one may begin with another.
+        end: the token that ends a text.
+
+    Raises:
+        ValueError: there is none, or one is empty.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], end: int) -> None:
+        if not sequences or not all(len(s) for s in sequences):
+            raise ValueError("constrained decoding needs choices of at least one token each")
+        self.end = end
+        self.root: dict[int, Any] = {}
+        for sequence in sequences:
+            node = self.root
+            for token in (*sequence, end):
+                node = node.setdefault(int(token), {})
+
+    def after(self, written: Sequence[int]) -> list[int]:
+        """Tokens that may follow what is written; ``end`` alone where a text has ended."""
+        node = self.root
+        for token in written:
+            node = node.get(int(token), {})
+        return sorted(node) or [self.end]
+
+
+def plain(text: str) -> str:
+    """Without quotes, emphasis and blanks around, in one case and one Unicode form."""
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).strip(_QUOTES)).casefold()
+
+
+def match_answer(text: str, answers: Sequence[str]) -> int | None:
+    """Which answer a text begins with: its index, or None where it begins with none.
+
+    The answer must end where a word ends, and the longest one wins: "Aliens" is not the answer "Alien". A
+    text that only mentions an answer further on is no answer: what comes before might deny it.
+    """
+    said = plain(text)
+    found = None
+    for index, answer in enumerate(answers):
+        wanted = plain(answer)
+        follows = said[len(wanted) : len(wanted) + 1]
+        fits = bool(wanted) and said.startswith(wanted) and not follows.isalnum()
+        if fits and (found is None or len(wanted) > len(plain(answers[found]))):
+            found = index
+    return found
+
+
+def valid_rate(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """Share of texts that are one of their row's answers; the others are refusals or inventions."""
+    if not texts:
+        return float("nan")
+    rows = zip(texts, answers, strict=True)
+    return sum(match_answer(text, row) is not None for text, row in rows) / len(texts)

@@ -1,0 +1,105 @@
+"""Greedy decoding against argmax by hand, answers held to a list, and strict matching."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lightning_modules.llm.generation import TokenTrie, generate, match_answer, valid_rate
+from tests.lightning_modules.tiny_llm import write_tiny_llm
+
+END = 2
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = write_tiny_llm(tmp_path_factory.mktemp("llm"))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoTokenizer.from_pretrained(folder), model
+
+
+def by_hand(model: Any, prompt: list[int], steps: int, trie: TokenTrie | None = None) -> list[int]:
+    written: list[int] = []
+    for _ in range(steps):
+        logits = model(torch.tensor([prompt + written])).logits[0, -1]
+        allowed = range(len(logits)) if trie is None else trie.after(written)
+        best = max(allowed, key=lambda token: logits[token].item())
+        if best == END:
+            break
+        written.append(best)
+    return written
+
+
+@torch.no_grad()
+def test_free_text_is_the_argmax_at_every_step(tiny: Any) -> None:
+    tokenizer, model = tiny
+    prompts = [[10, 11, 12, 13], [20], [30, 31]]
+    got = generate(model, tokenizer, prompts, max_new_tokens=5)
+    assert got == [by_hand(model, p, 5) for p in prompts]
+
+
+@torch.no_grad()
+def test_held_to_a_list_each_row_writes_one_of_its_own(tiny: Any) -> None:
+    tokenizer, model = tiny
+    prompts = [[10, 11, 12, 13], [20]]
+    choices = [[[40, 41], [40, 42, 43], [50]], [[60], [60, 61]]]
+    got = generate(model, tokenizer, prompts, max_new_tokens=1, choices=choices)
+    for prompt, row, written in zip(prompts, choices, got, strict=True):
+        assert written in row
+        assert written == by_hand(model, prompt, 9, TokenTrie(row, END))
+
+
+def test_a_trie_by_hand() -> None:
+    trie = TokenTrie([[5, 6], [5, 7, 8], [5]], END)
+    assert trie.after([]) == [5]
+    assert trie.after([5]) == [END, 6, 7]
+    assert trie.after([5, 7]) == [8]
+    assert trie.after([5, 6]) == [END]
+    assert trie.after([5, END]) == trie.after([9]) == [END]
+    for bad in ([], [[5], []]):
+        with pytest.raises(ValueError, match="at least one token"):
+            TokenTrie(bad, END)
+
+
+FILMS = ["Alien", "Aliens", "Heat (1995)", "Yes."]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Alien", 0),
+        ('  "Alien" is my choice', 0),
+        ("ALIENS!", 1),
+        ("Alienation", None),
+        ("Heat (1995)", 2),
+        ("**Heat (1995)**", 2),
+        ("heat  (1995), I think", 2),
+        ("I would say Alien", None),
+        ("Not Alien", None),
+        ("Yes.", 3),
+        ("Yes", None),
+        ("", None),
+    ],
+)
+def test_an_answer_is_what_a_text_begins_with(text: str, expected: int | None) -> None:
+    assert match_answer(text, FILMS) == expected
+
+
+@given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=8), max_size=4))
+def test_matching_never_fails_and_finds_what_is_said_word_for_word(
+    text: str, answers: list[str]
+) -> None:
+    found = match_answer(text, answers)
+    assert found is None or 0 <= found < len(answers)
+
+
+def test_the_share_of_texts_that_can_be_used() -> None:
+    texts = ["Alien", "No idea", "heat (1995)"]
+    assert valid_rate(texts, [FILMS] * 3) == pytest.approx(2 / 3)
+    assert math.isnan(valid_rate([], []))
