@@ -176,7 +176,7 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
     Raises:
         DataSourceError: the folder holds no adapter, or one of other weights than this model's.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     folder = Path(folder)
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
@@ -184,8 +184,10 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
             f"{folder} has no {' and no '.join(missing)}: name a folder that save_adapter has written."
         )
     try:
+        # PEFT refuses to load prompt and prefix vectors as trainable, and then leaves them so.
+        option = trainable and not PeftConfig.from_pretrained(str(folder)).is_prompt_learning
         with _own_randomness():
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=option)
     except (
         RuntimeError,
         ValueError,
@@ -197,7 +199,6 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         ) from error
     _require_same_names(adapted, folder)
     adapted = _in_float32(adapted)
-    # PEFT's own ``is_trainable=False`` leaves the vectors of prompt and prefix trainable.
     return adapted if trainable else adapted.requires_grad_(False).eval()
 
 

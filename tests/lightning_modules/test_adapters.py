@@ -185,11 +185,13 @@ def test_a_saved_adapter_loads_here_and_in_plain_peft(
     assert torch.equal(_logits(plain), expected)
 
 
-def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path) -> None:
-    model = attach_adapter(_base(tiny), AdapterSpec(), seed=0)
+@pytest.mark.parametrize("method", METHODS)
+def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path, method: Any) -> None:
+    model = attach_adapter(_base(tiny), AdapterSpec(method), seed=0)
     save_adapter(model, tmp_path)
     again = load_adapter(_base(tiny), tmp_path, trainable=True)
     assert _trained(again).keys() == _trained(model).keys()
+    assert all(torch.equal(p, _trained(model)[n]) for n, p in _trained(again).items())
     assert all(m.training for m in again.modules() if isinstance(m, nn.Dropout))
 
 
