@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import DataSourceError
+from datamodules.sources import DataSourceError
 from lightning_modules.llm.specs import AdapterSpec
+from lightning_modules.llm.targets import last_name, linear_paths
 
 __all__ = [
     "AdapterSpec",
     "adapter_is_untrained",
     "attach_adapter",
-    "linear_paths",
     "load_adapter",
     "merged",
     "save_adapter",
@@ -86,55 +86,14 @@ def _config(model: Any, spec: AdapterSpec) -> Any:
     if spec.method == "ia3":
         everywhere = linear_paths(model)
         wanted = _IA3 if spec.targets == "all-linear" else spec.targets
-        usual = tuple(n for n in wanted if any(_last(path) == n for path in everywhere))
+        usual = tuple(n for n in wanted if any(last_name(path) == n for path in everywhere))
         paths = linear_paths(model, usual if spec.targets == "all-linear" else spec.targets)
         return IA3Config(
             target_modules=paths, task_type="CAUSAL_LM",
-            feedforward_modules=[p for p in paths if _last(p) in _IA3_FEEDFORWARD],
+            feedforward_modules=[p for p in paths if last_name(p) in _IA3_FEEDFORWARD],
         )  # fmt: skip
     kind = PromptTuningConfig if spec.method == "prompt" else PrefixTuningConfig
     return kind(num_virtual_tokens=spec.num_virtual_tokens, task_type="CAUSAL_LM")
-
-
-def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
-    """Full names of the linear layers that ``targets`` stands for.
-
-    The output head is none of them (its gradient is as large as the vocabulary), nor is a layer of a vision
-    tower: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
-
-    Raises:
-        ValueError: a target names no layer; the names that exist are told.
-    """
-    head = model.get_output_embeddings()
-    found = [
-        name
-        for name, layer in model.named_modules()
-        if _is_linear(layer) and layer is not head and not _is_vision(name)
-    ]
-    if targets == "all-linear":
-        chosen, unknown = found, []
-    else:
-        chosen = [name for name in found if _last(name) in targets]
-        unknown = sorted(set(targets) - {_last(name) for name in chosen})
-    if unknown or not chosen:
-        names = ", ".join(sorted({_last(name) for name in found}))
-        missing = ", ".join(unknown) or "its targets"
-        raise ValueError(f"the model has no layer called {missing}; it has {names or 'none'}.")
-    return chosen
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    # GPT-2 writes its linear layers as Conv1D; bitsandbytes' layers are Linear.
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def _is_vision(path: str) -> bool:
-    parts = path.split(".")
-    return any(part == "visual" or part.startswith(("vision", "image_")) for part in parts)
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _packed(parameter: Tensor) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from datamodules.sources import DataSourceError
-from lightning_modules.llm.model_files import first_line, model_folder, source_identity
+from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "load_tokenizer",
     "model_folder",
     "resolve_dtype",
-    "source_identity",
 ]
 
 # Layers of a sentence-transformers folder that are written here; any other would silently be left out.

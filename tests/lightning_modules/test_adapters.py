@@ -16,7 +16,6 @@ from datamodules.sources import DataSourceError
 from lightning_modules.llm.adapters import (
     adapter_is_untrained,
     attach_adapter,
-    linear_paths,
     load_adapter,
     merged,
     save_adapter,
@@ -24,6 +23,7 @@ from lightning_modules.llm.adapters import (
 from lightning_modules.llm.backbones import load_causal_lm
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.targets import linear_paths
 from tests.lightning_modules.tiny_llm import LONGEST, WIDTH, write_tiny_llm, write_tiny_opt
 
 TOKENS = torch.arange(4, 24).reshape(2, 10)
