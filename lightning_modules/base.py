@@ -243,9 +243,11 @@ class RankingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and buffers; what is frozen is rebuilt by the constructor."""
-        frozen = {n for n, p in self.named_parameters() if not p.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)
+        # By name: quantized layers add scales to the state dict that are neither parameters nor buffers.
+        kept = {n for n, p in parameters if p.requires_grad} | {n for n, _ in self.named_buffers()}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if n not in frozen}
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}
 
     def load_weights(self, path: str | Path) -> None:
         """Take the trained weights of a checkpoint.

@@ -160,6 +160,8 @@ def load_causal_lm(
         )  # fmt: skip
     _require_weights(folder, info["missing_keys"])
     model.config.use_cache = False
+    # What PEFT writes into an adapter's files: a name that means something on other machines.
+    model.name_or_path = spec.source if isinstance(spec.source, str) else spec.source.name
     for layer in model.modules():
         # bitsandbytes 0.50 repacks a layer's weight in eval mode on CPUs with AVX512_BF16: from then on no
         # gradient passes, and the state dict is wrong (bitsandbytes issue 2078).

@@ -195,6 +195,15 @@ def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path, met
     assert all(m.training for m in again.modules() if isinstance(m, nn.Dropout))
 
 
+def test_an_adapter_names_its_backbone_not_a_cache_folder(tiny: Path, tmp_path: Path) -> None:
+    model = _base(tiny)
+    assert model.name_or_path == str(tiny)
+    model.name_or_path = "maker/model"  # as load_causal_lm sets it for a model of the hub
+    save_adapter(attach_adapter(model, AdapterSpec(), seed=0), tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "maker/model"
+
+
 def test_files_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(DataSourceError, match=r"has no adapter_config\.json and no adapter_model"):
         load_adapter(_base(tiny), tmp_path)
