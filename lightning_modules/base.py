@@ -256,11 +256,11 @@ class RankingModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and buffers; what is frozen is rebuilt by the constructor."""
-        # By every name: an output head that is tied to the embedding has one of its own.
-        named = self.named_parameters(remove_duplicate=False)
-        frozen = {n for n, p in named if not p.requires_grad}
+        parameters = self.named_parameters(remove_duplicate=False)
+        # By name: quantized layers add scales to the state dict that are neither parameters nor buffers.
+        kept = {n for n, p in parameters if p.requires_grad} | {n for n, _ in self.named_buffers()}
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if not _belongs(n, frozen)}
+        checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}
 
     def load_weights(self, path: str | Path) -> None:
         """Take the trained weights of a checkpoint.
@@ -282,13 +282,6 @@ class RankingModule(pl.LightningModule):
         if problems:
             raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
         self.load_state_dict(state, strict=False)
-
-
-def _belongs(name: str, frozen: set[str]) -> bool:
-    """Whether an entry of a state dict is a frozen weight, or the scales of one that is quantized."""
-    while name and name not in frozen:
-        name = name.rpartition(".")[0]
-    return bool(name)
 
 
 def mix_seeds(*parts: int) -> int:

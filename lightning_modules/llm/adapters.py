@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
 from lightning_modules.llm.specs import AdapterSpec
+from lightning_modules.llm.targets import last_name, linear_paths
 
 __all__ = [
     "AdapterSpec",
     "adapter_is_untrained",
     "attach_adapter",
-    "linear_paths",
     "load_adapter",
     "merged",
     "save_adapter",
@@ -86,55 +86,14 @@ def _config(model: Any, spec: AdapterSpec) -> Any:
     if spec.method == "ia3":
         everywhere = linear_paths(model)
         wanted = _IA3 if spec.targets == "all-linear" else spec.targets
-        usual = tuple(n for n in wanted if any(_last(path) == n for path in everywhere))
+        usual = tuple(n for n in wanted if any(last_name(path) == n for path in everywhere))
         paths = linear_paths(model, usual if spec.targets == "all-linear" else spec.targets)
         return IA3Config(
             target_modules=paths, task_type="CAUSAL_LM",
-            feedforward_modules=[p for p in paths if _last(p) in _IA3_FEEDFORWARD],
+            feedforward_modules=[p for p in paths if last_name(p) in _IA3_FEEDFORWARD],
         )  # fmt: skip
     kind = PromptTuningConfig if spec.method == "prompt" else PrefixTuningConfig
     return kind(num_virtual_tokens=spec.num_virtual_tokens, task_type="CAUSAL_LM")
-
-
-def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
-    """Full names of the linear layers that ``targets`` stands for.
-
-    The output head is none of them (its gradient is as large as the vocabulary), nor is a layer of a vision
-    tower: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
-
-    Raises:
-        ValueError: a target names no layer; the names that exist are told.
-    """
-    head = model.get_output_embeddings()
-    found = [
-        name
-        for name, layer in model.named_modules()
-        if _is_linear(layer) and layer is not head and not _is_vision(name)
-    ]
-    if targets == "all-linear":
-        chosen, unknown = found, []
-    else:
-        chosen = [name for name in found if _last(name) in targets]
-        unknown = sorted(set(targets) - {_last(name) for name in chosen})
-    if unknown or not chosen:
-        names = ", ".join(sorted({_last(name) for name in found}))
-        missing = ", ".join(unknown) or "its targets"
-        raise ValueError(f"the model has no layer called {missing}; it has {names or 'none'}.")
-    return chosen
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    # GPT-2 writes its linear layers as Conv1D; bitsandbytes' layers are Linear.
-    return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def _is_vision(path: str) -> bool:
-    parts = path.split(".")
-    return any(part == "visual" or part.startswith(("vision", "image_")) for part in parts)
-
-
-def _last(path: str) -> str:
-    return path.rpartition(".")[2]
 
 
 def _packed(parameter: Tensor) -> bool:
@@ -176,7 +135,7 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
     Raises:
         DataSourceError: the folder holds no adapter, or one of other weights than this model's.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     folder = Path(folder)
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
@@ -184,8 +143,10 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
             f"{folder} has no {' and no '.join(missing)}: name a folder that save_adapter has written."
         )
     try:
+        # PEFT refuses to load prompt and prefix vectors as trainable, and then leaves them so.
+        option = trainable and not PeftConfig.from_pretrained(str(folder)).is_prompt_learning
         with _own_randomness():
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=option)
     except (
         RuntimeError,
         ValueError,
@@ -197,7 +158,6 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
         ) from error
     _require_same_names(adapted, folder)
     adapted = _in_float32(adapted)
-    # PEFT's own ``is_trainable=False`` leaves the vectors of prompt and prefix trainable.
     return adapted if trainable else adapted.requires_grad_(False).eval()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from datamodules.sources import DataSourceError
-from lightning_modules.llm.model_files import first_line, model_folder, source_identity
+from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "load_tokenizer",
     "model_folder",
     "resolve_dtype",
-    "source_identity",
 ]
 
 # Layers of a sentence-transformers folder that are written here; any other would silently be left out.
@@ -161,6 +160,8 @@ def load_causal_lm(
         )  # fmt: skip
     _require_weights(folder, info["missing_keys"])
     model.config.use_cache = False
+    # What PEFT writes into an adapter's files: a name that means something on other machines.
+    model.name_or_path = spec.source if isinstance(spec.source, str) else spec.source.name
     for layer in model.modules():
         # bitsandbytes 0.50 repacks a layer's weight in eval mode on CPUs with AVX512_BF16: from then on no
         # gradient passes, and the state dict is wrong (bitsandbytes issue 2078).

@@ -16,7 +16,6 @@ from datamodules.sources import DataSourceError
 from lightning_modules.llm.adapters import (
     adapter_is_untrained,
     attach_adapter,
-    linear_paths,
     load_adapter,
     merged,
     save_adapter,
@@ -24,6 +23,7 @@ from lightning_modules.llm.adapters import (
 from lightning_modules.llm.backbones import load_causal_lm
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.targets import linear_paths
 from tests.lightning_modules.tiny_llm import LONGEST, WIDTH, write_tiny_llm, write_tiny_opt
 
 TOKENS = torch.arange(4, 24).reshape(2, 10)
@@ -185,12 +185,23 @@ def test_a_saved_adapter_loads_here_and_in_plain_peft(
     assert torch.equal(_logits(plain), expected)
 
 
-def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path) -> None:
-    model = attach_adapter(_base(tiny), AdapterSpec(), seed=0)
+@pytest.mark.parametrize("method", METHODS)
+def test_training_can_go_on_from_a_saved_adapter(tiny: Path, tmp_path: Path, method: Any) -> None:
+    model = attach_adapter(_base(tiny), AdapterSpec(method), seed=0)
     save_adapter(model, tmp_path)
     again = load_adapter(_base(tiny), tmp_path, trainable=True)
     assert _trained(again).keys() == _trained(model).keys()
+    assert all(torch.equal(p, _trained(model)[n]) for n, p in _trained(again).items())
     assert all(m.training for m in again.modules() if isinstance(m, nn.Dropout))
+
+
+def test_an_adapter_names_its_backbone_not_a_cache_folder(tiny: Path, tmp_path: Path) -> None:
+    model = _base(tiny)
+    assert model.name_or_path == str(tiny)
+    model.name_or_path = "maker/model"  # as load_causal_lm sets it for a model of the hub
+    save_adapter(attach_adapter(model, AdapterSpec(), seed=0), tmp_path)
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == "maker/model"
 
 
 def test_files_that_do_not_fit_are_refused(tiny: Path, tmp_path: Path) -> None:

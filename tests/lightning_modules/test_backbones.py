@@ -246,6 +246,7 @@ def test_pickled_weights_of_the_hub_are_rewritten_once(
     spec = BackboneSpec("maker/opt", "0" * 40, "float32", chat_template=False, max_length=LONGEST)
     assert load_tokenizer(spec).pad_token_id == 3
     model = load_causal_lm(spec, "cpu")
+    assert model.name_or_path == "maker/opt"
     tokens = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, expected(tokens).logits)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import grad as grads
 from torch.utils.data import DataLoader
 
+from lightning_modules.base import RankingModule
 from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm
 from lightning_modules.llm.memory import memory_report
@@ -212,6 +213,19 @@ def test_trained_weights_move_and_quantized_ones_do_not(tiny: Path) -> None:
     trainer.fit(module, DataLoader(list(TOKENS) * 2, batch_size=2), _loader())  # type: ignore[arg-type]
     for name, parameter in module.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("mode", ["nf4-dq", "int8"])
+def test_a_checkpoint_holds_what_was_trained_and_no_scales(tiny: Path, mode: Any) -> None:
+    spec = _spec(tiny, mode)
+    module = Tuned(spec, AdapterSpec())
+    _trainer(QLoRAPrecision.for_spec(spec), max_epochs=1).fit(module, _loader())
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    unbound: Any = RankingModule.on_save_checkpoint
+    unbound(module, checkpoint)
+    assert checkpoint["state_dict"].keys() == {
+        n for n, p in module.named_parameters() if p.requires_grad
+    }
 
 
 def test_a_state_dict_is_not_corrupted_by_an_eval_pass(tiny: Path) -> None:
