@@ -35,6 +35,7 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         given = tuple(a for a in spec["inputs"] if a not in build.STAGE_INPUTS)
         single = "module" in stage
         yield from _metric_problems(name, spec["select"])
+        yield from _never_validated(name, spec)
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
             if (module, given) not in seen:  # a test's module is mostly its fit's, told once
@@ -60,6 +61,17 @@ def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]
     if metric not in known:
         hint = nearest(str(metric), known)
         yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"
+
+
+def _never_validated(stage: str, spec: dict[str, Any]) -> Iterator[str]:
+    """A fit that ends before its first validation, by which it is to choose an epoch."""
+    metric = str((spec["select"] or {}).get("metric", ""))
+    epochs, every = (spec["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
+    if metric.startswith("val/") and epochs and every and 0 < epochs < every:
+        yield (
+            f"stages.{stage} ends after {epochs} epochs, before its first validation in epoch {every}: "
+            f"set stages.{stage}.trainer.check_val_every_n_epoch, too"
+        )
 
 
 def require_sound(experiment: config.Experiment) -> None:

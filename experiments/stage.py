@@ -97,6 +97,8 @@ def _fit(
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
     trainer = _trainer(folder, job, data, module, [*callbacks, progress])
+    if reason := module.untrainable(trainer):
+        raise UserError(reason)
     resume = folder / "last.ckpt"
     ckpt_path = str(resume) if resume.is_file() else None
     if ckpt_path:

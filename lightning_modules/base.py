@@ -87,6 +87,10 @@ class RankingModule(pl.LightningModule):
         """Why this method means nothing on some data (it has no times, say); None where it can be run."""
         return None
 
+    def untrainable(self, trainer: pl.Trainer) -> str | None:
+        """Why a trainer's settings cannot train this method; None where they can."""
+        return None
+
     def precision_plugin(self, device: str, strategy: str) -> Precision | None:
         """How this method is computed on ``device`` (cpu, cuda), where that is part of the method.
 

@@ -18,6 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _CHUNK_SCORES = 2**21  # scores of one default chunk: 8 MiB in float32
+_LEAST_CHUNK = (
+    64  # positions; with fewer a product of matrices is one of vectors, several times as slow
+)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -119,7 +122,7 @@ def chunked_softmax(
 
     Args:
         states, table, targets, temperature, label_smoothing: as in ``full_softmax``.
-        chunk_size: positions a chunk; None takes as many as make about two million scores.
+        chunk_size: positions a chunk; None takes as many as make about two million scores, at least 64.
         matmul_dtype: None keeps the inputs' precision (at least float32). torch.bfloat16 rounds
             the factors and the scores to 8 bits; the log-sum-exp and all sums over chunks stay
             float32. It is many times slower on a CPU without AVX512_BF16 or AMX.
@@ -127,7 +130,7 @@ def chunked_softmax(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 position, got {chunk_size}.")
     items = table[1:]  # (I, d)
-    chunk = chunk_size or max(1, _CHUNK_SCORES // len(items))
+    chunk = chunk_size or max(_LEAST_CHUNK, _CHUNK_SCORES // len(items))
     wide = torch.promote_types(torch.promote_types(states.dtype, table.dtype), torch.float32)
     scaled = states / temperature
     with torch.autocast(states.device.type, enabled=False):

@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,13 +20,11 @@ from datamodules.types import Batch
 from lightning_modules import losses, ranking_losses
 from lightning_modules.base import RankingModule, mix_seeds
 from lightning_modules.length_groups import length_groups
+from lightning_modules.loss_settings import Loss, refuse_settings
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
 from lightning_modules.schedules import Schedule, learning_rate_share
 
-Loss = Literal[
-    "ce", "scalable_ce", "sampled_ce", "nce", "bce", "gbce", "bpr", "bpr_max", "top1_max"
-]
 WITHOUT_NEGATIVES = ("ce", "scalable_ce")
 TableOptimizer = Literal["adamw", "rowwise_adagrad"]
 Windows = Literal["newest", "all"]
@@ -122,7 +121,14 @@ class NextItemModule(RankingModule):
             raise ValueError(
                 f"loss={loss} needs at least one sampled item, got negatives={negatives}"
             )
+        refuse_settings(
+            loss, label_smoothing, learning_rate=learning_rate, warmup=warmup,
+            gbce_calibration=gbce_calibration, bpr_max_penalty=bpr_max_penalty,
+            scalable_items=scalable_items, table_learning_rate=table_learning_rate,
+            weight_decay=weight_decay,
+        )  # fmt: skip
         self.num_items = num_items
+        self._table: Tensor | None = None  # of items, while an evaluation runs
         self.all_windows = windows == "all"
         self.loss = loss
         if shared_negatives and not sampled:
@@ -155,8 +161,21 @@ class NextItemModule(RankingModule):
         return self.user_vectors(batch)
 
     def score(self, state: Tensor, items: Tensor) -> Tensor:
-        """Dot products (B, C)."""
-        return dot_products(state, self.item_vectors()[items])
+        """Dot products (B, C), at least float32: half precision would tie half of the rows' best items."""
+        table = self.item_vectors() if self._table is None else self._table
+        with torch.autocast(table.device.type, enabled=False):
+            wide = torch.promote_types(torch.float32, table.dtype)
+            return dot_products(state.to(wide), table[items].to(wide))
+
+    def _reset(self, split: str) -> None:
+        """Fresh sums, and the item table is made once for all batches and blocks."""
+        super()._reset(split)
+        self._table = self.item_vectors()
+
+    def _log(self, split: str) -> dict[str, Tensor]:
+        """Log, and forget the table: the weights will move."""
+        self._table = None
+        return super()._log(split)
 
     def compile_training(self) -> None:
         """Compile ``states`` for batches of any shape; the loss is matrix products, which gain nothing."""
@@ -200,7 +219,7 @@ class NextItemModule(RankingModule):
         if self.sparse_gradients:
             table, targets, negatives = _rows_used(table, targets, negatives)
         if self.loss in ("sampled_ce", "nce"):
-            # Uniform draws; that a user's own training items are left out moves q by less than 1 / I.
+            # Uniform draws. Those of a position leave out the n items of its user, where q is 1 / (I - n).
             log_q = torch.full((len(table),), -math.log(self.num_items), device=states.device)
             if self.loss == "sampled_ce":
                 return losses.sampled_softmax(states, table, targets, negatives, log_q)
@@ -227,9 +246,22 @@ class NextItemModule(RankingModule):
 
     def embedding_tables(self) -> list[nn.Parameter]:
         """Item and user tables: trained matrices with a row for each."""
-        least = min(self.num_items, getattr(self, "num_users", self.num_items))
-        trained = (p for p in self.parameters() if p.requires_grad)
-        return [p for p in trained if p.ndim == 2 and len(p) > least]
+        users = getattr(self, "num_users", None)
+        # Padding is a row; BERT4Rec's [MASK] is another; LightGCN has users and items in one table.
+        rows = {self.num_items + 1, self.num_items + 2}
+        rows |= set() if users is None else {users + 1, users + self.num_items + 2}
+        layers = (nn.Linear, nn.RNNBase, nn.Conv1d, nn.Conv2d)  # may be of that size by chance
+        owned = {
+            id(p) for m in self.modules() if isinstance(m, layers) for p in m.parameters(False)
+        }
+        trained = (p for p in self.parameters() if p.requires_grad and id(p) not in owned)
+        return [p for p in trained if p.ndim == 2 and len(p) in rows]
+
+    def untrainable(self, trainer: pl.Trainer) -> str | None:
+        """Sparse gradients cannot be clipped."""
+        if self.sparse_gradients and trainer.gradient_clip_val:
+            return "sparse gradients cannot be clipped: use table_optimizer=adamw or no gradient_clip_val"
+        return None
 
     def configure_model(self) -> None:
         """Ask for sparse gradients before a strategy wraps the module."""
@@ -239,15 +271,7 @@ class NextItemModule(RankingModule):
                 module.sparse = True
 
     def configure_optimizers(self) -> Any:
-        """AdamW, with the schedule by step.
-
-        Raises:
-            ValueError: gradients are to be clipped but sparse.
-        """
-        if self.sparse_gradients and self.trainer.gradient_clip_val:
-            raise ValueError(
-                "sparse gradients cannot be clipped: use table_optimizer=adamw or no gradient_clip_val"
-            )
+        """AdamW, with the schedule by step."""
         kind = AdamW if self.table_optimizer == "adamw" else TableAdamW
         optimizer = kind(
             self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True

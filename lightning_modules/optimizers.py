@@ -23,6 +23,11 @@ class TableAdamW(AdamW):
     decay is decoupled and acts on the rows touched.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # The fused AdamW would take gradients still scaled (16-mixed) and unscale them itself; tables cannot.
+        self._step_supports_amp_scaling = False
+
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Tables first; AdamW then skips them, because their gradients have been taken."""
         loss = None

@@ -269,7 +269,8 @@ def rank_catalogue(
     above = torch.zeros_like(target, dtype=torch.int64)
     ties, count = torch.zeros_like(above), torch.full_like(above, num_items + 1)
     # Zeros and ones, as floats: torch compares and sums them several times as fast as bools.
-    buffer = torch.empty(rows * block_size, device=target.device)
+    # Four bytes each whatever the default type: the same memory is read as integers below.
+    buffer = torch.empty(rows * block_size, dtype=torch.float32, device=target.device)
     best: _Best | None = None
     for first in range(1, num_items + 1, block_size):
         width = min(block_size, num_items + 1 - first)

@@ -58,6 +58,18 @@ def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str)
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
 
 
+def test_a_fit_that_never_validates_is_told_before_it_starts() -> None:
+    every = "++stages.train.trainer.check_val_every_n_epoch=3"
+    short = config.load(BASIC, [every, "++stages.train.trainer.max_epochs=2"])
+    (problem,) = check.binding_problems(short)
+    assert "ends after 2 epochs, before its first validation in epoch 3" in problem
+    for words in (
+        [every, "++stages.train.trainer.max_epochs=3"],
+        [every, "++stages.train.trainer.max_epochs=2", "stages.train.select=null"],
+    ):
+        assert list(check.binding_problems(config.load(BASIC, words))) == []
+
+
 @pytest.mark.parametrize("option", [o for group, o in GROUP_FILES if group == "data"])
 def test_a_data_file_replaces_the_data_and_is_an_experiment_of_its_own(option: str) -> None:
     swapped = config.load(BASIC, [f"data={option}"]).config["data"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.types import Batch
@@ -132,6 +133,48 @@ def test_a_compiled_step_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_has_no_network_cannot_be_compiled() -> None:
     with pytest.raises(ValueError, match=r"RandomModule has nothing to compile: launch\.compile"):
         RandomModule().compile_training()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_smoothing": 1.5}, r"label_smoothing=1.5 is not at least 0 and below 1"),
+        ({"label_smoothing": 0.1, "loss": "bce"}, "label_smoothing means nothing with loss=bce"),
+        ({"learning_rate": -1}, "learning_rate=-1 is not above 0"),
+        ({"warmup": 2}, "warmup=2 is not at least 0 and at most 1"),
+        ({"scalable_items": 0}, "scalable_items=0 is not at least 1"),
+        ({"gbce_calibration": 3}, "gbce_calibration=3 is not at least 0 and at most 1"),
+        ({"bpr_max_penalty": -1, "weight_decay": -2}, "bpr_max_penalty=-1 .*; weight_decay=-2"),
+        ({"table_learning_rate": 0}, "table_learning_rate=0 is not above 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SASRecModule(num_items=9, **settings)
+
+
+def test_the_item_table_is_made_once_for_an_evaluation_and_scored_wide() -> None:
+    module = SASRecModule(num_items=9, hidden_size=8).eval()
+    made: list[int] = []
+    table = module.item_vectors
+
+    def counted() -> Tensor:
+        made.append(1)
+        return table()
+
+    module.item_vectors = counted  # type: ignore[method-assign]
+    module._table = module.item_vectors()
+    state, items = torch.randn(2, 8), torch.arange(1, 10)
+    for _ in range(3):
+        scores = module.score(state, items)
+    assert made == [1]
+    module._table = None
+    assert torch.equal(module.score(state, items), scores)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module.score(state, items).dtype == torch.float32
+    narrow = module.bfloat16()
+    assert narrow.score(state.bfloat16(), items).dtype == torch.float32
+    assert module.double().score(state.double(), items).dtype == torch.float64
 
 
 def test_impossible_settings_are_refused() -> None:

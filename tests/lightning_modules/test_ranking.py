@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_modules.ranking import rank_candidates, rank_catalogue
+from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
 
 VALUES = st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 1.0, 2.0, np.inf])
 
@@ -210,6 +210,25 @@ def test_targets_do_not_count_against_themselves_when_their_block_rounds_differe
 
     got = rank_catalogue(score, 3, torch.tensor([3]), block_size=2)
     assert (got.above.item(), got.ties.item(), got.target_score.item()) == (0, 0, 3.0)
+
+
+def test_a_default_type_of_half_precision_changes_nothing() -> None:
+    table = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([3, 7])
+    seen = torch.tensor([[0, 5], [1, 9]])
+
+    def ranked() -> RankCounts:
+        score = lambda items: table[items - 1].expand(2, -1)  # noqa: E731
+        return rank_catalogue(score, 50, target, seen, block_size=20)
+
+    expected = ranked()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        got = ranked()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for name in ("above", "ties", "count"):
+        assert torch.equal(getattr(got, name), getattr(expected, name))
 
 
 def test_the_scorers_tensor_is_left_alone() -> None:

@@ -16,6 +16,7 @@ from datamodules.movielens import MovieLensDataModule
 from lightning_modules.mf import BPRMFModule
 from lightning_modules.nextitnet import NextItNetModule
 from lightning_modules.optimizers import TableAdamW
+from lightning_modules.sasrec import SASRecModule
 
 RATE, DECAY, EPS = 0.1, 0.2, 1e-8
 
@@ -158,8 +159,37 @@ def test_users_are_tables_too(tiny_movielens: Path, tmp_path: Path) -> None:
 
 def test_clipping_sparse_gradients_is_refused(tiny_movielens: Path, tmp_path: Path) -> None:
     module = sequence_model(tiny_movielens, loss="bce")
-    with pytest.raises(ValueError, match="table_optimizer=adamw"):
-        fit(tiny_movielens, tmp_path, module, gradient_clip_val=1.0)
+    clips, free = (lightning.Trainer(gradient_clip_val=v, logger=False) for v in (1.0, None))
+    assert "table_optimizer=adamw" in (module.untrainable(clips) or "")
+    assert module.untrainable(free) is None
+    assert sequence_model(tiny_movielens, loss="ce").untrainable(clips) is None
+
+
+def test_scaled_gradients_are_unscaled_first_and_overflow_skips_the_step() -> None:
+    tables = []
+    for scale in (1.0, 1024.0):
+        table = nn.Parameter(torch.ones(3, 2))
+        groups = [{"params": [table], "rowwise": True}]
+        optimizer = TableAdamW(groups, lr=RATE, eps=EPS, weight_decay=0.0, fused=True)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        for factor in (1.0, float("inf"), 2.0):
+            scaler.scale((table[:2] * factor).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update(scale)
+            optimizer.zero_grad()
+        tables.append(table.detach())
+    # Gradients 1, then 2; the overflow between them changes nothing.
+    moved = 1 - RATE * (1 / 1 + 2 / 5**0.5)
+    torch.testing.assert_close(tables[0], torch.tensor([[moved] * 2] * 2 + [[1.0] * 2]))
+    torch.testing.assert_close(tables[1], tables[0])
+
+
+def test_a_layer_of_a_tables_size_is_no_table() -> None:
+    """With 23 items the stacked projection of a width of 8 has 24 rows, as many as the item table."""
+    module = SASRecModule(23, max_length=5, hidden_size=8, table_optimizer="rowwise_adagrad")
+    assert module.network.blocks[0].attention.in_proj.weight.shape == (24, 8)
+    (table,) = module.embedding_tables()
+    assert table is module.network.item_embedding.weight
 
 
 def test_a_shared_pool_is_the_same_on_every_device_and_new_at_every_step(

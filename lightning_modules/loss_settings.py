@@ -1,0 +1,34 @@
+"""Which losses there are, and which settings of theirs and of the optimizer cannot work."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+Loss = Literal[
+    "ce", "scalable_ce", "sampled_ce", "nce", "bce", "gbce", "bpr", "bpr_max", "top1_max"
+]
+
+# setting -> (smallest, largest, whether the smallest itself is allowed)
+_RANGES = {
+    "learning_rate": (0, math.inf, False), "table_learning_rate": (0, math.inf, False),
+    "weight_decay": (0, math.inf, True), "warmup": (0, 1, True), "gbce_calibration": (0, 1, True),
+    "bpr_max_penalty": (0, math.inf, True), "scalable_items": (1, math.inf, True),
+}  # fmt: skip
+
+
+def refuse_settings(loss: Loss, label_smoothing: float, **settings: float) -> None:
+    """Raise one ValueError that names every setting out of its range."""
+    wrong = [
+        f"{name}={value} is not {'at least' if closed else 'above'} {low}"
+        + (f" and at most {high}" if high < math.inf else "")
+        for name, value in settings.items()
+        for low, high, closed in [_RANGES[name]]
+        if not (low < value <= high or (closed and value == low))
+    ]
+    if not 0 <= label_smoothing < 1:
+        wrong.append(f"label_smoothing={label_smoothing} is not at least 0 and below 1")
+    elif label_smoothing and loss != "ce":
+        wrong.append(f"label_smoothing means nothing with loss={loss}: it is of loss=ce")
+    if wrong:
+        raise ValueError("; ".join(wrong))
