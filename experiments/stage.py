@@ -32,8 +32,9 @@ from datamodules.versioning import read_json, value_digest, write_json
 from experiments import build
 from experiments.errors import UserError
 from experiments.records import finish, wandb_id
-from experiments.report import print_error
+from experiments.report import print_error, say
 from lightning_modules.base import RankingModule
+from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.metrics import METRICS_VERSION
 
 
@@ -194,6 +195,7 @@ def _trainer(
         settings.pop("precision", None)
         plugins.append(precision)
     extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
+    _tell_slow_precision(settings, launch)
     return pl.Trainer(
         **settings,
         accelerator=launch["accelerator"],
@@ -222,6 +224,17 @@ def _precision(module: RankingModule, launch: dict[str, Any]) -> Any:
         return module.precision_plugin("cuda" if gpu else "cpu", launch["strategy"])
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _tell_slow_precision(settings: dict[str, Any], launch: dict[str, Any]) -> None:
+    """bfloat16 runs on any CPU; where it is emulated, one waits."""
+    half = str(settings.get("precision", "")).startswith("bf16")
+    on_cpu = launch["accelerator"] == "cpu" or not torch.cuda.is_available()
+    if half and on_cpu and not multiplies_bfloat16("cpu"):
+        say(
+            f"precision={settings['precision']}: this processor emulates bfloat16, many times slower than "
+            "float32 (it lacks AVX512_BF16 and AMX)"
+        )
 
 
 def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:

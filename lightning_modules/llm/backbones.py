@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from datamodules.sources import DataSourceError
+from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
@@ -83,12 +84,7 @@ def resolve_dtype(spec: BackboneSpec | DType, device: torch.device | str) -> tor
     if name != "auto":
         found: torch.dtype = getattr(torch, name)
         return found
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        known = torch.cpu.get_capabilities()
-        native = bool(known.get("avx512_bf16") or known.get("amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def load_tokenizer(spec: BackboneSpec) -> Any:

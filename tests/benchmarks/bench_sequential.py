@@ -80,10 +80,9 @@ DATA = {
         "sasrec/movielens_100k", Settings(64, 2, 1, 0.2, 50, 128, 1e-3), epochs=60, rounds=2,
         peers=("rectools", "replay", "recbole"), shipped=True,
     ),
-    # This experiment ships the comparison's settings.
     "movielens_1m": DataSet(
-        "sasrec/movielens_1m", Settings(128, 2, 1, 0.2, 200, 128, 1e-3), epochs=5, rounds=1,
-        needs="ml1m_root", override="data.root",
+        "sasrec/movielens_1m", Settings(64, 2, 1, 0.1, 200, 128, 1e-3), epochs=5, rounds=1,
+        shipped=True, needs="ml1m_root", override="data.root",
     ),
     "beauty": DataSet(
         "sasrec/beauty", Settings(64, 2, 1, 0.6, 50, 512, 5e-4), epochs=5, rounds=1,
