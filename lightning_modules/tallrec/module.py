@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -17,7 +17,7 @@ from datamodules.types import NO_TITLE, Rows
 from lightning_modules.llm.layouts import lay_out
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.yes_no import YesNoModule
-from lightning_modules.tallrec.prompts import Question, YesNoPrompt, shown_items
+from lightning_modules.tallrec.prompts import Probe, Question, YesNoPrompt, probed, shown_items
 
 
 class TALLRecModule(YesNoModule):
@@ -28,6 +28,7 @@ class TALLRecModule(YesNoModule):
         llm, adapter: see ``YesNoModule``.
         prompt: what items are called; the words are in ``prompts``.
         creator: also show who made an item (an author), where the data knows.
+        probe: show a history that lacks something, to learn what a finished model reads (``prompts.probed``).
         options: of the training, see ``YesNoModule``.
     """
 
@@ -38,9 +39,13 @@ class TALLRecModule(YesNoModule):
         adapter: AdapterSpec,
         prompt: YesNoPrompt | None = None,
         creator: bool = True,
+        probe: Probe = "none",
         **options: Any,
     ) -> None:
         super().__init__(llm, adapter, **options)
+        if probe not in get_args(Probe):
+            raise ValueError(f"probe is {probe!r}, expected one of {', '.join(get_args(Probe))}")
+        self.probe = probe
         self.prompt = prompt or YesNoPrompt()
         titles = ["", *catalog["title"].fill_null(NO_TITLE)]
         makers = ["", *catalog["brand"]] if creator else None
@@ -64,7 +69,8 @@ class TALLRecModule(YesNoModule):
             tuple(self.shown[i] for i in items[~liked]),
             self.shown[int(rows.target[row])],
         )
-        return self._laid_out(question)
+        seed = (int(rows.user[row]), stop, int(rows.target[row]))
+        return self._laid_out(probed(question, self.probe, self.prompt, seed))
 
     def _laid_out(self, question: Question) -> str:
         asked = (self.prompt.instruction(), self.prompt.input(question))
@@ -76,5 +82,11 @@ class TALLRecModule(YesNoModule):
 
     def wording(self) -> str:
         """The prompt's words, the items' names and how many events are shown."""
-        parts = [self.example_prompt(), asdict(self.prompt), self.shown, self.max_length]
+        parts = [
+            self.example_prompt(),
+            asdict(self.prompt),
+            self.shown,
+            self.max_length,
+            self.probe,
+        ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

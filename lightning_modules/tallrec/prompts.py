@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 LABELS = ("Yes.", "No.")
+Probe = Literal["none", "shuffled", "no_history", "swapped", "masked"]
 _NOTHING = "nothing so far"
 
 
@@ -61,6 +65,43 @@ class YesNoPrompt:
 
 def _listed(items: Sequence[str]) -> str:
     return ", ".join(f'"{item}"' for item in items) or _NOTHING
+
+
+def probed(
+    question: Question, probe: Probe, prompt: YesNoPrompt, seed: tuple[int, ...]
+) -> Question:
+    """The question without what a probe takes away.
+
+    ``shuffled``: the lists in another order; ``no_history``: both empty; ``swapped``: likes as dislikes and
+    the other way round; ``masked``: numbers in place of names, the same item the same number. A model that
+    reads histories loses by the second, and turns round under the third.
+
+    Args:
+        question: as it is.
+        probe: what is taken away.
+        prompt: what items are called.
+        seed: of the order; the same question is always shuffled in the same way.
+    """
+    if probe == "no_history":
+        return Question((), (), question.target)
+    if probe == "swapped":
+        return Question(question.disliked, question.liked, question.target)
+    if probe == "shuffled":
+        random = np.random.default_rng(seed)
+        liked, disliked = (
+            tuple(items[i] for i in random.permutation(len(items)))
+            for items in (question.liked, question.disliked)
+        )
+        return Question(liked, disliked, question.target)
+    if probe == "masked":
+        named = [*question.liked, *question.disliked, question.target]
+        number = {name: f"{prompt.singular} {i}" for i, name in enumerate(dict.fromkeys(named), 1)}
+        return Question(
+            tuple(number[i] for i in question.liked),
+            tuple(number[i] for i in question.disliked),
+            number[question.target],
+        )
+    return question
 
 
 def shown_items(titles: Sequence[str], creators: Sequence[str | None] | None = None) -> list[str]:

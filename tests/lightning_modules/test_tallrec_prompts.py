@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lightning_modules.llm.layouts import alpaca, chat, lay_out
-from lightning_modules.tallrec.prompts import Question, YesNoPrompt, shown_items
+from lightning_modules.tallrec.prompts import Question, YesNoPrompt, probed, shown_items
 
 
 def test_a_question_names_what_was_liked_what_was_not_and_the_target() -> None:
@@ -43,6 +43,23 @@ def test_alpacas_three_parts_end_where_the_response_begins() -> None:
     assert parts == sorted(parts)
     assert text.endswith("### Response:\n")
     assert "### Input:" not in alpaca("Do it.")
+
+
+WHOLE = Question(("A", "B", "C", "D"), ("E", "F"), "T")
+
+
+def test_probes_take_away_what_they_say() -> None:
+    prompt = YesNoPrompt()
+    assert probed(WHOLE, "none", prompt, (1,)) == WHOLE
+    assert probed(WHOLE, "no_history", prompt, (1,)) == Question((), (), "T")
+    assert probed(WHOLE, "swapped", prompt, (1,)) == Question(WHOLE.disliked, WHOLE.liked, "T")
+    shuffled = [probed(WHOLE, "shuffled", prompt, (seed,)) for seed in range(8)]
+    assert {tuple(sorted(q.liked)) for q in shuffled} == {WHOLE.liked}
+    assert len({q.liked for q in shuffled}) > 1
+    assert probed(WHOLE, "shuffled", prompt, (3,)) == shuffled[3]
+    again = Question(("A", "B"), ("C",), "A")  # asked about an item of the history
+    masked = probed(again, "masked", prompt, (1,))
+    assert masked == Question(("film 1", "film 2"), ("film 3",), "film 1")
 
 
 class Templated:
