@@ -15,7 +15,7 @@ export NAME ARGS JOBS
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp plan show data prepare images export list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -39,6 +39,9 @@ prepare: $(READY) ## Prepare many categories, JOBS at a time or a share a Slurm 
 
 images: $(READY) ## Download the item images of an experiment's data
 	@$(PY) -m experiments.images
+
+export: $(READY) ## Write a finished language model for plain PEFT and plain transformers
+	@$(PY) -m experiments.export
 
 list: $(READY) ## List every experiment with its one-line header
 	@$(PY) -m experiments.run list

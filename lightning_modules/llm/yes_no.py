@@ -24,6 +24,7 @@ from lightning_modules.base import RankingModule
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer, resolve_dtype
+from lightning_modules.llm.export import export_model
 from lightning_modules.llm.label_scoring import (
     LabelTokens,
     SharedPrefix,
@@ -198,11 +199,20 @@ class YesNoModule(RankingModule):
         config = None
         if isinstance(plugin, QLoRAPrecision):
             config = plugin.quantization_config(device)
-        base = load_causal_lm(self.llm, device, config)
-        seed = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        self._load(device, config, self.trainer.datamodule.seed)  # type: ignore[attr-defined]
+
+    def _load(self, device: torch.device, quantization_config: Any, seed: int) -> None:
+        base = load_causal_lm(self.llm, device, quantization_config)
         self.model = attach_adapter(base, self.adapter, seed)
         if self._weights is not None:
             super().load_weights(self._weights)
+
+    def export(self, folder: Path, device: torch.device) -> dict[str, Path]:
+        """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""
+        quantized = self.llm.quantization is not None
+        plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
+        self._load(device, plugin.quantization_config(device) if plugin else None, seed=0)
+        return export_model(self.model, self.tokenizer, self.adapter.method, folder)
 
     def load_weights(self, path: str | Path) -> None:
         """Take a checkpoint's trained weights when the model is there."""

@@ -11,11 +11,14 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from peft import PeftModel
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.loading import AttachLabels
 from datamodules.types import TRAIN, Histories, Rows
+from lightning_modules.llm.label_scoring import last_logits, margin
+from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.tallrec import TALLRecModule
 from tests.lightning_modules.tiny_llm import write_tiny_llm
@@ -164,6 +167,42 @@ def test_only_the_adapter_is_trained_and_kept(made: Callable[..., Any], tmp_path
         assert not torch.allclose(untrained, expected)
         other.load_weights(tmp_path / "some.ckpt")
         assert torch.equal(other.margins(batch_of(other, training=False)), expected)
+
+
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_exports_load_in_plain_peft_and_plain_transformers(
+    quantization: Any, made: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    module = made(AdapterSpec(dropout=0.0, rank=4))
+    module.llm = replace(module.llm, quantization=quantization)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+    checkpoint = {"state_dict": dict(module.state_dict())}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    module.load_weights(tmp_path / "best.ckpt")
+    if quantization:  # what is evaluated is the quantized model with the same adapter
+        config = QLoRAPrecision.for_spec(module.llm).quantization_config("cpu")
+        module._load(torch.device("cpu"), config, seed=0)
+        module.model.eval()
+    batch = batch_of(module, training=False)
+    with torch.no_grad():
+        expected = module.margins(batch)
+        written = module.export(tmp_path / "export", torch.device("cpu"))
+        assert set(written) == {"adapter", "merged"}
+        plain = AutoModelForCausalLM.from_pretrained(written["merged"], dtype=torch.float32).eval()
+        got = margin(last_logits(plain, batch.tokens, batch.token_mask)[:, 0], module.answer_tokens)
+        torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
+        if not quantization:
+            base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            adapted = PeftModel.from_pretrained(base, written["adapter"]).eval()
+            logits = last_logits(adapted, batch.tokens, batch.token_mask)[:, 0]
+            torch.testing.assert_close(margin(logits, module.answer_tokens), expected)
+    assert len(AutoTokenizer.from_pretrained(written["merged"])) == len(module.tokenizer)
 
 
 def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from tests.conftest import REPO
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
 NAME = "tallrec/movie_64shot"
@@ -48,6 +51,29 @@ def test_a_second_run_has_nothing_to_do(
     again = run_command("exp", NAME, *words, runs=finished.runs)
     assert again.returncode == 0
     assert "running" not in again.stdout + again.stderr
+
+
+def test_a_finished_model_is_exported(
+    finished: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
+) -> None:
+    def export(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "experiments.export", name, *overrides],
+            cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+
+    done = export(NAME, *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = finished.folder("train") / "export"
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "merged" / "model.safetensors").is_file()
+    none = export("sasrec/movielens_100k")
+    assert none.returncode == 2
+    assert "trains no language model" in none.stderr
+    unfinished = export(NAME, *words, "seed=9")
+    assert unfinished.returncode == 2
+    assert "has not been run to its end" in unfinished.stderr
 
 
 def test_a_quantized_model_goes_through_the_same_chain(

@@ -1,0 +1,56 @@
+"""A trained language model for others: PEFT's adapter folder, and plain weights with it merged in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_modules.llm.adapters import merged, save_adapter
+
+ADAPTER, MERGED = "adapter", "merged"
+_TOKENS = (
+    "prompt",
+    "prefix",
+)  # adapters that add vectors before the text, which no weight can hold
+
+
+def export_model(model: Any, tokenizer: Any, method: str, folder: Path) -> dict[str, Path]:
+    """Write what ``method`` has trained; ``model`` is taken apart.
+
+    ``adapter/`` loads in plain PEFT, ``merged/`` in plain transformers and in servers that read its folders.
+    Weights that were quantized are unpacked before an adapter is merged into them, so that the merged model
+    computes what was trained and evaluated.
+
+    Args:
+        model: the trained model, as ``attach_adapter`` made it.
+        tokenizer: goes into ``merged/``.
+        method: of the ``AdapterSpec``.
+        folder: made if need be; files of the same names are overwritten.
+
+    Returns:
+        What was written, by kind.
+
+    Raises:
+        ValueError: nothing was trained.
+    """
+    if method == "none":
+        raise ValueError("its adapter is none: nothing was trained, so there is nothing to export")
+    written: dict[str, Path] = {}
+    if method != "full":
+        save_adapter(model, folder / ADAPTER)
+        written[ADAPTER] = folder / ADAPTER
+    if method not in _TOKENS:
+        whole = model if method == "full" else merged(model, _kept_dtype(model))
+        whole.config.use_cache = True  # off in training alone
+        whole.save_pretrained(folder / MERGED, safe_serialization=True)
+        tokenizer.save_pretrained(folder / MERGED)
+        written[MERGED] = folder / MERGED
+    return written
+
+
+def _kept_dtype(model: Any) -> torch.dtype:
+    """The type of the weights that are neither trained nor quantized."""
+    kept = (p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
+    return next(kept, torch.float32)
