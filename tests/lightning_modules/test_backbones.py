@@ -309,5 +309,11 @@ def test_the_real_model_is_converted_and_knows_a_capital(
 @pytest.mark.net
 def test_a_pinned_hub_model_loads() -> None:
     spec = BackboneSpec("Qwen/Qwen2.5-0.5B-Instruct", "7ae557604adf67be50417f59c2c2f167def9a775")
-    assert load_tokenizer(spec).pad_token == "<|endoftext|>"
+    try:
+        tokenizer = load_tokenizer(spec)
+    except DataSourceError as error:
+        if "could not be had from the model hub" not in str(error):
+            raise  # files that are there and wrong are a failure, no network is not
+        pytest.skip(str(error))
+    assert tokenizer.pad_token == "<|endoftext|>"
     assert load_causal_lm(spec, "cpu").config.hidden_size == 896
