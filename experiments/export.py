@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +17,13 @@ from datamodules.sources import cache_root
 from experiments import artifacts, build, config
 from experiments.errors import UserError
 from experiments.report import print_error, say, short
+from experiments.run import request
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    words = list(argv)
     try:
-        name = words.pop(0) if words else os.environ.get("NAME", "")
-        overrides = words or shlex.split(os.environ.get("ARGS", ""))
+        name, overrides = request(list(argv))
         export(config.load(name, overrides))
     except (UserError, DataSourceError, DataFormatError, ValueError) as error:
         print_error(error)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from datamodules.image_queue import Politeness
 from datamodules.images import download_folder, open_images
 from datamodules.prepared import Prepared
 from datamodules.sources import cache_root
-from experiments import artifacts, config
+from experiments import artifacts, config, run
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.report import print_error, say
@@ -61,11 +60,10 @@ class Request:
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 2 failed (the reason is on the screen), 130 stopped."""
-    words = list(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        name = words.pop(0) if words else os.environ.get("NAME", "")
-        request, overrides = split_request(words or _arguments())
+        name, words = run.request(list(argv))
+        request, overrides = split_request(words)
         experiment = config.load(config.full_name(name), [config.as_text(o) for o in overrides])
         _prepare(experiment)
         return max(_told(data, request, experiment.name) for data in _distinct_data(experiment))
@@ -111,13 +109,6 @@ def _value(key: str, text: str, kind: str) -> Any:
     expected = {"bool": "true or false", "float": "a number, 0 or more"}.get(kind, "a whole number")
     null = " or null" if "None" in kind else ""
     raise UserError(f"{PREFIX}{key} is {text!r}; expected {expected}{null}")
-
-
-def _arguments() -> list[str]:
-    try:
-        return shlex.split(os.environ.get("ARGS", ""))
-    except ValueError as error:
-        raise UserError(f"ARGS={os.environ.get('ARGS')!r} cannot be read: {error}") from error
 
 
 def _prepare(experiment: config.Experiment) -> None:

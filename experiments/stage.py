@@ -218,19 +218,23 @@ def _trainer(
 
 def _precision(module: RankingModule, launch: dict[str, Any]) -> Any:
     """A method's own precision plugin for the devices that the trainer will choose, if it has one."""
-    wanted = launch["accelerator"]
-    gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
     try:
-        return module.precision_plugin("cuda" if gpu else "cpu", launch["strategy"])
+        return module.precision_plugin(_device(launch), launch["strategy"])
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _device(launch: dict[str, Any]) -> str:
+    """What the trainer will choose: cuda or cpu."""
+    wanted = launch["accelerator"]
+    gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
+    return "cuda" if gpu else "cpu"
 
 
 def _tell_slow_precision(settings: dict[str, Any], launch: dict[str, Any]) -> None:
     """bfloat16 runs on any CPU; where it is emulated, one waits."""
     half = str(settings.get("precision", "")).startswith("bf16")
-    on_cpu = launch["accelerator"] == "cpu" or not torch.cuda.is_available()
-    if half and on_cpu and not multiplies_bfloat16("cpu"):
+    if half and _device(launch) == "cpu" and not multiplies_bfloat16("cpu"):
         say(
             f"precision={settings['precision']}: this processor emulates bfloat16, many times slower than "
             "float32 (it lacks AVX512_BF16 and AMX)"

@@ -127,6 +127,7 @@ class LogitAUC(Metric):
         Raises:
             ValueError: user ids came with some updates only, or a score is NaN.
         """
+        self._pairs = None
         empty = torch.zeros(0, dtype=torch.float64, device=self.device)
         scores, labels, users = (
             torch.cat([empty, *state]) if isinstance(state, list) else state

@@ -245,6 +245,13 @@ class RankingModule(pl.LightningModule):
         kept = ("auc", "uauc", "n", "users") if labelled else ("auc",)
         return {f"{group}/{k}": v[k] for group, v in found.items() for k in kept if k in v}
 
+    def log_train_loss(self, loss: Tensor) -> None:
+        """Log ``train/loss``: divided by the global batch's count, its mean over ranks is the batch's."""
+        self.log(
+            "train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1,
+            sync_dist=True,
+        )  # fmt: skip
+
     # Reproducible dropout ----------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:

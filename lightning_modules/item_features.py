@@ -234,22 +234,12 @@ class FeatureModule(NextItemModule):
         finally:
             self._items.forget()
 
-    def on_validation_epoch_start(self) -> None:
-        """Fuse once for all batches."""
-        super().on_validation_epoch_start()
+    def _reset(self, split: str) -> None:
+        """Fuse once for all batches, before anybody asks for the table."""
         self._items.keep()
+        super()._reset(split)
 
-    def on_validation_epoch_end(self) -> None:
-        """Forget the table: the weights will move."""
-        super().on_validation_epoch_end()
+    def _log(self, split: str) -> dict[str, Tensor]:
+        """Log, and forget the table: the weights will move."""
         self._items.forget()
-
-    def on_test_epoch_start(self) -> None:
-        """Fuse once for all batches."""
-        super().on_test_epoch_start()
-        self._items.keep()
-
-    def on_test_epoch_end(self) -> None:
-        """Forget the table."""
-        super().on_test_epoch_end()
-        self._items.forget()
+        return super()._log(split)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.types import Batch
 from lightning_modules import losses, ranking_losses
@@ -23,7 +22,7 @@ from lightning_modules.length_groups import length_groups
 from lightning_modules.loss_settings import Loss, refuse_settings
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
-from lightning_modules.schedules import Schedule, learning_rate_share
+from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
 
 WITHOUT_NEGATIVES = ("ce", "scalable_ce")
 TableOptimizer = Literal["adamw", "rowwise_adagrad"]
@@ -189,11 +188,7 @@ class NextItemModule(RankingModule):
         states = self._states_by_length(batch, where)
         total = self.loss_sum(states, batch.targets[where], self._negatives(batch, where))
         loss: Tensor = total / batch.normaliser
-        # The normaliser is the global batch's, so that the mean over ranks is the batch's loss.
-        self.log(
-            "train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1,
-            sync_dist=True,
-        )  # fmt: skip
+        self.log_train_loss(loss)
         return loss
 
     def _states_by_length(self, batch: Batch, where: Tensor) -> Tensor:
@@ -277,11 +272,7 @@ class NextItemModule(RankingModule):
             self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: self._rate(step, steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return scheduled(optimizer, lambda step: self._rate(step, steps))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         trained = [p for p in self.parameters() if p.requires_grad]

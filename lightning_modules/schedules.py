@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -24,3 +28,9 @@ def learning_rate_share(step: int, steps: int, rise: int, schedule: Schedule) ->
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return 1 - done if schedule == "linear" else 1.0
+
+
+def scheduled(optimizer: Optimizer, share: Callable[[int], float]) -> dict[str, Any]:
+    """What ``configure_optimizers`` returns for a learning rate that moves with every step."""
+    scheduler = {"scheduler": LambdaLR(optimizer, share), "interval": "step"}
+    return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -105,22 +105,12 @@ class LightGCNModule(UserItemModule):
             named.append(F.embedding(batch.negatives[where], items))  # (N, K, d)
         return 0.5 * torch.stack([v.square().sum() for v in named]).sum()
 
-    def on_validation_epoch_start(self) -> None:
-        """Propagate once for all batches."""
-        super().on_validation_epoch_start()
+    def _reset(self, split: str) -> None:
+        """Propagate once for all batches, before anybody asks for the tables."""
         self._kept = self._propagate()
+        super()._reset(split)
 
-    def on_validation_epoch_end(self) -> None:
-        """Forget the tables: the weights will move."""
-        super().on_validation_epoch_end()
+    def _log(self, split: str) -> dict[str, Tensor]:
+        """Log, and forget the tables: the weights will move."""
         self._kept = None
-
-    def on_test_epoch_start(self) -> None:
-        """Propagate once for all batches."""
-        super().on_test_epoch_start()
-        self._kept = self._propagate()
-
-    def on_test_epoch_end(self) -> None:
-        """Forget the tables."""
-        super().on_test_epoch_end()
-        self._kept = None
+        return super()._log(split)

@@ -8,16 +8,13 @@ from typing import Any
 import torch
 
 from lightning_modules.llm.adapters import merged, save_adapter
+from lightning_modules.llm.specs import AdapterSpec
 
 ADAPTER, MERGED = "adapter", "merged"
-_TOKENS = (
-    "prompt",
-    "prefix",
-)  # adapters that add vectors before the text, which no weight can hold
 
 
-def export_model(model: Any, tokenizer: Any, method: str, folder: Path) -> dict[str, Path]:
-    """Write what ``method`` has trained; ``model`` is taken apart.
+def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path) -> dict[str, Path]:
+    """Write what ``adapter`` has trained; ``model`` is taken apart.
 
     ``adapter/`` loads in plain PEFT, ``merged/`` in plain transformers and in servers that read its folders.
     Weights that were quantized are unpacked before an adapter is merged into them, so that the merged model
@@ -26,7 +23,7 @@ def export_model(model: Any, tokenizer: Any, method: str, folder: Path) -> dict[
     Args:
         model: the trained model, as ``attach_adapter`` made it.
         tokenizer: goes into ``merged/``.
-        method: of the ``AdapterSpec``.
+        adapter: what of it was trained.
         folder: made if need be; files of the same names are overwritten.
 
     Returns:
@@ -35,14 +32,14 @@ def export_model(model: Any, tokenizer: Any, method: str, folder: Path) -> dict[
     Raises:
         ValueError: nothing was trained.
     """
-    if method == "none":
+    if adapter.method == "none":
         raise ValueError("its adapter is none: nothing was trained, so there is nothing to export")
     written: dict[str, Path] = {}
-    if method != "full":
+    if adapter.method != "full":
         save_adapter(model, folder / ADAPTER)
         written[ADAPTER] = folder / ADAPTER
-    if method not in _TOKENS:
-        whole = model if method == "full" else merged(model, _kept_dtype(model))
+    if not adapter.adds_tokens:
+        whole = model if adapter.method == "full" else merged(model, _kept_dtype(model))
         whole.config.use_cache = True  # off in training alone
         whole.save_pretrained(folder / MERGED, safe_serialization=True)
         tokenizer.save_pretrained(folder / MERGED)

@@ -49,20 +49,21 @@ class PromptTable:
 
     def add(self, rows: Rows, show: bool = True) -> np.ndarray:
         """Tokenise all rows of a split: their numbers of tokens (R,)."""
-        known = [self._index.get(key) for key in _keys(rows)]
-        if any(index is None for index in known):
+        keys = _keys(rows)
+        if any(key not in self._index for key in keys):
             ids, offsets, cut = self._kept(rows, show)
             self.cut_events += cut
-            for row, key in enumerate(_keys(rows)):
+            for row, key in enumerate(keys):
                 self._index[key] = len(self._tokens)
                 self._tokens.append(ids[offsets[row] : offsets[row + 1]])
         return np.array([len(tokens) for tokens in self.of(rows)], dtype=np.int64)
 
     def of(self, rows: Rows) -> list[np.ndarray]:
         """The tokens of each row, (B,) arrays of L; rows that nobody added are tokenised now."""
-        if any(key not in self._index for key in _keys(rows)):
+        keys = _keys(rows)
+        if any(key not in self._index for key in keys):
             self.add(rows, show=False)
-        return [self._tokens[self._index[key]] for key in _keys(rows)]
+        return [self._tokens[self._index[key]] for key in keys]
 
     def common_prefix(self) -> list[int]:
         """Tokens that all rows known so far begin with; always shorter than the shortest row."""

@@ -197,6 +197,11 @@ class AdapterSpec:
             object.__setattr__(self, "targets", tuple(self.targets))
         _refuse(self._problems())
 
+    @property
+    def adds_tokens(self) -> bool:
+        """Whether it is vectors before the text, which no weight can hold and no text can precede."""
+        return self.method in ("prompt", "prefix")
+
     def _problems(self) -> Iterator[str]:
         yield from _choice("method", self.method, get_args(Method))
         yield from _whole("rank", self.rank, 1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +17,6 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.types import Batch, Collator, Rows
 from lightning_modules.base import RankingModule
@@ -36,7 +35,7 @@ from lightning_modules.llm.label_scoring import (
 from lightning_modules.llm.precision import QLoRAPrecision, refuse_sharding
 from lightning_modules.llm.prompt_tokens import PromptTable
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.schedules import Schedule, learning_rate_share
+from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
 
 Loss = Literal["margin", "answer", "prompt"]
 NO_LOSS = -100
@@ -71,8 +70,7 @@ class YesNoCollator:
             said = ends
             if self.loss == "prompt":  # every token but the first is foretold, as in TALLRec's code
                 said = [ids[1:] + end for ids, end in zip(prompts, ends, strict=True)]
-            answers, known = pad_left(said, NO_LOSS)
-            answers = answers.masked_fill(known == 0, NO_LOSS)
+            answers, _ = pad_left(said, NO_LOSS)
         carries = np.ones(len(rows.row)) if rows.filler is None else ~rows.filler
         return replace(
             self.history(rows),
@@ -212,7 +210,7 @@ class YesNoModule(RankingModule):
         quantized = self.llm.quantization is not None
         plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
         self._load(device, plugin.quantization_config(device) if plugin else None, seed=0)
-        return export_model(self.model, self.tokenizer, self.adapter.method, folder)
+        return export_model(self.model, self.tokenizer, self.adapter, folder)
 
     def load_weights(self, path: str | Path) -> None:
         """Take a checkpoint's trained weights when the model is there."""
@@ -238,10 +236,7 @@ class YesNoModule(RankingModule):
         assert batch.normaliser is not None
         assert batch.weight is not None  # 0 at rows that only keep ranks in step
         loss: Tensor = (self._row_losses(batch) * batch.weight).sum() / batch.normaliser
-        self.log(
-            "train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1,
-            sync_dist=True,
-        )  # fmt: skip
+        self.log_train_loss(loss)
         return loss
 
     def _row_losses(self, batch: Batch) -> Tensor:
@@ -267,12 +262,10 @@ class YesNoModule(RankingModule):
             trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        share = lambda step: learning_rate_share(step, steps, self.warmup_steps, self.schedule)  # noqa: E731
-        scheduler = LambdaLR(optimizer, share)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        share = partial(
+            learning_rate_share, steps=steps, rise=self.warmup_steps, schedule=self.schedule
+        )
+        return scheduled(optimizer, share)
 
     def on_train_end(self) -> None:
         """Sound the alarm when a fit has trained nothing.
@@ -280,7 +273,9 @@ class YesNoModule(RankingModule):
         Raises:
             ValueError: the adapter is as it was made.
         """
-        if self.adapter.method not in ("none", "full") and adapter_is_untrained(self.model):
+        # Vectors before the text have no start that tells whether they were trained.
+        told = self.adapter.method not in ("none", "full") and not self.adapter.adds_tokens
+        if told and adapter_is_untrained(self.model):
             raise ValueError(
                 f"the {self.adapter.method} adapter has not moved in {self.trainer.global_step} steps: its "
                 "scores are those of the language model alone; look at the learning rate and the loss"
@@ -292,20 +287,14 @@ class YesNoModule(RankingModule):
         """Fresh sums, and what all prompts begin with is read."""
         super()._reset(split)
         shared = self.table.common_prefix()
-        # Prompt and prefix tuning put vectors of their own before the text.
-        if len(shared) >= WORTH_SHARING and self.adapter.method not in ("prompt", "prefix"):
+        if len(shared) >= WORTH_SHARING and not self.adapter.adds_tokens:
             with self.trainer.precision_plugin.forward_context():
                 self._prefix = SharedPrefix(self.model, shared)
 
-    def on_validation_epoch_end(self) -> None:
+    def _log(self, split: str) -> dict[str, Tensor]:
         """Log, and forget the prefix: the weights will move."""
         self._prefix = None
-        super().on_validation_epoch_end()
-
-    def on_test_epoch_end(self) -> None:
-        """Log, and forget the prefix."""
-        self._prefix = None
-        super().on_test_epoch_end()
+        return super()._log(split)
 
     def encode(self, batch: Batch) -> Tensor:
         """The margins (B,): a prompt names its item, so that nothing is left to score."""
