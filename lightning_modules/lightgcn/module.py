@@ -101,9 +101,12 @@ class LightGCNModule(UserItemModule):
             F.embedding(batch.user[:, None].expand_as(where)[where], users),
             F.embedding(batch.targets[where], items),
         ]
-        if batch.negatives is not None:
-            named.append(F.embedding(batch.negatives[where], items))  # (N, K, d)
-        return 0.5 * torch.stack([v.square().sum() for v in named]).sum()
+        drawn = self._negatives(batch, where)  # (N, K), (K,) shared by all pairs, or None
+        squares = [vectors.square().sum() for vectors in named]
+        if drawn is not None:
+            pairs = len(named[0]) if drawn.ndim == 1 else 1
+            squares.append(pairs * F.embedding(drawn, items).square().sum())
+        return 0.5 * torch.stack(squares).sum()
 
     def _reset(self, split: str) -> None:
         """Propagate once for all batches, before anybody asks for the tables."""

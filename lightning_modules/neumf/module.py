@@ -6,7 +6,7 @@ Legend: B rows, N pairs with a loss, C items of one block, K negatives, w width 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,11 @@ class NeuMFModule(UserItemModule):
     Args:
         num_items, num_users: given by the runner from the data.
         branches, hidden_size, layers, dropout, init_std: of the network, see ``NeuMF``.
-        max_length, negatives, options: of the training, see ``UserItemModule``; ``loss`` is always ``bce``.
+        max_length, negatives, options: of the training, see ``UserItemModule``.
+        loss: ``bce``: pairs are told apart one by one.
+
+    Raises:
+        ValueError: another loss, which would need scores that are dot products.
     """
 
     def __init__(
@@ -40,10 +44,13 @@ class NeuMFModule(UserItemModule):
         dropout: float = 0.0,
         init_std: float = 0.01,
         max_length: int = 1,
+        loss: Literal["bce"] = "bce",
         negatives: int = 4,
         **options: Any,
     ) -> None:
-        super().__init__(num_items, num_users, max_length, "bce", negatives, **options)
+        if loss != "bce":
+            raise ValueError(f"NeuMF learns pairs one by one: loss is bce, got {loss}")
+        super().__init__(num_items, num_users, max_length, loss, negatives, **options)
         self.network = NeuMF(num_users, num_items, branches, hidden_size, layers, dropout, init_std)
 
     def user_table(self) -> Tensor:
@@ -59,8 +66,9 @@ class NeuMFModule(UserItemModule):
         return self.network.score(state, items)
 
     def loss_sum(self, states: Tensor, targets: Tensor, negatives: Tensor | None) -> Tensor:
-        """Binary cross-entropy of targets (N,) and negatives (N, K), summed; accidental hits carry none."""
+        """Binary cross-entropy of targets (N,) and negatives (N, K) or (K,); accidental hits carry none."""
         assert negatives is not None
+        negatives = negatives.expand(len(targets), negatives.shape[-1])  # (N, K)
         items = torch.cat([targets[:, None], negatives], dim=1)  # (N, 1 + K)
         logits = self.score(states, items).float()
         hit = F.pad(negatives == targets[:, None], (1, 0))  # (N, 1 + K)

@@ -103,6 +103,14 @@ def test_loss_and_gradient_by_dense_matrices() -> None:
     assert not nodes.grad[[0, USERS + 1]].any()  # padding
 
 
+def test_shared_negatives_are_punished_with_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = _module(negatives=2, l2=0.1, shared_negatives=True), _batch()
+    monkeypatch.setattr(module, "_negatives", lambda batch, where: torch.tensor([1, 5]))
+    batch.negatives = torch.tensor([1, 5]).expand(2, 1, 2)
+    own = _module(negatives=2, l2=0.1)
+    torch.testing.assert_close(module._squares(batch), own._squares(batch))
+
+
 def test_unseen_users_have_the_mean_of_the_trained() -> None:
     module = _module()
     batch = _batch()

@@ -139,3 +139,18 @@ def test_impossible_networks_are_refused() -> None:
     with pytest.raises(ValueError, match="a perceptron needs a layer"):
         NeuMFModule(ITEMS, 3, branches="mlp", layers=())
     assert NeuMFModule(ITEMS, 3, branches="gmf", layers=()).network.output.in_features == 32
+
+
+def test_another_loss_is_refused() -> None:
+    with pytest.raises(ValueError, match="loss is bce, got ce"):
+        _module(loss="ce")
+
+
+def test_shared_negatives_are_those_of_every_pair() -> None:
+    module, targets = _module(), torch.tensor([2, 4])
+    states = module.states(_batch(), torch.ones(2, 1, dtype=torch.bool))
+    drawn = torch.tensor([1, 4, 6])
+    torch.testing.assert_close(
+        module.loss_sum(states, targets, drawn),
+        module.loss_sum(states, targets, drawn.repeat(2, 1)),
+    )
