@@ -48,8 +48,9 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
         if launch.get(key) is not None:
             yield from _count_problems(f"launch.{key}", launch[key])
     yield from _count_problems("launch.num_workers", launch.get("num_workers", 0), least=0)
-    if not isinstance(launch.get("compile", False), bool):
-        yield f"launch.compile is {launch['compile']!r}, expected true or false"
+    for name in ("compile", "activation_checkpointing"):
+        if not isinstance(launch.get(name, False), bool):
+            yield f"launch.{name} is {launch[name]!r}, expected true or false"
     yield from _expected_problems(config.get("expected") or [])
     yield from _count_problems("seed", config.get("seed", 0), least=0)
     stages = config.get("stages") or {}

@@ -85,11 +85,13 @@ def _fit(
     spec = job["spec"]
     module = _module(next(iter(spec["modules"].values())), job, data)
     _require_possible(module, data)
-    if job["launch"].get("compile"):
-        try:
+    try:
+        if job["launch"].get("compile"):
             module.compile_training()
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        if job["launch"].get("activation_checkpointing"):
+            module.checkpoint_activations()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     select = spec["select"] or {}
     metric, mode = select.get("metric"), select.get("mode", "max")
     best, last = checkpoints(folder, metric, mode)
@@ -297,7 +299,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
     # Frozen language models are meant to be in eval mode; transformers asks itself under an old name.
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated.*")
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
     # Epochs without a validation; a metric that never comes is an error of its own at the end of the fit.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
 

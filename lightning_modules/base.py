@@ -107,6 +107,16 @@ class RankingModule(pl.LightningModule):
         """
         raise ValueError(f"{type(self).__name__} has nothing to compile: launch.compile=false")
 
+    def checkpoint_activations(self) -> None:
+        """Recompute activations in the backward pass instead of keeping them: less memory, more work.
+
+        Raises:
+            ValueError: the method has none that would matter.
+        """
+        raise ValueError(
+            f"{type(self).__name__} keeps few activations: launch.activation_checkpointing=false"
+        )
+
     # What the data module asks ---------------------------------------------------------------------
 
     def collator(self, training: bool) -> Collator:

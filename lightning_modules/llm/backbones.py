@@ -7,6 +7,7 @@ ever run. ``model_files`` says where the files come from.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "load_sentence_encoder",
     "load_tokenizer",
     "model_folder",
+    "recompute_activations",
     "resolve_dtype",
 ]
 
@@ -125,7 +127,7 @@ def _pad_token(tokenizer: Any, rows: int) -> str:
 def load_causal_lm(
     spec: BackboneSpec, device: torch.device | str, quantization_config: Any = None
 ) -> Any:
-    """The language model, frozen, in eval mode, without a cache of keys and values unless asked for.
+    """The language model, frozen, in eval mode, without dropout, and without a cache unless asked for.
 
     Weights stream from the files straight onto ``device``, each quantized as it arrives. The random stream
     is left as it was.
@@ -147,6 +149,7 @@ def load_causal_lm(
     folder = model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
         config = AutoConfig.from_pretrained(folder, **_OFFLINE)
+    _without_dropout(config)
     options = _quantizing(spec, config, quantization_config)
     loader: Any = AutoModelForCausalLM  # whose annotation forgets the loading info
     with _loading(folder, device):
@@ -164,6 +167,26 @@ def load_causal_lm(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return model.eval().requires_grad_(False)
+
+
+def _without_dropout(config: Any) -> None:
+    """Pre-training's dropout (OPT's 0.1, its dropped layers) is no part of tuning with an adapter."""
+    text = config.get_text_config()
+    for name, value in text.to_dict().items():
+        rate = isinstance(value, float) and re.search("dropout|pdrop|layerdrop", name)
+        if rate and name != "classifier_dropout":
+            setattr(text, name, 0.0)
+
+
+def recompute_activations(model: Any) -> None:
+    """Compute the activations inside layers again in the backward pass instead of keeping them."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.modules():
+        # transformers recomputes layers in training mode only; ours are frozen, and have no dropout.
+        if isinstance(layer, GradientCheckpointingLayer):
+            layer.training = True
 
 
 def _quantizing(spec: BackboneSpec, config: Any, given: Any) -> dict[str, Any]:

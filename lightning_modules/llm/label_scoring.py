@@ -5,7 +5,6 @@ Legend: B rows, L tokens, V vocabulary.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +92,10 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
 
 
 class SharedPrefix:
-    """What all prompts begin with (a chat's header, the instruction), read once for a whole evaluation.
+    """What all prompts begin with (a chat's header, the instruction), read once for all of them.
+
+    Gradients pass through it, so that a training step can share it, too: what is behind it reads its keys and
+    values, and they learn from all rows at once. An adapter's dropout is then the same in all rows there.
 
     Args:
         model: as in ``last_logits``; its weights must not move while this is used.
@@ -103,29 +105,37 @@ class SharedPrefix:
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
         self.model, self.length = model, len(ids)
         tokens = torch.tensor([list(ids)], device=model.device)
-        self.cache = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+        read = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+        # Keys and values (1, heads, P, d) of each layer: transformers' caches grow in place.
+        self.states = [(layer.keys, layer.values) for layer in read.layers]
 
-    def last_logits(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Logits (B, V) float32 at the last position of rows (B, L) that are longer than the prefix."""
+    def last_logits(self, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+        """Logits (B, keep, V) float32 at the last positions of rows (B, L), each longer than P + keep - 1."""
         rest = tokens[
             :, self.length :
         ]  # (B, L - P), where short rows still have some of the prefix
         own = mask.sum(-1, keepdim=True) - self.length  # (B, 1) tokens behind the prefix
         columns = torch.arange(rest.shape[1], device=mask.device)
         kept = (columns >= rest.shape[1] - own).to(mask.dtype)  # (B, L - P)
-        cache = copy.deepcopy(self.cache)  # transformers' caches grow in place
-        cache.batch_repeat_interleave(len(rest))
         seen = torch.cat([kept.new_ones(len(rest), self.length), kept], dim=1)  # (B, L)
         out = self.model(
             input_ids=rest,
             attention_mask=seen,
             position_ids=(seen.cumsum(-1) - 1)[:, self.length :].clamp(min=0),
-            past_key_values=cache,
-            logits_to_keep=1,
+            past_key_values=self._cache(len(rest)),
+            logits_to_keep=keep,
             use_cache=True,
         )
-        logits: Tensor = out.logits[:, -1].float()
+        logits: Tensor = out.logits.float()
         return logits
+
+    def _cache(self, rows: int) -> Any:
+        from transformers import DynamicCache
+
+        return DynamicCache([
+            (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+            for keys, values in self.states
+        ])  # fmt: skip
 
 
 def margin(logits: Tensor, labels: LabelTokens) -> Tensor:

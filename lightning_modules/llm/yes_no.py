@@ -22,7 +22,12 @@ from datamodules.types import Batch, Collator, Rows
 from lightning_modules.base import RankingModule
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
-from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer, resolve_dtype
+from lightning_modules.llm.backbones import (
+    load_causal_lm,
+    load_tokenizer,
+    recompute_activations,
+    resolve_dtype,
+)
 from lightning_modules.llm.export import export_model
 from lightning_modules.llm.label_scoring import (
     LabelTokens,
@@ -123,7 +128,9 @@ class YesNoModule(RankingModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.model: Any = None
         self._weights: Path | None = None
-        self._prefix: SharedPrefix | None = None  # while an evaluation runs
+        self._prefix: SharedPrefix | None = None  # while an evaluation or a training step runs
+        self._opening: list[int] = []  # what all prompts begin with, where training shares it
+        self._checkpointed = False
 
     # What a method gives --------------------------------------------------------------------------
 
@@ -202,6 +209,8 @@ class YesNoModule(RankingModule):
     def _load(self, device: torch.device, quantization_config: Any, seed: int) -> None:
         base = load_causal_lm(self.llm, device, quantization_config)
         self.model = attach_adapter(base, self.adapter, seed)
+        if self._checkpointed:
+            recompute_activations(self.model)
         if self._weights is not None:
             super().load_weights(self._weights)
 
@@ -212,6 +221,10 @@ class YesNoModule(RankingModule):
         self._load(device, plugin.quantization_config(device) if plugin else None, seed=0)
         return export_model(self.model, self.tokenizer, self.adapter, folder)
 
+    def checkpoint_activations(self) -> None:
+        """Recompute each layer in the backward pass, once the model is loaded."""
+        self._checkpointed = True
+
     def load_weights(self, path: str | Path) -> None:
         """Take a checkpoint's trained weights when the model is there."""
         self._weights = Path(path)
@@ -220,14 +233,15 @@ class YesNoModule(RankingModule):
 
     def margins(self, batch: Batch) -> Tensor:
         """logit(yes) - logit(no) (B,)."""
+        return margin(self._last_logits(batch, 1)[:, 0], self.answer_tokens)
+
+    def _last_logits(self, batch: Batch, keep: int) -> Tensor:
+        """(B, keep, V)."""
         assert batch.tokens is not None
         assert batch.token_mask is not None
         if self._prefix is not None:
-            return margin(
-                self._prefix.last_logits(batch.tokens, batch.token_mask), self.answer_tokens
-            )
-        logits = last_logits(self.model, batch.tokens, batch.token_mask)  # (B, 1, V)
-        return margin(logits[:, 0], self.answer_tokens)
+            return self._prefix.last_logits(batch.tokens, batch.token_mask, keep)
+        return last_logits(self.model, batch.tokens, batch.token_mask, keep)
 
     # Training ------------------------------------------------------------------------------------------
 
@@ -235,7 +249,14 @@ class YesNoModule(RankingModule):
         """The chosen loss summed over rows, over the rows of the whole global batch."""
         assert batch.normaliser is not None
         assert batch.weight is not None  # 0 at rows that only keep ranks in step
-        loss: Tensor = (self._row_losses(batch) * batch.weight).sum() / batch.normaliser
+        # The loss on the prompt needs what each position of its beginning says next.
+        if self._opening and self.loss != "prompt":
+            self._prefix = SharedPrefix(self.model, self._opening)
+        try:
+            each = self._row_losses(batch)
+        finally:
+            self._prefix = None
+        loss: Tensor = (each * batch.weight).sum() / batch.normaliser
         self.log_train_loss(loss)
         return loss
 
@@ -246,10 +267,8 @@ class YesNoModule(RankingModule):
             return F.binary_cross_entropy_with_logits(
                 self.margins(batch), batch.label.float(), reduction="none"
             )
-        assert batch.tokens is not None
-        assert batch.token_mask is not None
         assert batch.answers is not None
-        logits = last_logits(self.model, batch.tokens, batch.token_mask, batch.answers.shape[1])
+        logits = self._last_logits(batch, batch.answers.shape[1])
         each = F.cross_entropy(
             logits.transpose(1, 2), batch.answers, reduction="none", ignore_index=NO_LOSS
         )  # (B, A)
@@ -266,6 +285,10 @@ class YesNoModule(RankingModule):
             learning_rate_share, steps=steps, rise=self.warmup_steps, schedule=self.schedule
         )
         return scheduled(optimizer, share)
+
+    def on_train_start(self) -> None:
+        """Find what all prompts begin with; recomputed activations cannot be shared."""
+        self._opening = [] if self._checkpointed else self._shared_opening()
 
     def on_train_end(self) -> None:
         """Sound the alarm when a fit has trained nothing.
@@ -286,10 +309,17 @@ class YesNoModule(RankingModule):
     def _reset(self, split: str) -> None:
         """Fresh sums, and what all prompts begin with is read."""
         super()._reset(split)
-        shared = self.table.common_prefix()
-        if len(shared) >= WORTH_SHARING and not self.adapter.adds_tokens:
+        if shared := self._shared_opening():
             with self.trainer.precision_plugin.forward_context():
                 self._prefix = SharedPrefix(self.model, shared)
+
+    def _shared_opening(self) -> list[int]:
+        """Tokens that all prompts known so far begin with, if sharing them is possible and worth it."""
+        shared = [] if self.adapter.adds_tokens else self.table.common_prefix()
+        # Layers that see a window keep no more of their past.
+        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
+        shared = shared[: window - 1] if window else shared
+        return shared if len(shared) >= WORTH_SHARING else []
 
     def _log(self, split: str) -> dict[str, Tensor]:
         """Log, and forget the prefix: the weights will move."""

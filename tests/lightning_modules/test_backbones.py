@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from datamodules.sources import DataSourceError
 from experiments import config
@@ -205,6 +206,14 @@ def test_the_random_stream_is_left_alone(tiny: Path) -> None:
     torch.manual_seed(3)
     load_causal_lm(_spec(tiny), "cpu")
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_dropout_of_pre_training_is_left_behind(tmp_path: Path) -> None:
+    folder = write_tiny_opt(tmp_path)
+    assert AutoConfig.from_pretrained(folder).dropout == 0.1
+    model = load_causal_lm(BackboneSpec(str(folder), chat_template=False, max_length=32), "cpu")
+    tokens = torch.tensor([[4, 5, 6]])
+    assert torch.equal(model.train()(tokens).logits, model.eval()(tokens).logits)
 
 
 def test_a_model_without_some_of_its_weights_is_refused(tiny: Path, tmp_path: Path) -> None:

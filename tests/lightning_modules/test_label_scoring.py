@@ -79,14 +79,34 @@ def test_a_shared_prefix_changes_nothing_but_the_work(tiny: Any) -> None:
     ends = [[40, 41, 42], [50], [60, 61, 62, 63, 64, 65, 66, 67, 68]]
     tokens, mask = pad_left([start + end for end in ends], pad=3)
     with torch.no_grad():
-        expected = last_logits(model, tokens, mask)[:, 0]
+        expected = last_logits(model, tokens, mask)
         shared = SharedPrefix(model, start)
         for _ in range(2):  # the first batch must not grow what the second one reads
             torch.testing.assert_close(
                 shared.last_logits(tokens, mask), expected, atol=1e-4, rtol=1e-4
             )
+        both = last_logits(model, tokens[::2], mask[::2], keep=3)
+        found = shared.last_logits(tokens[::2], mask[::2], keep=3)
+        torch.testing.assert_close(found, both, atol=1e-4, rtol=1e-4)
         alone = shared.last_logits(tokens[1:2, -len(start) - 1 :], mask[1:2, -len(start) - 1 :])
         torch.testing.assert_close(alone, expected[1:2], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_pass_through_a_shared_prefix(tiny: Any) -> None:
+    tokenizer, model = tiny
+    start = tokenizer("The user liked Heat (1995) and ")["input_ids"]
+    tokens, mask = pad_left([start + end for end in ([40, 41, 42], [50])], pad=3)
+    names = dict(model.named_parameters())
+    weight = next(p for n, p in names.items() if "k_proj.weight" in n).requires_grad_()
+    found = []
+    shared = SharedPrefix(model, start)
+    for logits in (last_logits(model, tokens, mask), shared.last_logits(tokens, mask)):
+        (logits[..., 40] - logits[..., 41]).sum().backward()
+        assert weight.grad is not None
+        found.append(weight.grad)
+        weight.grad = None
+    weight.requires_grad_(False)
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
 
 
 def test_the_margin_is_the_log_odds_of_the_two_answers(tiny: Any) -> None:

@@ -119,6 +119,54 @@ def test_language_model_losses_are_transformers(
     assert got.item() == pytest.approx(expected, abs=1e-5)
 
 
+def _gradients(module: TALLRecModule) -> dict[str, torch.Tensor]:
+    """Of one step, by name; LoRA's B is moved first, so that A has one, too."""
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+    module.training_step(batch_of(module), 0).backward()
+    return {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("loss", ["margin", "answer"])
+def test_training_that_shares_the_opening_has_the_same_gradients(
+    loss: str, made: Callable[..., Any]
+) -> None:
+    found, read = [], []
+    for shares in (False, True):
+        torch.manual_seed(0)
+        module = made(loss=loss)
+        batch_of(module)
+        module.model.register_forward_hook(lambda *a: read.append(1))
+        if shares:
+            module.on_train_start()
+            assert len(module._opening) >= 8
+        found.append(_gradients(module))
+    assert len(read) == 1 + 2  # once whole; then the opening, and what is behind it
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_recomputed_activations_change_no_gradient(made: Callable[..., Any]) -> None:
+    found, passes = [], []
+    for recomputes in (False, True):
+        torch.manual_seed(0)
+        module = made()
+        if recomputes:
+            module.model = None
+            module.checkpoint_activations()
+            module.configure_model()
+        module.on_train_start()
+        assert module._opening == [] or not recomputes
+        layer = module.model.get_base_model().model.layers[0].mlp
+        layer.register_forward_pre_hook(lambda *a: passes.append(1))
+        found.append(_gradients(module))
+    assert len(passes) == 1 + 2  # forward, then forward and again in backward
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
 def test_rows_that_keep_ranks_in_step_carry_no_loss(made: Callable[..., Any]) -> None:
     from dataclasses import replace
 
