@@ -1,0 +1,291 @@
+"""Language models: tuning against transformers' Trainer, scoring against generating and one by one.
+
+``python -m tests.benchmarks.bench_llm``. All is measured in one run, on the prompts of
+``tallrec/movie_64shot`` and the language model of its config, with the same threads:
+
+* tuning: samples/s of our fit through the Lightning Trainer and of transformers' Trainer with PEFT and its
+  own grouping by length; the same model, adapter, dtype, rows, supervised tokens and global batch;
+* yes/no: rows/s of the margin against ``generate`` at the same batch size, once stopping at the end of the
+  text and once with 128 forced tokens (what TALLRec's code asks for);
+* candidates: rows/s of 20 titles behind one prompt against one sequence a candidate, and how far their
+  log-likelihoods are apart;
+* the share of the machine's measured peak that tuning and scoring reach.
+
+FLOPs are 2 a weight and token in forward; backward adds 2 for the gradients of activations (frozen weights
+need none of their own), and LoRA's own products are left out. Attention's products are left out, too (a few
+percent at these lengths).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.loading import ExampleDataset
+from datamodules.samplers import RowBatch
+from datamodules.types import TEST
+from experiments import build, config
+from lightning_modules.llm.adapters import attach_adapter
+from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer, resolve_dtype
+from lightning_modules.llm.candidate_scoring import candidate_log_likelihoods
+from lightning_modules.llm.label_scoring import SharedPrefix, last_logits, margin, pad_left
+
+EXPERIMENT = "tallrec/movie_64shot"
+IGNORED = -100
+Tokens = list[int]
+
+
+def best(work: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest repeat, after one that warms up."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
+
+
+def peak_flops(width: int, dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of the best product of square matrices up to ``width``."""
+    found = 0.0
+    for size in (width, 2 * width):
+        a = torch.randn(size, size, dtype=dtype, device=device)
+        found = max(found, 2 * size**3 / best(lambda a=a: (a @ a).sum().item(), 5))
+    return found
+
+
+class StepClock(pl.Callback):
+    """When each optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """After each micro batch, not all of which end a step."""
+        if trainer.global_step > len(self.ends):
+            self.ends.append(time.perf_counter())
+
+
+class Setup:
+    """The experiment's data, prompts, module and specs."""
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        experiment = config.load(EXPERIMENT, list(overrides))
+        self.stage = experiment.stages["train"]
+        self.node = self.stage["module"]
+        self.data: Any = build.build(experiment.config["data"])
+        self.data.prepare_data()
+        self.batch_size = int(self.stage["batch_size"])
+        self.micro = int(experiment.config["launch"]["micro_batch_size"] or self.batch_size)
+        self.data.batch_size, self.data.num_workers, self.data.seed = self.batch_size, 0, 0
+        self.data.test_code = TEST
+
+    def module(self) -> Any:
+        """A fresh method, its language model not yet loaded."""
+        extra = build.runtime_arguments(self.node["_target_"], self.data)
+        return build.build({**self.node, "loss": "answer"}, **extra)
+
+
+def ours(setup: Setup, epochs: int) -> tuple[float, Any]:
+    """Seconds an optimizer step of our fit, and the module that was trained."""
+    module, clock = setup.module(), StepClock()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plugin = module.precision_plugin(device, "auto")
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=epochs, accumulate_grad_batches=max(1, setup.batch_size // setup.micro),
+            callbacks=[clock], plugins=[plugin] if plugin else None, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            use_distributed_sampler=False, limit_val_batches=0, default_root_dir=folder,
+            gradient_clip_val=1.0, num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, datamodule=setup.data)
+    steps = np.diff(clock.ends)
+    return float(steps.mean()), module
+
+
+def theirs(
+    setup: Setup, module: Any, prompts: list[Tokens], labels: np.ndarray, epochs: int
+) -> float:
+    """Seconds an optimizer step of transformers' Trainer on the same rows."""
+    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            ends.append(time.perf_counter())
+
+    rows = []
+    for ids, liked in zip(prompts, labels, strict=True):
+        end = list(module.answer_tokens.full[0 if liked else 1])
+        rows.append({
+            "input_ids": ids + end, "attention_mask": [1] * (len(ids) + len(end)),
+            "labels": [IGNORED] * len(ids) + end, "length": len(ids) + len(end),
+        })  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = load_causal_lm(module.llm, device)
+    model = attach_adapter(base, module.adapter, 0)
+    model.train()
+    half = resolve_dtype(module.llm, device) == torch.bfloat16
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, num_train_epochs=epochs, use_cpu=device.type == "cpu", bf16=half,
+            per_device_train_batch_size=setup.micro,
+            gradient_accumulation_steps=max(1, setup.batch_size // setup.micro),
+            train_sampling_strategy="group_by_length", learning_rate=module.learning_rate,
+            max_grad_norm=1.0, report_to=[], save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, remove_unused_columns=False, log_level="error",
+        )  # fmt: skip
+        collate = DataCollatorForSeq2Seq(module.tokenizer, padding=True, label_pad_token_id=IGNORED)
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=_without_length(collate),
+            callbacks=[Clock()],
+        )  # fmt: skip
+        trainer.train()
+    return float(np.diff(ends).mean())
+
+
+def _without_length(collate: Any) -> Callable[[list[dict[str, Any]]], Any]:
+    return lambda rows: collate([{k: v for k, v in row.items() if k != "length"} for row in rows])
+
+
+def yes_no(
+    module: Any, model: Any, prompts: list[Tokens], opening: Tokens, batch: int, repeats: int
+) -> dict[str, float]:
+    """Seconds a batch: the margin, and ``generate`` to the end of the text and for 128 tokens."""
+    pad, end = module.tokenizer.pad_token_id, module.tokenizer.eos_token_id
+    tokens, mask = (x.to(model.device) for x in pad_left(prompts[:batch], pad))
+    prefix = SharedPrefix(model, opening)
+    options = {"do_sample": False, "pad_token_id": pad, "eos_token_id": end, "use_cache": True}
+
+    def generate(**length: int) -> Any:
+        return model.generate(input_ids=tokens, attention_mask=mask, **options, **length)
+
+    def margins() -> Any:
+        return margin(prefix.last_logits(tokens, mask)[:, 0], module.answer_tokens)
+
+    with torch.inference_mode():
+        return {
+            "margin": best(margins, repeats),
+            "one forward, nothing shared": best(lambda: last_logits(model, tokens, mask), repeats),
+            "generate to the end": best(lambda: generate(max_new_tokens=128), 1),
+            "generate 128": best(lambda: generate(max_new_tokens=128, min_new_tokens=128), 1),
+        }
+
+
+def candidates(
+    module: Any, model: Any, prompts: list[Tokens], titles: list[Tokens], repeats: int
+) -> tuple[float, float, float]:
+    """Seconds a row of the shared prompt, of one sequence a candidate, and the largest difference."""
+    pad = module.tokenizer.pad_token_id
+
+    def shared() -> Any:
+        return candidate_log_likelihoods(model, [prompts[0]], [titles], pad).total[0]
+
+    def naive() -> Any:
+        tokens, mask = pad_left([prompts[0] + title for title in titles], pad)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        most = max(map(len, titles)) + 1
+        logits = model(
+            input_ids=tokens.to(model.device), attention_mask=mask.to(model.device),
+            position_ids=positions.to(model.device), logits_to_keep=most, use_cache=False,
+        ).logits.float().log_softmax(-1)  # (C, most, V)  # fmt: skip
+        return torch.stack([
+            logits[i, -len(t) - 1 : -1].gather(-1, torch.tensor(t, device=model.device)[:, None]).sum()
+            for i, t in enumerate(titles)
+        ])  # fmt: skip
+
+    with torch.inference_mode():
+        apart = float((shared() - naive()).abs().max())
+        return best(shared, repeats), best(naive, repeats), apart
+
+
+def weights_a_token(model: Any) -> tuple[int, int]:
+    """Weights of the layers that each token passes, and of the head, which few pass."""
+    head = model.get_output_embeddings().weight.numel()
+    layers = [
+        m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in n
+    ]
+    return sum(layer.weight.numel() for layer in layers) - head, head
+
+
+def main() -> None:
+    """Measure, and print one table of ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--threads", type=int, default=None, help="default: all cores")
+    parser.add_argument("--epochs", type=int, default=2, help="of the 64 rows, for tuning")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[1, 4, 16], help="yes/no batch sizes"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="of the experiment, such as llm=qwen3_0.6b")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    setup = Setup(arguments.overrides)
+    our_step, module = ours(setup, arguments.epochs)
+    examples = setup.data.prepared.examples()
+    dataset = ExampleDataset(setup.data.histories, examples, 0, setup.data.liked_above)
+    rows = dataset[RowBatch.every(len(examples))]
+    assert rows.label is not None
+    prompts = [ids.tolist() for ids in module.table.of(rows)]
+    their_step = theirs(setup, module, prompts, rows.label, arguments.epochs)
+    module.model = None
+    tokenizer = load_tokenizer(module.llm)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_causal_lm(module.llm, device)
+    opening = module.table.common_prefix()
+    body, head = weights_a_token(model)
+    peak = peak_flops(1024, model.dtype, device)
+    mean = float(np.mean([len(p) for p in prompts]))
+    table = Table(title=f"{module.llm.source}, {torch.get_num_threads()} threads, {model.dtype}, "
+                        f"prompts of {mean:.0f} tokens, {len(opening)} of them shared")  # fmt: skip
+    for column in ("what", "ours", "theirs", "ratio"):
+        table.add_column(column, justify="left" if column == "what" else "right")
+    batch = setup.batch_size
+
+    def row(what: str, count: float, seconds: float, other: float) -> None:
+        """Rates of ``count`` rows in our and in the others' seconds."""
+        ratio = f"{other / seconds:.2f}"
+        table.add_row(what, f"{count / seconds:.2f}", f"{count / other:.2f}", ratio)
+
+    row("tuning, samples/s: transformers' Trainer", batch, our_step, their_step)
+    for size in arguments.batches:
+        found = yes_no(module, model, prompts, opening, size, arguments.repeats)
+        for against, seconds in list(found.items())[1:]:
+            row(f"yes/no, batch {size}, rows/s: {against}", size, found["margin"], seconds)
+    titles = [tokenizer(f" {t}", add_special_tokens=False)["input_ids"] for t in module.shown[1:21]]
+    shared, naive, apart = candidates(module, model, prompts, titles, arguments.repeats)
+    row("20 candidates, rows/s: one sequence each", 1, shared, naive)
+    console = Console()
+    console.print(table)
+    console.print(f"candidate log-likelihoods differ by at most {apart:.1e}")
+    micro = max(1, batch // setup.micro)
+    tokens = batch * (mean - len(opening)) + micro * len(opening)
+    tuning = 4 * tokens * body / our_step
+    size = arguments.batches[-1]
+    widest = max(map(len, prompts[:size])) - len(opening)
+    scoring = 2 * size * (widest * body + head) / found["margin"]
+    console.print(
+        f"peak {peak / 1e9:.0f} GFLOP/s; tuning reaches {tuning / peak:.0%}, scoring {scoring / peak:.0%} "
+        f"({tokens / our_step:.0f} and {size * widest / found['margin']:.0f} tokens/s computed)"
+    )
+
+
+if __name__ == "__main__":
+    main()
