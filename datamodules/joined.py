@@ -19,6 +19,7 @@ import polars as pl
 
 from datamodules.base import SequenceDataModule
 from datamodules.errors import each_or_all_errors
+from datamodules.groups import GROUP_NAMES
 from datamodules.prepared import ROW_COLUMNS, Prepared, store
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
 from datamodules.versioning import package_digest, publish_folder, value_digest
@@ -31,12 +32,12 @@ class JoinedDataModule(SequenceDataModule):
         parts: data modules by the name that their raw ids begin with.
         train: names of the parts that are learned from.
         valid: names of those that select the best epoch; None = those of ``train``.
-        test: names of those that are tested; None = those of ``train``.
+        test: names of those that are tested; None = those of ``train``. Of several, each is also a group.
         allow_mismatch: whether a paper's preset may run on parts of other counts than expected.
         cache: as in ``SequenceDataModule``.
 
     Raises:
-        ValueError: an unknown name; on preparing, parts that rank the whole catalogue (two domains have none
+        ValueError: an unknown name, or one of a group; on preparing, parts that rank the whole catalogue (two domains have none
             in common) or whose rows differ in kind.
     """
 
@@ -56,6 +57,8 @@ class JoinedDataModule(SequenceDataModule):
             VALID: tuple(train if valid is None else valid),
             TEST: tuple(train if test is None else test),
         }
+        if taken := set(parts) & {*ROW_COLUMNS, *GROUP_NAMES}:
+            raise ValueError(f"a part cannot be called {', '.join(sorted(taken))}: rows have that.")
         unknown = sorted({name for names in self.uses.values() for name in names} - set(parts))
         if unknown or not all(self.uses.values()):
             told = (
@@ -150,10 +153,10 @@ class JoinedDataModule(SequenceDataModule):
         return [0, *np.cumsum(sizes)[:-1].tolist()]
 
     def _attributes(self, what: str, key: str) -> pl.DataFrame:
-        """Items or users of every part in turn."""
+        """Items or users of every part in turn, and the part's name as their ``domain``."""
         frames = [
             getattr(part.prepared, what).with_columns(
-                pl.format("{}:{}", pl.lit(name), key).alias(key)
+                pl.format("{}:{}", pl.lit(name), key).alias(key), pl.lit(name).alias("domain")
             )
             for name, part in self.parts.items()
         ]
@@ -172,6 +175,12 @@ class JoinedDataModule(SequenceDataModule):
         if code == TRAIN and not found:
             return None
         _check_alike(found, SPLIT_NAMES[code])
+        if code != TRAIN and len(found) > 1:  # each part is a group of its own
+            used = [name for name in self.parts if name in self.uses[code]]
+            found = [
+                table.with_columns(pl.lit(name == part).alias(name) for name in used)
+                for part, table in zip(used, found, strict=True)
+            ]
         return pl.concat(found)
 
 

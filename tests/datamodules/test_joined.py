@@ -56,6 +56,11 @@ def test_rows_of_the_whole_are_the_parts_rows(
         assert (whole.histories.split == code).sum() == sum(
             (parts[n].histories.split == code).sum() for n in names
         )
+    rows, tested = whole.rows(TEST), test or train
+    assert rows.group_names[5:] == (tuple(tested) if len(tested) > 1 else ())
+    for number, name in enumerate(rows.group_names[5:], start=5):
+        domains = whole.catalog["domain"].to_numpy()[rows.target - 1]
+        assert (rows.groups[:, number] == (domains == name)).all()
     unused = [n for n in parts if n not in train]
     assert (whole.histories.split == TRAIN).sum() == sum(
         (parts[n].histories.split == TRAIN).sum() for n in parts if n not in unused
@@ -122,3 +127,8 @@ def test_unseen_users_are_only_tested() -> None:
         UnseenUsers(LeaveOneOut(), events=5)(offsets, items, times)
     with pytest.raises(ValueError, match="events=1"):
         UnseenUsers(LeaveOneOut(), events=1)
+
+
+def test_a_part_is_not_called_like_a_group(parts: dict[str, MovieLensDataModule]) -> None:
+    with pytest.raises(ValueError, match="a part cannot be called all: rows have that"):
+        JoinedDataModule({"all": parts["film"]}, ["all"])
