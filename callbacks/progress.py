@@ -36,6 +36,10 @@ class RunProgress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin at the step a resumed run goes on from."""
+        if _by_steps(trainer):
+            a_step = trainer.accumulate_grad_batches
+            self._open(trainer, trainer.max_steps * a_step, trainer.global_step * a_step)
+            return
         batches = int(trainer.num_training_batches)
         self._open(trainer, batches * int(trainer.max_epochs or 1), batches * trainer.current_epoch)
 
@@ -83,9 +87,10 @@ class RunProgress(pl.Callback):
         self.best = (float(best[0]), int(best[1])) if best else None
 
     def _text(self, trainer: pl.Trainer) -> str:
-        text = (
-            f"epoch {min(trainer.current_epoch + 1, trainer.max_epochs or 1)}/{trainer.max_epochs}"
-        )
+        epochs = trainer.max_epochs
+        text = f"epoch {min(trainer.current_epoch + 1, epochs or 1)}/{epochs}"
+        if _by_steps(trainer):
+            text = f"step {trainer.global_step}/{trainer.max_steps}"
         loss = trainer.callback_metrics.get("train/loss")
         if loss is not None:
             text += f"  loss {float(loss):.3f}"
@@ -120,3 +125,8 @@ class RunProgress(pl.Callback):
             self._bar.update(self._task, note=note)
             self._bar.stop()
             self._bar = None
+
+
+def _by_steps(trainer: pl.Trainer) -> bool:
+    """Whether a number of steps ends a fit, and no number of epochs does."""
+    return trainer.max_steps > 0 and trainer.max_epochs in (None, -1)

@@ -1,0 +1,49 @@
+"""Rows, tokens and padding, counted by hand; validation does not run the clock."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks import throughput
+from callbacks.throughput import Throughput
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    now = SimpleNamespace(seconds=0.0)
+    monkeypatch.setattr(throughput.time, "monotonic", lambda: now.seconds)
+    return now
+
+
+def _batch(mask: list[list[int]] | None, rows: int = 2) -> Any:
+    return SimpleNamespace(
+        row=torch.arange(rows), token_mask=None if mask is None else torch.tensor(mask)
+    )
+
+
+def test_what_a_fit_reads_is_counted_without_its_validation(clock: Any) -> None:
+    counted, trainer, module = Throughput(), SimpleNamespace(world_size=2), None
+    counted.on_train_epoch_start(trainer, module)
+    counted.on_train_batch_end(trainer, module, None, _batch([[0, 1, 1], [1, 1, 1]]), 0)
+    clock.seconds = 4.0
+    counted.on_validation_start(trainer, module)
+    clock.seconds = 100.0
+    counted.on_validation_end(trainer, module)
+    clock.seconds = 101.0
+    counted.on_train_epoch_end(trainer, module)
+    expected = {"rows_per_second": 4 / 5, "tokens_per_second": 10 / 5, "padding": 1 / 6}
+    assert counted.summary() == pytest.approx(expected, abs=1e-4)
+
+
+def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
+    counted, trainer = Throughput(), SimpleNamespace(world_size=1)
+    assert counted.summary() == {}
+    counted.on_test_start(trainer, None)
+    counted.on_test_batch_end(trainer, None, None, _batch(None, rows=3), 0)
+    clock.seconds = 2.0
+    counted.on_test_end(trainer, None)
+    assert counted.summary() == {"rows_per_second": 1.5}
