@@ -9,8 +9,10 @@ PYTHON ?= python3
 VENV ?= .venv
 override NAME := $(value NAME)
 override ARGS := $(value ARGS)
+override SEEDS := $(value SEEDS)
+override BASELINE := $(value BASELINE)
 JOBS ?= 1
-export NAME ARGS JOBS
+export NAME ARGS SEEDS BASELINE JOBS
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -20,6 +22,7 @@ READY := $(VENV)/.ready
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "over several seeds, with paired tests: make exp NAME=... SEEDS=5 (or 0,3,7) [BASELINE=popularity or group/experiment]"
 	@echo "start with:  make exp NAME=sasrec/movielens_100k"
 
 exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off, print its table

@@ -6,7 +6,8 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "runnin
 def say(text: str) -> None:
     """A line about what is going on (stderr, so that stdout holds results only)."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def put(text: str) -> None:
+    """A line that belongs to the results (stdout)."""
+    print(text)  # noqa: T201
 
 
 def print_error(error: Exception) -> None:
@@ -97,38 +103,76 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One row of a test stage, as the stage's folder has it."""
+
+    stage: str
+    label: str
+    reference: bool  # one of the rows without a model that many experiments share
+    fingerprint: str
+    protocol: dict[str, Any]
+    values: dict[str, dict[str, Any]]  # group/metric -> value and standard error
+    scores: Path
+    older: bool  # made by code that has changed since
+
+
+def measured(experiment: Experiment, stages: Sequence[Any]) -> Iterator[Measured]:
+    """The rows of every test stage that has been run."""
+    for stage in stages:
+        metrics = (read_json(stage.folder / "metrics.json") if stage.folder else None) or {}
+        single = "module" in experiment.stages[stage.name]
+        for row, values in metrics.get("rows", {}).items():
+            label = row_label(experiment.name, stage.name) if single else row
+            yield Measured(
+                stage.name, label, not single, metrics["fingerprint"], metrics["protocol"], values,
+                stage.folder / f"scores.{row}.parquet", stage.state == "stale",
+            )  # fmt: skip
+
+
 def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     """The rows of every test stage, by group; rows of unlike fingerprints never share a table."""
-    tables: dict[str, dict[str, dict[str, Any]]] = {}
-    older: set[str] = set()
-    left_out: dict[str, str] = {}
-    for stage in stages:
-        metrics = read_json(stage.folder / "metrics.json") if stage.folder else None
-        if metrics is None:
-            continue
-        left_out |= metrics.get("left_out", {})
-        rows = tables.setdefault(metrics["fingerprint"], {})
-        for row, values in metrics["rows"].items():
-            single = "module" in experiment.stages[stage.name]
-            label = row_label(experiment.name, stage.name) if single else row
-            rows[label] = values
-            if stage.state == "stale":
-                older.add(label)
-    console = _console()
-    for fingerprint, rows in tables.items():
-        console.print(_results_table(f"test, fingerprint {fingerprint}", rows, older))
-    for row, reason in left_out.items():
-        console.print(f"{escape(row)} is left out: {escape(reason)}")
-    if older:
-        console.print('* made by older code; ARGS="stale=rerun" makes it anew')
-    labelled = any(
-        "all/auc" in v and "all/ndcg@10" not in v for r in tables.values() for v in r.values()
-    )
+    rows = list(measured(experiment, stages))
+
+    def told(row: Measured, metric: str) -> str:
+        if metric.endswith("/n"):
+            return f"{(row.values.get(metric) or {'value': 0})['value']:.0f}"
+        return cell(row.values.get(metric), interval=metric.endswith(("/ndcg@10", "/auc")))
+
+    print_tables(rows, stages, told)
+    labelled = any("all/auc" in r.values and "all/ndcg@10" not in r.values for r in rows)
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
+    console = _console()
     console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
+
+
+def print_tables(
+    rows: Sequence[Measured],
+    stages: Sequence[Any],
+    told: Callable[[Measured, str], str],
+    seeds: Callable[[Measured], str] | None = None,
+) -> None:
+    """One table a fingerprint, and what holds for them all: rows left out, rows made by older code.
+
+    Args:
+        rows: what is in the tables.
+        stages: those that were tested; they say which rows were left out.
+        told: a row's cell of a ``group/metric``, and of ``group/n``.
+        seeds: a row's number of seeds; a column of its own.
+    """
+    console = _console()
+    for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
+        here = [r for r in rows if r.fingerprint == fingerprint]
+        console.print(_results_table(f"test, fingerprint {fingerprint}", here, told, seeds))
+    notes = (read_json(s.folder / "metrics.json") or {} for s in stages if s.folder)
+    left_out = {k: v for note in notes for k, v in note.get("left_out", {}).items()}
+    for row, reason in left_out.items():
+        console.print(f"{escape(row)} is left out: {escape(reason)}")
+    if any(r.older for r in rows):
+        console.print('* made by older code; ARGS="stale=rerun" makes it anew')
 
 
 def row_label(experiment: str, stage: str) -> str:
@@ -146,30 +190,35 @@ def cell(entry: dict[str, float | None] | None, interval: bool = False) -> str:
     return f"{value:.4f} ±{1.96 * (error or 0):.3f}" if told else f"{value:.4f}"
 
 
-def _results_table(title: str, rows: dict[str, dict[str, Any]], older: set[str]) -> Table:
+def _results_table(
+    title: str,
+    rows: Sequence[Measured],
+    told: Callable[[Measured, str], str],
+    seeds: Callable[[Measured], str] | None,
+) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("rows")
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     table.add_column("n", justify="right")
-    columns = [c for c in COLUMNS if any(f"all/{c}" in values for values in rows.values())]
-    for column in columns:
+    columns = [c for c in COLUMNS if any(f"all/{c}" in r.values for r in rows)]
+    for column in (*(["seeds"] if seeds else []), *columns):
         table.add_column(column, justify="right")
     groups = dict.fromkeys(
         name.removesuffix("/n")
-        for values in rows.values()
-        for name, entry in values.items()
+        for r in rows
+        for name, entry in r.values.items()
         if name.endswith("/n") and entry["value"]  # a group without rows says nothing
     )
     for group in groups:
         table.add_section()
-        for number, (label, values) in enumerate(rows.items()):
-            count = values.get(f"{group}/n", {"value": 0})["value"]
-            cells = [
-                cell(values.get(f"{group}/{c}"), interval=c in ("ndcg@10", "auc")) for c in columns
-            ]
-            mark = " *" if label in older else ""
-            name = group.replace("_", " ") if number == 0 else ""
-            table.add_row(name, escape(label) + mark, f"{count:.0f}", *cells)
+        for number, row in enumerate(rows):
+            table.add_row(
+                group.replace("_", " ") if number == 0 else "",
+                escape(row.label) + (" *" if row.older else ""),
+                told(row, f"{group}/n"),
+                *([seeds(row)] if seeds else []),
+                *(told(row, f"{group}/{c}") for c in columns),
+            )
     return table
 
 
@@ -276,4 +325,4 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _console() -> Console:
     # A file or a pipe gets a width that no table has to be squeezed into.
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.versioning import read_json
 from experiments import config
+from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
-from experiments.report import print_table, row_label
+from experiments.report import Measured, measured, print_table, row_label
 from experiments.source_graph import changed_since
 
 COLUMNS = (
@@ -64,6 +65,7 @@ class Row:
         return f"{mean} ±{over_seeds(values):.4f}" if len(values) > 1 else mean
 
 
+Runs = Mapping[int, tuple[config.Experiment, Sequence[PlannedStage]]]  # by seed
 Table = list[tuple[Row, str]]  # of one protocol: rows, and what they gain over ``COMPARED_WITH``
 
 
@@ -123,6 +125,30 @@ def collect(runs: Path) -> Iterator[Row]:
             any(changed_since(d["sources"]) for _, d, _ in per_seed.values()),
             tuple(f / f"scores.{name}.parquet" for *_, f in per_seed.values()),
         )  # fmt: skip
+
+
+def rows_of(runs: Runs) -> list[Row]:
+    """Each row of an experiment over its seeds; what all of them share (nothing in it is drawn) counts once.
+
+    Where a seed also draws the data that are learned from, a row has a fingerprint for each seed.
+    """
+    found: dict[tuple[str, str], dict[int, Measured]] = {}
+    for seed, (experiment, stages) in runs.items():
+        for one in measured(experiment, stages):
+            found.setdefault((one.stage, one.label), {})[seed] = one
+    return [_row(label, by_seed) for (_, label), by_seed in found.items()]
+
+
+def _row(label: str, by_seed: dict[int, Measured]) -> Row:
+    kept = list({m.scores: m for m in by_seed.values()}.values())
+    first = kept[0]
+    shared = len(kept) == 1 and (first.reference or len(by_seed) > 1)
+    return Row(
+        label, label, (), first.reference, ", ".join(dict.fromkeys(m.fingerprint for m in kept)),
+        first.protocol, () if shared else tuple(by_seed),
+        {name: [(m.values.get(name) or {"value": None})["value"] for m in kept] for name in first.values},
+        (), any(m.older for m in kept), tuple(m.scores for m in kept),
+    )  # fmt: skip
 
 
 def _settings(job: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,8 @@
 """The command behind ``make``: plan, then start each missing stage in a process of its own.
 
 ``python -m experiments.run [exp|plan|show|data|list|results|verify] [NAME [key=value ...]]``; NAME and
-overrides may also come from the environment (NAME, ARGS), as the Makefile passes them. No torch here.
+overrides may also come from the environment (NAME, ARGS), as the Makefile passes them; SEEDS and BASELINE
+always do. No torch here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import yaml
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json, write_json
-from experiments import artifacts, config, lock, report, results, verify
+from experiments import artifacts, config, lock, report, results, seeds, verify
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
@@ -69,14 +70,17 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     name = config.full_name(name)
     rerun = "stale=rerun" in overrides
     overrides = [config.as_text(o) for o in overrides if o != "stale=rerun"]
-    try:
-        experiment = config.load(name, overrides)
-    except config.FrameError:
+    if verb in ("exp", "plan") and (asked := seeds.requested(overrides)):
+        each = {seed: _load(verb, name, [*overrides, f"seed={seed}"]) for seed in asked}
         if verb == "exp":
-            _python("experiments.check", [name, *overrides])  # tells all problems, then ends
-        raise
+            return seeds.run(each, lambda experiment: finish(experiment, rerun))
+        for seed, experiment in each.items():
+            report.print_plan(f"{name} seed={seed}", artifacts.plan(experiment, cache_root()))
+        return 0
+    experiment = _load(verb, name, overrides)
     if verb == "exp":
-        return run_experiment(experiment, rerun)
+        report.print_results(experiment, finish(experiment, rerun))
+        return 0
     if verb == "plan":
         report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))
     elif verb == "show":
@@ -89,8 +93,17 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     return 0
 
 
-def run_experiment(experiment: config.Experiment, rerun_stale: bool = False) -> int:
-    """Do what is missing, resume what was cut off, skip what is done; print the table."""
+def _load(verb: str, name: str, overrides: list[str]) -> config.Experiment:
+    try:
+        return config.load(name, overrides)
+    except config.FrameError:
+        if verb == "exp":
+            _python("experiments.check", [name, *overrides])  # tells all problems, then ends
+        raise
+
+
+def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[PlannedStage]:
+    """Do what is missing, resume what was cut off, skip what is done; the stages as they are then."""
     stages = artifacts.plan(experiment, cache_root())
     if any(_wanted(s, rerun_stale) for s in stages):
         report.say(f"{experiment.name}: checking the configuration and the data ...")
@@ -103,9 +116,7 @@ def run_experiment(experiment: config.Experiment, rerun_stale: bool = False) -> 
         _announce(stage, number, len(stages), rerun_stale)
         if _wanted(stage, rerun_stale):
             run_stage(experiment, stage, rerun_stale)
-    stages = artifacts.plan(experiment, cache_root())
-    report.print_results(experiment, stages)
-    return 0
+    return artifacts.plan(experiment, cache_root())
 
 
 def run_stage(

@@ -15,6 +15,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 USERS, ITEMS, MIN_EVENTS = 60, 80, 8
 GENRES = 19  # flags of a line of u.item
+REQUEST = ("NAME", "ARGS", "SEEDS", "BASELINE", "LLMREC_DRIVER")  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -75,7 +76,7 @@ def isolated(
     monkeypatch.setenv("LLMREC_RUNS", str(tmp_path_factory.mktemp("runs")))
     for name, value in _environment(data_cache).items():
         monkeypatch.setenv(name, value)
-    for name in ("NAME", "ARGS", "LLMREC_DRIVER", "LLMREC_TRACEBACK"):
+    for name in (*REQUEST, "LLMREC_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -94,7 +95,7 @@ def command_environment(data_cache: Path) -> Callable[[Path], dict[str, str]]:
     """``command_environment(runs)``: what a subprocess of the real command sees."""
 
     def make(runs: Path) -> dict[str, str]:
-        own = {k: v for k, v in os.environ.items() if k not in ("NAME", "ARGS", "LLMREC_DRIVER")}
+        own = {k: v for k, v in os.environ.items() if k not in REQUEST}
         path = os.pathsep.join([str(REPO), str(REPO / "tests" / "recipes")])
         return {**own, **_environment(data_cache), "LLMREC_RUNS": str(runs), "PYTHONPATH": path}
 
@@ -103,12 +104,14 @@ def command_environment(data_cache: Path) -> Callable[[Path], dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def run_command(command_environment: Callable[[Path], dict[str, str]]) -> Command:
-    """``run_command("exp", name, *overrides, runs=folder)``: the real command, to its end."""
+    """``run_command("exp", name, *overrides, runs=folder, SEEDS="2")``: the real command, to its end."""
 
-    def run(*words: str, runs: Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def run(
+        *words: str, runs: Path, timeout: float = 300, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "experiments.run", *words],
-            cwd=REPO, env=command_environment(runs), timeout=timeout,
+            cwd=REPO, env={**command_environment(runs), **variables}, timeout=timeout,
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
