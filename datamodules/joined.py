@@ -37,8 +37,8 @@ class JoinedDataModule(SequenceDataModule):
         cache: as in ``SequenceDataModule``.
 
     Raises:
-        ValueError: an unknown name, or one of a group; on preparing, parts that rank the whole catalogue (two domains have none
-            in common) or whose rows differ in kind.
+        ValueError: an unknown name, or one of a group; on preparing, parts that rank the whole catalogue (two
+            domains have none in common) or whose rows differ in kind.
     """
 
     def __init__(
