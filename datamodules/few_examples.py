@@ -51,19 +51,66 @@ class FewExamples:
     def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
         """The base's table with fewer rows, the kept ones in their order."""
         table = self.base(histories, first_row)
-        keep = np.ones(len(table), dtype=bool)
-        for code, wanted in ((TRAIN, self.count), (VALID, self.valid)):
-            rows = np.flatnonzero(table.code == code)
-            if wanted is None:
-                continue
-            if wanted > len(rows):
-                raise ValueError(
-                    f"FewExamples was asked for {wanted} {SPLIT_NAMES[code]} examples, but there are "
-                    f"{len(rows)}; ask for fewer."
-                )
-            keep[rows] = False
-            keep[rows[hashed_order(len(rows), seed=self.seed)[:wanted]]] = True
-        return table.take(keep)
+        return _limited("FewExamples", table, {TRAIN: self.count, VALID: self.valid}, self.seed)
+
+
+@dataclass(frozen=True)
+class SampledTest:
+    """Another recipe with only ``count`` test examples, drawn by the seed: for methods that are slow to test.
+
+    What is learned stays as the base has it. Where the base cuts the events itself, other test events become
+    context.
+
+    Raises:
+        ValueError: impossible arguments; on a call, fewer than were asked for.
+    """
+
+    base: Examples
+    count: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"SampledTest got count={self.count}; expected 1 or more.")
+
+    @property
+    def own_split(self) -> bool:
+        """That of the base."""
+        return self.base.own_split
+
+    @property
+    def limits_training(self) -> bool:
+        """That of the base."""
+        return self.base.limits_training
+
+    @property
+    def liked_above(self) -> float | None:
+        """That of the base."""
+        return self.base.liked_above
+
+    def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
+        """The base's table with fewer test rows, the kept ones in their order."""
+        table = self.base(histories, first_row)
+        return _limited("SampledTest", table, {TEST: self.count}, self.seed)
+
+
+def _limited(
+    name: str, table: ExampleTable, wanted: dict[int, int | None], seed: int
+) -> ExampleTable:
+    """The table with at most so many rows of each part (None: all), drawn by the seed, in their order."""
+    keep = np.ones(len(table), dtype=bool)
+    for code, count in wanted.items():
+        rows = np.flatnonzero(table.code == code)
+        if count is None:
+            continue
+        if count > len(rows):
+            raise ValueError(
+                f"{name} was asked for {count} {SPLIT_NAMES[code]} examples, but there are {len(rows)}; "
+                "ask for fewer."
+            )
+        keep[rows] = False
+        keep[rows[hashed_order(len(rows), seed=seed)[:count]]] = True
+    return table.take(keep)
 
 
 def codes_of(table: ExampleTable, histories: Histories, own_split: bool) -> np.ndarray:

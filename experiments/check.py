@@ -22,6 +22,7 @@ from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.report import print_error, say
 from lightning_modules.base import KS, can_select
+from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import RankingMetrics
 
 
@@ -55,12 +56,15 @@ def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]
     metric = (select or {}).get("metric")
     if metric is None:
         return
-    names = (*RankingMetrics(KS).names, "auc", "uauc")
+    names = (*RankingMetrics(KS).names, "auc", "uauc", *Calibration.lower_is_better)
     validated = [f"val/{group}/{name}" for group in GROUP_NAMES for name in names]
     known = ["train/loss", *filter(can_select, validated)]
     if metric not in known:
         hint = nearest(str(metric), known)
         yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"
+    lower = str(metric).rpartition("/")[2] in Calibration.lower_is_better
+    if lower and (select or {}).get("mode") != "min":
+        yield f"stages.{stage} would select the highest {metric}, but less is better: set select.mode=min"
 
 
 def _never_validated(stage: str, spec: dict[str, Any]) -> Iterator[str]:

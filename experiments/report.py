@@ -19,7 +19,9 @@ from datamodules.versioning import read_json
 from experiments.config import Experiment, origin_of
 from experiments.keys import flatten
 
-COLUMNS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc")
+COLUMNS = (
+    "hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate", "refusal_rate",
+)  # fmt: skip
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 

@@ -135,7 +135,9 @@ def run_stage(
             if not rerun_stale:
                 return  # another driver finished it while this one waited to start
             # In this order: a kill in between leaves a stage that is resumed, never one without weights.
-            for file in (stage.folder / "done.json", *stage.folder.glob("*.ckpt")):
+            done = stage.folder / "done.json"
+            written = stage.folder.glob("generations.*.jsonl")
+            for file in (done, *stage.folder.glob("*.ckpt"), *written):
                 file.unlink()
         write_json(stage.folder / "stage.json", _job(experiment, stage))
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)

@@ -23,6 +23,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoints import AtomicCheckpointIO, Patience, checkpoints
+from callbacks.generations import GenerationsLog
 from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from datamodules.base import SequenceDataModule
@@ -34,6 +35,7 @@ from experiments.errors import UserError
 from experiments.records import finish, wandb_id
 from experiments.report import print_error, say
 from lightning_modules.base import RankingModule
+from lightning_modules.calibration import Calibration
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.metrics import METRICS_VERSION
 
@@ -148,8 +150,14 @@ def _test(
         progress = RunProgress(f"{job['label']} {name}" if several else job["label"], None)
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
         row = name if several else ""
-        trainer = _trainer(folder, job, data, module, [writer, progress], row)
+        callbacks: list[pl.Callback] = [writer, progress]
+        if module.generations is not None:
+            callbacks.append(GenerationsLog(folder, name))
+        trainer = _trainer(folder, job, data, module, callbacks, row)
         trainer.test(module, datamodule=data, verbose=False)
+        calibration = module.label_metrics.get("all")
+        if isinstance(calibration, Calibration) and trainer.is_global_zero:
+            write_json(folder / f"reliability.{name}.json", calibration.curve)
         if "wandb" in (job["logger"] or {}):
             import wandb  # slow to import, and most runs do without
 

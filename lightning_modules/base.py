@@ -16,8 +16,10 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from datamodules.types import VALID, Batch, Collator, Histories, Rows
+from lightning_modules.generations import Generations
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
@@ -58,6 +60,7 @@ class RankingModule(pl.LightningModule):
     )
     num_negatives: int = 0
     labelled: bool = False
+    generations: Generations | None = None  # of a method that writes texts; a callback keeps them
     # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
     strict_loading = False
 
@@ -71,6 +74,7 @@ class RankingModule(pl.LightningModule):
         self.block_size = block_size
         self.eval_metrics: dict[str, RankingMetrics] = {}
         self.pooled_auc: dict[str, LogitAUC] = {}  # by group; sampled candidates and labels
+        self.label_metrics: dict[str, Metric] = {}  # by group; ``label_metric``
         self.results: dict[str, tuple[float, float]] = {}  # name -> (mean, standard error)
 
     # What a method gives -------------------------------------------------------------------------
@@ -98,6 +102,15 @@ class RankingModule(pl.LightningModule):
             ValueError: the device or the strategy cannot do it.
         """
         return None
+
+    def label_metric(self) -> Metric | None:
+        """What is measured of labelled rows besides AUC; None where scores are orders and nothing more."""
+        return None
+
+    def label_values(self, batch: Batch, scores: Tensor) -> tuple[Tensor, ...]:
+        """What ``label_metric`` is updated with, (B,) each: of the rows' scores (B, 1) and labels."""
+        assert batch.label is not None
+        return scores[:, 0], batch.label
 
     def compile_training(self) -> None:
         """Pass what a training step computes through ``torch.compile``; results change by rounding alone.
@@ -206,6 +219,8 @@ class RankingModule(pl.LightningModule):
             self.eval_metrics[split] = RankingMetrics(KS, names).to(self.device)
         pooled = labelled or data.sampled_candidates(code)
         self.pooled_auc = {n: LogitAUC().to(self.device) for n in names} if pooled else {}
+        made = {n: self.label_metric() for n in names} if labelled else {}
+        self.label_metrics = {n: m.to(self.device) for n, m in made.items() if m is not None}
 
     def _count(
         self, split: str, batch: Batch, counts: RankCounts | None, scores: Tensor | None
@@ -230,6 +245,10 @@ class RankingModule(pl.LightningModule):
         users = batch.user.double()
         for member, auc in zip(batch.groups.T, self.pooled_auc.values(), strict=True):
             auc.update(scores[:, 0], batch.label, users, keep=member)
+        if self.label_metrics:
+            values = self.label_values(batch, scores)
+            for member, metric in zip(batch.groups.T, self.label_metrics.values(), strict=True):
+                metric.update(*(v[member] for v in values))
 
     def _log(self, split: str) -> dict[str, Tensor]:
         metrics = self.eval_metrics.get(split)
@@ -248,12 +267,15 @@ class RankingModule(pl.LightningModule):
     def _pooled(self, labelled: bool) -> dict[str, Tensor]:
         """``group/auc``: all (score, label) pairs of all rows in one list, as TALLRec's tables have it.
 
-        Labelled rows also give ``group/uauc``, the mean of the users' own AUCs, ``group/n`` and the number
-        of users who have both labels.
+        Labelled rows also give ``group/uauc``, the mean of the users' own AUCs, ``group/n``, the number
+        of users who have both labels, and what ``label_metric`` measures.
         """
         found = {group: auc.compute() for group, auc in self.pooled_auc.items()}
         kept = ("auc", "uauc", "n", "users") if labelled else ("auc",)
-        return {f"{group}/{k}": v[k] for group, v in found.items() for k in kept if k in v}
+        told = {f"{group}/{k}": v[k] for group, v in found.items() for k in kept if k in v}
+        for group, metric in self.label_metrics.items():
+            told |= {f"{group}/{k}": v for k, v in metric.compute().items()}
+        return told
 
     def log_train_loss(self, loss: Tensor) -> None:
         """Log ``train/loss``: divided by the global batch's count, its mean over ranks is the batch's."""

@@ -46,6 +46,11 @@ _GRID = 2.0**32
 _USER_AVERAGED = ("recall@", "uauc")
 
 
+def on_grid(values: Tensor) -> Tensor:
+    """Float64 values rounded to the grid on which their sums are exact."""
+    return (values * _GRID).round() / _GRID
+
+
 class RankingMetrics(Metric):
     """Means of ``row_metrics`` per group of rows, and their standard errors, in constant memory.
 
@@ -110,7 +115,7 @@ class RankingMetrics(Metric):
         v = v.nan_to_num()
         terms = torch.stack([(w > 0).double(), w, w * w, w * v, w * w * v, w * w * v * v], dim=2)
         member = groups.to(v)  # (B, G)
-        self.totals += torch.einsum("bg,bmx->gmx", member, (terms * _GRID).round()) / _GRID
+        self.totals += torch.einsum("bg,bmx->gmx", member, on_grid(terms))
         self.rows += member.sum(0)
 
     def compute(self) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 # The headers are the format that instruction-tuned adapters know (Taori et al., "Stanford Alpaca", 2023).
@@ -13,6 +14,9 @@ _WITHOUT_INPUT = (
     "An instruction follows. Write the response.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
+
+_INPUT = "### Input:\n"
+_SHOWN = _INPUT + "{input}\n\n### Response:\n{answer}\n\n"
 
 
 def alpaca(instruction: str, input_text: str = "") -> str:
@@ -35,3 +39,38 @@ def lay_out(tokenizer: Any, chat_template: bool, instruction: str, input_text: s
     if chat_template:
         return chat(tokenizer, instruction, input_text)
     return alpaca(instruction, input_text)
+
+
+def lay_out_shown(
+    tokenizer: Any,
+    chat_template: bool,
+    instruction: str,
+    shown: Sequence[tuple[str, str]],
+    input_text: str,
+) -> str:
+    """An instruction, answered inputs as (input, answer), and the input that is asked about.
+
+    As Brown et al., "Language Models are Few-Shot Learners", NeurIPS 2020 (arXiv 2005.14165): the task is
+    told once, before the first input. In a chat every input is a message of the user and every answer one of
+    the assistant.
+    """
+    if not shown:
+        return lay_out(tokenizer, chat_template, instruction, input_text)
+    if not chat_template:
+        before = "".join(_SHOWN.format(input=i, answer=a) for i, a in shown)
+        return alpaca(instruction, before.removeprefix(_INPUT) + _INPUT + input_text)
+    inputs = [f"{instruction}\n\n{shown[0][0]}", *(i for i, _ in shown[1:])]
+    messages = [
+        message
+        for asked, (_, answer) in zip(inputs, shown, strict=True)
+        for message in (
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        )
+    ]
+    text: str = tokenizer.apply_chat_template(
+        [*messages, {"role": "user", "content": input_text}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    return text

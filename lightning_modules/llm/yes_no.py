@@ -17,9 +17,11 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import AdamW
+from torchmetrics import Metric
 
 from datamodules.types import Batch, Collator, Rows
 from lightning_modules.base import RankingModule
+from lightning_modules.calibration import Calibration
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
 from lightning_modules.llm.backbones import (
@@ -152,8 +154,7 @@ class YesNoModule(RankingModule):
     @cached_property
     def table(self) -> PromptTable:
         """The tokens of all prompts."""
-        room = max(len(full) for full in self.answer_tokens.full)
-        limit = self.llm.max_length - room
+        limit = self.llm.max_length - self.answer_room()
         data = str(self.trainer.datamodule.prepared.digest)  # type: ignore[attr-defined]
         name = f"{self.wording()} {self.llm.digest()} {data}"
         special = not self.llm.chat_template
@@ -164,6 +165,10 @@ class YesNoModule(RankingModule):
         """The two labels behind a prompt of this method."""
         special = not self.llm.chat_template
         return label_tokens(self.tokenizer, self.example_prompt(), self.labels, special)
+
+    def answer_room(self) -> int:
+        """Tokens that may stand behind a prompt: those of the longer label."""
+        return max(len(full) for full in self.answer_tokens.full)
 
     @abstractmethod
     def example_prompt(self) -> str:
@@ -325,6 +330,10 @@ class YesNoModule(RankingModule):
         """Log, and forget the prefix: the weights will move."""
         self._prefix = None
         return super()._log(split)
+
+    def label_metric(self) -> Metric | None:
+        """Margins are log-odds: as probabilities they can be right or wrong."""
+        return Calibration()
 
     def encode(self, batch: Batch) -> Tensor:
         """The margins (B,): a prompt names its item, so that nothing is left to score."""

@@ -57,6 +57,14 @@ class TALLRecModule(YesNoModule):
 
     def _text(self, rows: Rows, row: int, skip: int) -> str:
         assert rows.target is not None
+        seed = (int(rows.user[row]), int(rows.stop[row]), int(rows.target[row]))
+        return self._laid_out(
+            probed(self._question(rows, row, skip), self.probe, self.prompt, seed)
+        )
+
+    def _question(self, rows: Rows, row: int, skip: int = 0) -> Question:
+        """What a row shows and asks, without its ``skip`` oldest events."""
+        assert rows.target is not None
         stop = int(rows.stop[row])
         start = max(int(rows.start[row]), stop - self.max_length) + skip
         items = rows.histories.items[start:stop]
@@ -64,13 +72,11 @@ class TALLRecModule(YesNoModule):
         if rows.liked_above is not None:
             assert rows.histories.ratings is not None
             liked = rows.histories.ratings[start:stop] > rows.liked_above
-        question = Question(
+        return Question(
             tuple(self.shown[i] for i in items[liked]),
             tuple(self.shown[i] for i in items[~liked]),
             self.shown[int(rows.target[row])],
         )
-        seed = (int(rows.user[row]), stop, int(rows.target[row]))
-        return self._laid_out(probed(question, self.probe, self.prompt, seed))
 
     def _laid_out(self, question: Question) -> str:
         asked = (self.prompt.instruction(), self.prompt.input(question))

@@ -19,7 +19,7 @@ from datamodules.examples import (
     SlidingWindows,
     WithNegatives,
 )
-from datamodules.few_examples import FewExamples, codes_of
+from datamodules.few_examples import FewExamples, SampledTest, codes_of
 from datamodules.movielens import MovieLensDataModule
 from datamodules.splits import LeaveOneOut, RandomByUser
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Batch, Histories
@@ -159,6 +159,24 @@ def test_few_examples_keep_k_of_the_base_and_the_rest_is_context() -> None:
         FewExamples(base, 700)(histories, _appearance([]))
 
 
+def test_a_sample_of_the_test_leaves_the_rest_as_it_is() -> None:
+    histories = _histories([9] * 20, 2, LeaveOneOut())
+    base = RatedTargets(3, length=2)
+    every = base(histories, _appearance([]))
+    sample = SampledTest(base, 5, seed=1)
+    table = sample(histories, _appearance([]))
+    assert set(_tuples(table)) <= set(_tuples(every))
+    counts = [(every.code == TRAIN).sum(), (every.code == VALID).sum(), 5]
+    assert [(table.code == code).sum() for code in (TRAIN, VALID, TEST)] == counts
+    assert _tuples(SampledTest(base, 20)(histories, _appearance([]))) == _tuples(every)
+    assert _tuples(SampledTest(base, 5, seed=2)(histories, _appearance([]))) != _tuples(table)
+    assert (sample.own_split, sample.limits_training, sample.liked_above) == (False, False, 3)
+    with pytest.raises(
+        ValueError, match="SampledTest was asked for 21 test examples, but there are 20"
+    ):
+        SampledTest(base, 21)(histories, _appearance([]))
+
+
 def test_events_of_windows_are_never_trained_on_and_tested() -> None:
     histories = _histories([9] * 10, 3)
     table = SlidingWindows(3, 3, 1_000, valid=0.25, test=0.25)(
@@ -179,6 +197,7 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
         (lambda: WithNegatives(0), "count=0"),
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
+        (lambda: SampledTest(RatedTargets(3), 0), "SampledTest got count=0"),
     ],
 )
 def test_impossible_arguments_are_named(recipe: Any, message: str) -> None:

@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from lightning_modules.auc import bootstrap_errors
+from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import LogitAUC, RankingMetrics, list_metrics, row_metrics
 from lightning_modules.ranking import rank_candidates
 
@@ -299,6 +300,15 @@ def filled(rows: Tensor) -> tuple[RankingMetrics, LogitAUC]:
     return ranking, auc
 
 
+def calibrated(rows: Tensor) -> Calibration:
+    """The same data's counts as log-odds, their second group as labels."""
+    above, _, _, groups, _ = random_rows(1_001)
+    metric = Calibration()
+    for part in rows.split(64):
+        metric.update((above[part] + 1).double().log() - 2, groups[part, 1])
+    return metric
+
+
 def one_rank(rank: int, port: int, folder: Path) -> None:
     """Rank 0 holds every third row, rank 1 the others; ``lopsided`` has no row at all on rank 1."""
     torch.set_num_threads(1)
@@ -313,6 +323,9 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
         "means": ranking.compute(),
         "auc": auc.compute(),
         "lopsided": lopsided.compute(),
+        "calibration": calibrated(
+            rows[rows % 3 == 0] if rank == 0 else rows[rows % 3 != 0]
+        ).compute(),
     }
     torch.save(results, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
@@ -336,6 +349,7 @@ def test_two_processes_equal_one_to_the_last_bit(tmp_path: Path) -> None:
         "means": ranking.compute(),
         "auc": auc.compute(),
         "lopsided": auc.compute(),
+        "calibration": calibrated(torch.arange(1_001)).compute(),
     }
     for rank in (0, 1):
         got = torch.load(tmp_path / f"{rank}.pt")
