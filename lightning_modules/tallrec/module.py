@@ -26,10 +26,13 @@ class TALLRecModule(YesNoModule):
     Args:
         catalog: the items' texts, given by the runner from the data.
         llm, adapter: see ``YesNoModule``.
-        prompt: what items are called; the words are in ``prompts``.
+        prompt: what items are called; the words are in ``prompts``. Of joined data, a prompt for each domain.
         creator: also show who made an item (an author), where the data knows.
         probe: show a history that lacks something, to learn what a finished model reads (``prompts.probed``).
         options: of the training, see ``YesNoModule``.
+
+    Raises:
+        ValueError: an unknown probe, or a domain without a prompt.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class TALLRecModule(YesNoModule):
         catalog: pl.DataFrame,
         llm: BackboneSpec,
         adapter: AdapterSpec,
-        prompt: YesNoPrompt | None = None,
+        prompt: YesNoPrompt | dict[str, YesNoPrompt] | None = None,
         creator: bool = True,
         probe: Probe = "none",
         **options: Any,
@@ -46,7 +49,15 @@ class TALLRecModule(YesNoModule):
         if probe not in get_args(Probe):
             raise ValueError(f"probe is {probe!r}, expected one of {', '.join(get_args(Probe))}")
         self.probe = probe
-        self.prompt = prompt or YesNoPrompt()
+        self.prompts = prompt if isinstance(prompt, dict) else {"": prompt or YesNoPrompt()}
+        self.prompt = next(iter(self.prompts.values()))
+        several = isinstance(prompt, dict) and "domain" in catalog.columns
+        self.domains = ["", *(catalog["domain"] if several else [""] * len(catalog))]  # (I + 1,)
+        if lacking := set(self.domains[1:]) - set(self.prompts):
+            raise ValueError(
+                f"prompt has words for {', '.join(self.prompts)}, but items are of "
+                f"{', '.join(map(repr, sorted(lacking)))}: give one prompt, or one for each domain of joined data"
+            )
         titles = ["", *catalog["title"].fill_null(NO_TITLE)]
         makers = ["", *catalog["brand"]] if creator else None
         self.shown = shown_items(titles, makers)  # (I + 1,)
@@ -58,9 +69,12 @@ class TALLRecModule(YesNoModule):
     def _text(self, rows: Rows, row: int, skip: int) -> str:
         assert rows.target is not None
         seed = (int(rows.user[row]), int(rows.stop[row]), int(rows.target[row]))
-        return self._laid_out(
-            probed(self._question(rows, row, skip), self.probe, self.prompt, seed)
-        )
+        question = self._question(rows, row, skip)
+        return self._laid_out(probed(question, self.probe, self._words(question), seed))
+
+    def _words(self, question: Question) -> YesNoPrompt:
+        """What the items of a question's domain are called."""
+        return self.prompts.get(question.domain, self.prompt)
 
     def _question(self, rows: Rows, row: int, skip: int = 0) -> Question:
         """What a row shows and asks, without its ``skip`` oldest events."""
@@ -76,10 +90,12 @@ class TALLRecModule(YesNoModule):
             tuple(self.shown[i] for i in items[liked]),
             tuple(self.shown[i] for i in items[~liked]),
             self.shown[int(rows.target[row])],
+            self.domains[int(rows.target[row])],
         )
 
     def _laid_out(self, question: Question) -> str:
-        asked = (self.prompt.instruction(), self.prompt.input(question))
+        words = self._words(question)
+        asked = (words.instruction(), words.input(question))
         return lay_out(self.tokenizer, self.llm.chat_template, *asked)
 
     def example_prompt(self) -> str:
@@ -90,7 +106,7 @@ class TALLRecModule(YesNoModule):
         """The prompt's words, the items' names and how many events are shown."""
         parts = [
             self.example_prompt(),
-            asdict(self.prompt),
+            {domain: asdict(words) for domain, words in self.prompts.items()},
             self.shown,
             self.max_length,
             self.probe,

@@ -7,7 +7,7 @@ wording of our own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ class Question:
     liked: tuple[str, ...]
     disliked: tuple[str, ...]
     target: str
+    domain: str = ""  # of the item asked about, where data have several
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,24 @@ def probed(
         seed: of the order; the same question is always shuffled in the same way.
     """
     if probe == "no_history":
-        return Question((), (), question.target)
+        return replace(question, liked=(), disliked=())
     if probe == "swapped":
-        return Question(question.disliked, question.liked, question.target)
+        return replace(question, liked=question.disliked, disliked=question.liked)
     if probe == "shuffled":
         random = np.random.default_rng(seed)
         liked, disliked = (
             tuple(items[i] for i in random.permutation(len(items)))
             for items in (question.liked, question.disliked)
         )
-        return Question(liked, disliked, question.target)
+        return replace(question, liked=liked, disliked=disliked)
     if probe == "masked":
         named = [*question.liked, *question.disliked, question.target]
         number = {name: f"{prompt.singular} {i}" for i, name in enumerate(dict.fromkeys(named), 1)}
-        return Question(
-            tuple(number[i] for i in question.liked),
-            tuple(number[i] for i in question.disliked),
-            number[question.target],
+        return replace(
+            question,
+            liked=tuple(number[i] for i in question.liked),
+            disliked=tuple(number[i] for i in question.disliked),
+            target=number[question.target],
         )
     return question
 

@@ -20,7 +20,7 @@ from datamodules.types import TRAIN, Histories, Rows
 from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.tallrec import TALLRecModule
+from lightning_modules.tallrec import TALLRecModule, YesNoPrompt
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
 LONGEST = 512
@@ -85,6 +85,23 @@ def test_prompts_show_likes_dislikes_and_makers(made: Callable[..., Any]) -> Non
     assert '"Heat (1995)"' not in shorter[0]
     assert '"Jaws' not in shorter[1]
     assert made(max_length=1).texts(ROWS, np.zeros(3, np.int64))[0].count('"Alien (1979)"') == 1
+
+
+def test_each_domain_has_its_own_words(made: Callable[..., Any], folder: Path) -> None:
+    domains = ["movie", "movie", "movie", "book", "movie"]
+    catalog = pl.DataFrame({"title": TITLES, "brand": [None] * 5, "domain": domains})
+    words = {"movie": YesNoPrompt(), "book": YesNoPrompt("book", "books")}
+    spec = made().llm
+    module = TALLRecModule(catalog, spec, AdapterSpec(), words)
+    about_book, about_film, _ = module.texts(ROWS, np.zeros(3, np.int64))
+    assert "one more book" in about_book
+    assert 'the book "Emma"?' in about_book
+    assert "one more film" in about_film
+    assert module.wording() != TALLRecModule(catalog, spec, AdapterSpec()).wording()
+    with pytest.raises(ValueError, match="words for movie, but items are of 'book'"):
+        TALLRecModule(catalog, spec, AdapterSpec(), {"movie": YesNoPrompt()})
+    with pytest.raises(ValueError, match="items are of ''"):
+        made(prompt=words)
 
 
 def test_the_margin_loss_is_bce_of_the_two_logits(made: Callable[..., Any], folder: Path) -> None:
