@@ -53,7 +53,8 @@ def read_instructions(
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
         blank = [name for name, text in zip(COLUMNS, row, strict=True) if not text.strip()]
-        if reason := next((f"blank {name}" for name in blank if name != "input"), None):
+        if told := [name for name in blank if name != "input"]:
+            reason = f"blank {told[0]}"
             left_out[reason] = left_out.get(reason, 0) + 1
             continue
         kept.append(row)

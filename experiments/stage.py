@@ -115,8 +115,9 @@ def _fit(
 
 def _impossible(module: StageModule, data: StageDataModule) -> str | None:
     """Why a method that reads histories means nothing on these."""
-    both = isinstance(module, RankingModule) and isinstance(data, SequenceDataModule)
-    return module.impossible(data.histories) if both else None
+    if isinstance(module, RankingModule) and isinstance(data, SequenceDataModule):
+        return module.impossible(data.histories)
+    return None
 
 
 def _require_possible(module: StageModule, data: StageDataModule) -> None:

@@ -94,8 +94,8 @@ class PromptTable:
             )
             made += ids
             cut += dropped
-        ids, offsets = joined(made)
-        return {"ids": ids, "offsets": offsets, "cut": np.array([cut], np.int64)}
+        flat, offsets = joined(made)
+        return {"ids": flat, "offsets": offsets, "cut": np.array([cut], np.int64)}
 
 
 def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -70,7 +70,9 @@ def _paired(model: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor
                 f"{path} has no readable {WEIGHTS}: name a folder in PEFT's format (old .bin files are not "
                 "read, as they may run code)."
             ) from error
-    own = {n: p.data for n, p in model.named_parameters() if p.requires_grad}
+    # Tied weights have several names, and a checkpoint all of them.
+    named = model.named_parameters(remove_duplicate=False)
+    own = {name: weight.data for name, weight in named if weight.requires_grad}
     buffers = {name for name, _ in model.named_buffers()}
     state = {n.removeprefix("model."): w for n, w in _checkpoint(path)["state_dict"].items()}
     return own, {n: w for n, w in state.items() if n not in buffers}
