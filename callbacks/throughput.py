@@ -29,22 +29,54 @@ class Throughput(pl.Callback):
             found["padding"] = self.padding / (self.tokens + self.padding)
         return {name: round(value, 4) for name, value in found.items()}
 
-    def _go(self, *unused: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock runs."""
+        self._go()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock stands still."""
+        self._stop()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock runs on."""
+        self._go()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock stands still."""
+        self._stop()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a batch."""
+        self._count(trainer, batch)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock runs."""
+        self._go()
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *unused: Any
+    ) -> None:
+        """Count a batch."""
+        self._count(trainer, batch)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock stands still."""
+        self._stop()
+
+    def _go(self) -> None:
         if self._since is None:
             self._since = time.monotonic()
 
-    def _stop(self, *unused: Any) -> None:
+    def _stop(self) -> None:
         if self._since is not None:
             self.seconds += time.monotonic() - self._since
             self._since = None
 
-    def _count(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+    def _count(self, trainer: pl.Trainer, batch: Any) -> None:
         self.rows += len(batch.row) * trainer.world_size
         if (mask := getattr(batch, "token_mask", None)) is not None:
             real = int(mask.sum())
             self.tokens += real * trainer.world_size
             self.padding += (mask.numel() - real) * trainer.world_size
-
-    on_train_epoch_start = on_validation_end = on_test_start = _go
-    on_train_epoch_end = on_validation_start = on_test_end = _stop
-    on_train_batch_end = on_test_batch_end = _count

@@ -6,16 +6,14 @@ Legend: U users, N interactions, R rows, B batch rows, T history length.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import polars
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules.candidates import Candidates, FullRanking
 from datamodules.examples import Examples, ExampleTable
@@ -37,8 +35,8 @@ from datamodules.prepare import prepare
 from datamodules.prepared import Prepared
 from datamodules.recipe import Groups, Recipe
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
-from datamodules.sources import cache_root
 from datamodules.splits import LeaveOneOut, Split
+from datamodules.stage_data import StageDataModule
 from datamodules.types import (
     NO_TITLE,
     TEST,
@@ -49,12 +47,11 @@ from datamodules.types import (
     Histories,
     Method,
     RawData,
-    Rows,
 )
 from datamodules.versioning import place_stats
 
 
-class SequenceDataModule(pl.LightningDataModule):
+class SequenceDataModule(StageDataModule):
     """Users' histories, splits and candidates of one data set, shared by every method.
 
     Every data set takes these arguments besides its own.
@@ -101,7 +98,7 @@ class SequenceDataModule(pl.LightningDataModule):
         allow_mismatch: bool = False,
         cache: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(name, cache)
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"on_bad_row is {on_bad_row!r}, expected 'error' or 'skip'")
         self.root = Path(root).expanduser() if root else None
@@ -121,11 +118,6 @@ class SequenceDataModule(pl.LightningDataModule):
         self.on_bad_row = on_bad_row
         self.expected = expected or {}
         self.allow_mismatch = allow_mismatch
-        self.cache = Path(cache).expanduser() if cache else cache_root()
-        self.batch_size = 128
-        self.num_workers = 0
-        self.seed = 0
-        self.test_code = TEST  # the split that a test scores; VALID to choose between methods
         self._prepared: Prepared | None = None
         self._rows: dict[int, EvalRows] = {}
 
@@ -216,9 +208,16 @@ class SequenceDataModule(pl.LightningDataModule):
             "mask_seen": self.mask_seen,
         }
 
-    def prepare_data(self) -> None:
-        """Lightning calls this on one process before the others go on."""
-        _ = self.prepared
+    def validation_rows(self) -> int:
+        """Held-out rows of ``VALID``."""
+        return len(self.rows(VALID).target)
+
+    def remarks(self) -> list[str]:
+        """How many items have an image, where any are given."""
+        if self.images is None:
+            return []
+        mask = self.image_mask[1:]
+        return [f"images: {int(mask.sum()):,} of {len(mask):,} items have one"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Global batches of training rows, the same on every number of devices; labelled ones by length."""
@@ -305,27 +304,6 @@ class SequenceDataModule(pl.LightningDataModule):
         if self.tells_likes:
             attach = AttachLabels(attach)
         return self._loader(dataset, sampler, attach)
-
-    def _loader(
-        self, dataset: Dataset[Rows], sampler: Iterable[RowBatch], collate: Collator
-    ) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=None,  # the sampler's element is a whole batch of row numbers
-            sampler=sampler,
-            collate_fn=collate,  # type: ignore[arg-type]
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            # Its own generator: a loader's start must not advance the stream that dropout draws from.
-            generator=torch.Generator().manual_seed(self.seed),
-        )
-
-    def _trainer(self) -> pl.Trainer:
-        if self.trainer is None:
-            raise RuntimeError(
-                "loaders need a trainer: pass this data module to Trainer.fit or .test"
-            )
-        return self.trainer
 
     def _method(self) -> Method:
         module: Any = self._trainer().lightning_module

@@ -209,6 +209,34 @@ class Rows:
 Collator = Callable[[Rows], Batch]
 
 
+@dataclass(frozen=True)
+class InstructionRows:
+    """Rows of a table of instructions, by number."""
+
+    texts: pl.DataFrame  # (R,) columns instruction, input, output: all rows of the file
+    row: np.ndarray  # (B,) which of them
+    filler: np.ndarray | None = None  # (B,) bool: as in ``Rows``
+    normaliser: float = 1.0
+
+
+@dataclass
+class TokenBatch:
+    """Instructions and their answers as tokens."""
+
+    tokens: torch.Tensor  # (B, L) padded on the left
+    token_mask: torch.Tensor  # (B, L) 1 at tokens, 0 at padding
+    answers: torch.Tensor  # (B, A) next token at the last A positions, -100 = no loss
+    normaliser: torch.Tensor  # () divide the summed loss by this: see samplers.py
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
+        """The same batch on another device (Lightning calls this)."""
+        moved = (getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
+        return TokenBatch(*moved)
+
+    def __len__(self) -> int:
+        return int(self.tokens.shape[0])
+
+
 class Method(Protocol):
     """What a data module asks of the module it feeds."""
 
@@ -229,4 +257,20 @@ class Method(Protocol):
 
     def row_lengths(self, rows: Rows) -> np.ndarray:
         """(R,) what each of all rows of a split costs, in whatever the method pads (events, tokens)."""
+        ...
+
+
+class InstructionMethod(Protocol):
+    """What a data module of instructions asks of the module it feeds."""
+
+    def collator(self, training: bool) -> Callable[[InstructionRows], TokenBatch]:
+        """Turns rows into a batch (runs in loader workers)."""
+        ...
+
+    def row_lengths(self, rows: InstructionRows) -> np.ndarray:
+        """(R,) tokens of each row."""
+        ...
+
+    def target_counts(self, rows: InstructionRows) -> np.ndarray:
+        """(R,) tokens of each row that carry a loss; 0 leaves a row out."""
         ...

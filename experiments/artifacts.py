@@ -20,13 +20,14 @@ from experiments import lock
 from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.keys import flatten
+from experiments.places import content_of, is_place
 from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
 # What changes no prepared file.
 UNPREPARED_KEYS = ("mask_seen", "expected", "allow_mismatch", "images", "image_ids")
 # Places of the user's: their content counts, not where they lie.
-LOCAL_PLACES = ("root", "interactions", "items", "images")
+LOCAL_PLACES = ("root", "interactions", "items", "images", "instructions")
 LOCAL_DATA_KEYS = (*LOCAL_PLACES, "on_bad_row", "expected", "allow_mismatch")
 # What `make results` writes is no change of the code that made the results.
 WRITTEN = ("README.md", "experiments/results.md")
@@ -78,16 +79,19 @@ def _plan_stage(
     roots = (*targets(spec["modules"]), *targets(spec["data"]), "experiments.stage")
     code = sources(roots)
     prepared = prepared_data(spec["data"], cache)
-    upstream = {arg: str(src).partition("/") for arg, src in spec["inputs"].items()}
+    places = {arg: Path(src).expanduser() for arg, src in spec["inputs"].items() if is_place(src)}
+    upstream = {a: str(s).partition("/") for a, s in spec["inputs"].items() if a not in places}
     nameless = sorted({s for s, _, _ in upstream.values() if planned[s].folder is None})
     if prepared is None or nameless:
         own = "its data is not prepared yet"
         why = own if prepared is None else f"waits for {', '.join(nameless)}"
         return PlannedStage(name, spec, None, None, MISSING, why, code)
     keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
+    keys |= {arg: content_of(place, f"stages.{name}.inputs.{arg}") for arg, place in places.items()}
     key = stage_key(spec, prepared["digest"], keys)
     folder = _folder(spec, name, key)
     inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
+    inputs |= {arg: str(place.resolve()) for arg, place in places.items()}
     state, why = _state(folder, code, inputs)
     waiting = [s for s, _, _ in upstream.values() if not planned[s].done]
     if state == MISSING and waiting:
@@ -250,7 +254,8 @@ def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _upstream(stage: dict[str, Any]) -> set[str]:
-    return {str(source).partition("/")[0] for source in (stage.get("inputs") or {}).values()}
+    sources = (stage.get("inputs") or {}).values()
+    return {str(source).partition("/")[0] for source in sources if not is_place(source)}
 
 
 def _folder(spec: dict[str, Any], name: str, key: str) -> Path:

@@ -5,25 +5,26 @@ Runs in a process of its own (it imports torch), started by ``experiments.run``.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
-
+from datamodules.base import SequenceDataModule
 from datamodules.errors import DataSourceError
 from datamodules.groups import GROUP_NAMES
 from datamodules.sources import cache_root
-from datamodules.types import VALID
+from datamodules.stage_data import StageDataModule
 from experiments import artifacts, build, config, frame
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.report import print_error, say
-from lightning_modules.base import KS, can_select
+from lightning_modules.base import KS, RankingModule, can_select
 from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import RankingMetrics
+from lightning_modules.stage_module import StageModule
+
+LOWER_IS_BETTER = ("loss", *Calibration.lower_is_better)
 
 
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
@@ -35,7 +36,7 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         spec = artifacts.stage_spec(experiment, name)
         given = tuple(a for a in spec["inputs"] if a not in build.STAGE_INPUTS)
         single = "module" in stage
-        yield from _metric_problems(name, spec["select"])
+        yield from _kind_problems(name, spec)
         yield from _never_validated(name, spec)
         for row, module in spec["modules"].items():
             where = f"stages.{name}.module" if single else f"stages.{name}.modules.{row}"
@@ -44,27 +45,45 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
             seen.append((module, given))
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
-    for data in _distinct_data(experiment):
+    for data in experiment.data_sets:
         yield from build.problems(data, "data")
     yield from build.problems(experiment.config.get("callbacks") or {}, "callbacks")
     for name, logger in (experiment.config.get("logger") or {}).items():
         yield from build.problems(logger, f"logger.{name}", ("save_dir",))
 
 
-def _metric_problems(stage: str, select: dict[str, Any] | None) -> Iterator[str]:
-    """A metric to select on that no validation will ever log."""
-    metric = (select or {}).get("metric")
+def _kind_problems(stage: str, spec: dict[str, Any]) -> Iterator[str]:
+    """Data of another kind than the modules learn from, and a metric that these will never log."""
+    try:
+        data = build.locate(spec["data"]["_target_"])
+        kinds = [build.locate(m["_target_"]) for m in spec["modules"].values()]
+    except (KeyError, UserError):  # told where constructors are looked at
+        return
+    for kind in (k for k in kinds if isinstance(k, type) and isinstance(data, type)):
+        ranks = issubclass(kind, RankingModule)
+        if issubclass(kind, StageModule) and ranks != issubclass(data, SequenceDataModule):
+            yield (
+                f"stages.{stage}: {kind.__name__} does not learn from what {data.__name__} holds: give the "
+                f"stage `data:` of {'histories' if ranks else 'instructions'}"
+            )
+        if not ranks and spec["run"] != "fit":
+            yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can be fitted only"
+        yield from _metric_problems(stage, spec["select"] or {}, ranks)
+
+
+def _metric_problems(stage: str, select: dict[str, Any], ranks: bool) -> Iterator[str]:
+    """A metric to select on that no validation will ever log, or that is chosen at its worst."""
+    metric = select.get("metric")
     if metric is None:
         return
     names = (*RankingMetrics(KS).names, "auc", "uauc", *Calibration.lower_is_better)
     validated = [f"val/{group}/{name}" for group in GROUP_NAMES for name in names]
-    known = ["train/loss", *filter(can_select, validated)]
+    known = ["train/loss", *(filter(can_select, validated) if ranks else ["val/loss"])]
     if metric not in known:
         hint = nearest(str(metric), known)
         yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"
-    lower = str(metric).rpartition("/")[2] in Calibration.lower_is_better
-    if lower and (select or {}).get("mode") != "min":
-        yield f"stages.{stage} would select the highest {metric}, but less is better: set select.mode=min"
+    elif metric.rpartition("/")[2] in LOWER_IS_BETTER and select.get("mode") != "min":
+        yield f"stages.{stage}.select.metric is {metric!r}, of which less is better: add mode: min"
 
 
 def _never_validated(stage: str, spec: dict[str, Any]) -> Iterator[str]:
@@ -93,15 +112,14 @@ def prepare_data(experiment: config.Experiment, refuse: bool = True) -> list[Any
         UserError: with ``refuse``, a paper's preset on data that are not the paper's; see ``frame.PRESETS``.
     """
     modules = []
-    for data in _distinct_data(experiment):
-        module: pl.LightningDataModule = build.build(data)
-        prepared = module.prepared  # type: ignore[attr-defined]
+    for data in experiment.data_sets:
+        module: StageDataModule = build.build(data)
+        prepared = module.prepared
         artifacts.record_prepared(data, cache_root(), Path(prepared.folder), prepared.digest)
         modules.append(module)
         _require_validation(experiment, data, module)
-        if module.images is not None:  # type: ignore[attr-defined]
-            mask = module.image_mask[1:]  # type: ignore[attr-defined]
-            say(f"images: {int(mask.sum()):,} of {len(mask):,} items have one")
+        for remark in module.remarks():
+            say(remark)
         _compare(experiment, data, prepared.manifest, refuse)
     return modules
 
@@ -122,22 +140,18 @@ def _compare(
             say(f"warning: the data has {wrong} ({note})")
 
 
-def _require_validation(experiment: config.Experiment, data: dict[str, Any], module: Any) -> None:
+def _require_validation(
+    experiment: config.Experiment, data: dict[str, Any], module: StageDataModule
+) -> None:
     """Refuse a fit that selects on validation rows that its split does not hold out."""
     for name in experiment.stages:
         spec = artifacts.stage_spec(experiment, name)
         selects = str((spec["select"] or {}).get("metric", "")).startswith("val/")
-        if selects and spec["data"] == data and not len(module.rows(VALID).target):
+        if selects and spec["data"] == data and not module.validation_rows():
             raise UserError(
                 f"stages.{name} selects its best epoch on validation, but the split holds out no "
                 f"validation events: hold some out, or keep the last epoch with stages.{name}.select=null"
             )
-
-
-def _distinct_data(experiment: config.Experiment) -> list[dict[str, Any]]:
-    stages = experiment.stages.values()
-    specs = [s.get("data") or experiment.config["data"] for s in stages if isinstance(s, dict)]
-    return list({json.dumps(s, sort_keys=True): s for s in specs}.values())
 
 
 def main(argv: list[str]) -> int:

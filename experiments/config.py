@@ -7,6 +7,7 @@ below ``experiments/``; its name is its path without the ending, for instance ``
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,13 @@ class Experiment:
     def stages(self) -> dict[str, dict[str, Any]]:
         """Stage name -> its configuration."""
         return self.config["stages"]
+
+    @property
+    def data_sets(self) -> list[dict[str, Any]]:
+        """The data configurations of all stages, each once."""
+        stages = [s for s in self.stages.values() if isinstance(s, dict)]
+        specs = [stage.get("data") or self.config["data"] for stage in stages]
+        return list({json.dumps(s, sort_keys=True): s for s in specs}.values())
 
 
 def names() -> list[str]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.keys import nearest
+from experiments.places import is_place
 
 GROUPS = ("data", "llm", "trainer", "logger")
 STAGE_KEYS = {
@@ -16,7 +17,8 @@ STAGE_KEYS = {
     "split",
 }  # fmt: skip
 TOP_KEYS = {
-    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", "split", *GROUPS,
+    "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", "split",
+    "instructions", *GROUPS,
 }  # fmt: skip
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
@@ -104,8 +106,11 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
     yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
     for argument, source in (stage.get("inputs") or {}).items():
         upstream = str(source).partition("/")[0]
-        if upstream not in stages or "/" not in str(source):
-            expected = "an earlier stage's file, for instance train/best.ckpt"
+        if not is_place(source) and (upstream not in stages or "/" not in str(source)):
+            expected = (
+                "an earlier stage's file, for instance train/best.ckpt, or a file or folder of yours, which "
+                "begins with /, ~ or ."
+            )
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
 
 

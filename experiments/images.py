@@ -7,7 +7,6 @@ download; all others are the experiment's own. No torch here.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -66,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
         request, overrides = split_request(words)
         experiment = config.load(config.full_name(name), [config.as_text(o) for o in overrides])
         _prepare(experiment)
-        return max(_told(data, request, experiment.name) for data in _distinct_data(experiment))
+        # Instructions have no items.
+        asked = [d for d in experiment.data_sets if "instructions" not in d]
+        return max(_told(data, request, experiment.name) for data in asked)
     except (UserError, DataSourceError, DataFormatError) as error:
         print_error(error)
         return 2
@@ -121,11 +122,6 @@ def _prepare(experiment: config.Experiment) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise UserError(f"the data of {experiment.name} could not be prepared; see above")
-
-
-def _distinct_data(experiment: config.Experiment) -> list[dict[str, Any]]:
-    specs = [stage.get("data") or experiment.config["data"] for stage in experiment.stages.values()]
-    return list({json.dumps(spec, sort_keys=True): spec for spec in specs}.values())
 
 
 def _told(data: dict[str, Any], request: Request, experiment: str) -> int:

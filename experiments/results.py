@@ -171,7 +171,14 @@ def _telling(overrides: list[str]) -> tuple[str, ...]:
     """
     places = ("data.root=", "data.interactions=", "data.items=")
     quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "split=", *places)
-    return tuple(o for o in overrides if not o.startswith(quiet))
+    return tuple(_without_folders(o) for o in overrides if not o.startswith(quiet))
+
+
+def _without_folders(override: str) -> str:
+    """Of a file or folder of the user's the name alone: where it lies is nobody else's business."""
+    key, _, value = override.partition("=")
+    place = value.strip("'\"")
+    return f"{key}={Path(place).name}" if place.startswith(("/", "~")) else override
 
 
 def _tables(rows: list[Row]) -> list[Table]:

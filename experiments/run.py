@@ -87,9 +87,9 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.print_config(experiment, config.origins(experiment.name, experiment.overrides))
     else:
         _python("experiments.check", ["--report", experiment.name, *experiment.overrides])
-        data = experiment.config["data"]
-        manifest = report.print_data_report(_prepared_folder(experiment), data)
-        artifacts.require_expected(experiment, data, manifest)
+        for data in experiment.data_sets:
+            manifest = report.print_data_report(_prepared_folder(data), data)
+            artifacts.require_expected(experiment, data, manifest)
     return 0
 
 
@@ -233,8 +233,8 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _prepared_folder(experiment: config.Experiment) -> Path:
-    note = artifacts.prepared_data(experiment.config["data"], cache_root())
+def _prepared_folder(data: dict[str, Any]) -> Path:
+    note = artifacts.prepared_data(data, cache_root())
     assert note is not None
     return Path(note["folder"])
 

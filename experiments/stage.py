@@ -28,6 +28,7 @@ from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from datamodules.base import SequenceDataModule
 from datamodules.errors import DataFormatError, DataSourceError
+from datamodules.stage_data import StageDataModule
 from datamodules.types import SPLIT_NAMES, TEST, VALID
 from datamodules.versioning import read_json, value_digest, write_json
 from experiments import build
@@ -38,6 +39,7 @@ from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.metrics import METRICS_VERSION
+from lightning_modules.stage_module import StageModule
 
 
 def run_stage(folder: Path) -> None:
@@ -62,8 +64,8 @@ def run_stage(folder: Path) -> None:
         finish(folder, job, trainer, results, time.time() - started)
 
 
-def _data(job: dict[str, Any]) -> SequenceDataModule:
-    data: SequenceDataModule = build.build(job["spec"]["data"])
+def _data(job: dict[str, Any]) -> StageDataModule:
+    data: StageDataModule = build.build(job["spec"]["data"])
     data.batch_size = job["spec"]["batch_size"]
     data.num_workers = job["launch"]["num_workers"]
     data.seed = job["spec"]["seed"]
@@ -71,18 +73,18 @@ def _data(job: dict[str, Any]) -> SequenceDataModule:
     return data
 
 
-def _module(node: dict[str, Any], job: dict[str, Any], data: SequenceDataModule) -> RankingModule:
+def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) -> StageModule:
     """Build a module from its config, the data's facts and the earlier stages' files."""
     inputs = {a: f for a, f in job["inputs"].items() if a not in build.STAGE_INPUTS}
     target = node["_target_"]
-    module: RankingModule = build.build(node, **build.runtime_arguments(target, data), **inputs)
+    module: StageModule = build.build(node, **build.runtime_arguments(target, data), **inputs)
     if "weights" in job["inputs"]:
         module.load_weights(job["inputs"]["weights"])
     return module
 
 
 def _fit(
-    folder: Path, job: dict[str, Any], data: SequenceDataModule
+    folder: Path, job: dict[str, Any], data: StageDataModule
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     spec = job["spec"]
     module = _module(next(iter(spec["modules"].values())), job, data)
@@ -115,9 +117,16 @@ def _fit(
     return trainer, {"selected": score, "epochs": trainer.current_epoch}
 
 
-def _require_possible(module: RankingModule, data: SequenceDataModule) -> None:
-    if reason := module.impossible(data.histories):
-        raise UserError(f"{type(module).__name__} cannot be run on {data.recipe.name}: {reason}")
+def _impossible(module: StageModule, data: StageDataModule) -> str | None:
+    """Why a method that reads histories means nothing on these."""
+    if isinstance(module, RankingModule) and isinstance(data, SequenceDataModule):
+        return module.impossible(data.histories)
+    return None
+
+
+def _require_possible(module: StageModule, data: StageDataModule) -> None:
+    if reason := _impossible(module, data):
+        raise UserError(f"{type(module).__name__} cannot be run on {data.name}: {reason}")
 
 
 def _require_readable(checkpoint: Path) -> None:
@@ -132,7 +141,7 @@ def _require_readable(checkpoint: Path) -> None:
 
 
 def _test(
-    folder: Path, job: dict[str, Any], data: SequenceDataModule
+    folder: Path, job: dict[str, Any], data: StageDataModule
 ) -> tuple[pl.Trainer, dict[str, Any]]:
     """Test each row; rows share the data and the loader's batches.
 
@@ -143,7 +152,8 @@ def _test(
     several = len(job["spec"]["modules"]) > 1
     for name, node in job["spec"]["modules"].items():
         module = _module(node, job, data)
-        if several and (reason := module.impossible(data.histories)):
+        assert isinstance(module, RankingModule)  # experiments.check has refused others
+        if several and (reason := _impossible(module, data)):
             left_out[name] = reason
             continue
         _require_possible(module, data)
@@ -179,7 +189,7 @@ def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _protocol(data: SequenceDataModule, trainer: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def _protocol(data: StageDataModule, trainer: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Everything that comparable numbers share, and its hash: the protocol fingerprint."""
     protocol = {**data.protocol(), "metrics": METRICS_VERSION}
     # A test of some batches alone is another protocol.
@@ -192,8 +202,8 @@ def _protocol(data: SequenceDataModule, trainer: dict[str, Any]) -> tuple[dict[s
 def _trainer(
     folder: Path,
     job: dict[str, Any],
-    data: SequenceDataModule,
-    module: RankingModule,
+    data: StageDataModule,
+    module: StageModule,
     callbacks: list[pl.Callback],
     row: str = "",
 ) -> pl.Trainer:
@@ -226,7 +236,7 @@ def _trainer(
     )
 
 
-def _precision(module: RankingModule, launch: dict[str, Any]) -> Any:
+def _precision(module: StageModule, launch: dict[str, Any]) -> Any:
     """A method's own precision plugin for the devices that the trainer will choose, if it has one."""
     try:
         return module.precision_plugin(_device(launch), launch["strategy"])
@@ -259,7 +269,7 @@ def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
     return max(1, -(-int(per_device) // launch["micro_batch_size"]))
 
 
-def _loggers(folder: Path, job: dict[str, Any], data: SequenceDataModule, row: str) -> list[Logger]:
+def _loggers(folder: Path, job: dict[str, Any], data: StageDataModule, row: str) -> list[Logger]:
     fingerprint = _protocol(data, job["spec"]["trainer"])[1]
     made: list[Logger] = [CSVLogger(folder / "csv", name=row)]
     for name, node in (job["logger"] or {}).items():
@@ -269,7 +279,7 @@ def _loggers(folder: Path, job: dict[str, Any], data: SequenceDataModule, row: s
                 "id": wandb_id(folder, row), "resume": "allow",
                 "name": f"{job['label']} {row}".strip(),
                 "group": job["experiment"], "job_type": job["stage"],
-                "tags": [data.recipe.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
+                "tags": [data.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
                 "config": {
                     **{k: job[k] for k in ("experiment", "stage", "spec", "overrides", "commit")},
                     "fingerprint": fingerprint,

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
-import torch
-from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
@@ -23,6 +19,7 @@ from lightning_modules.generations import Generations
 from lightning_modules.id_batches import HistoryCollator, TrainCollator
 from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
+from lightning_modules.stage_module import StageModule
 
 KS = (1, 5, 10, 20)
 TOP_K = 100  # best items of each row that a full-ranking test keeps in its scores file
@@ -46,7 +43,7 @@ class ScoredBatch:
     scores: Tensor | None  # (B, C) of ``batch.candidates``; None when the catalogue was ranked
 
 
-class RankingModule(pl.LightningModule):
+class RankingModule(StageModule):
     """A method is a ``training_step``, an ``encode`` and a ``score``.
 
     Args:
@@ -61,8 +58,6 @@ class RankingModule(pl.LightningModule):
     num_negatives: int = 0
     labelled: bool = False
     generations: Generations | None = None  # of a method that writes texts; a callback keeps them
-    # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
-    strict_loading = False
 
     def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:
         super().__init__()
@@ -91,18 +86,6 @@ class RankingModule(pl.LightningModule):
         """Why this method means nothing on some data (it has no times, say); None where it can be run."""
         return None
 
-    def untrainable(self, trainer: pl.Trainer) -> str | None:
-        """Why a trainer's settings cannot train this method; None where they can."""
-        return None
-
-    def precision_plugin(self, device: str, strategy: str) -> Precision | None:
-        """How this method is computed on ``device`` (cpu, cuda), where that is part of the method.
-
-        Raises:
-            ValueError: the device or the strategy cannot do it.
-        """
-        return None
-
     def label_metric(self) -> Metric | None:
         """What is measured of labelled rows besides AUC; None where scores are orders and nothing more."""
         return None
@@ -111,24 +94,6 @@ class RankingModule(pl.LightningModule):
         """What ``label_metric`` is updated with, (B,) each: of the rows' scores (B, 1) and labels."""
         assert batch.label is not None
         return scores[:, 0], batch.label
-
-    def compile_training(self) -> None:
-        """Pass what a training step computes through ``torch.compile``; results change by rounding alone.
-
-        Raises:
-            ValueError: the method has nothing to compile.
-        """
-        raise ValueError(f"{type(self).__name__} has nothing to compile: launch.compile=false")
-
-    def checkpoint_activations(self) -> None:
-        """Recompute activations in the backward pass instead of keeping them: less memory, more work.
-
-        Raises:
-            ValueError: the method has none that would matter.
-        """
-        raise ValueError(
-            f"{type(self).__name__} keeps few activations: launch.activation_checkpointing=false"
-        )
 
     # What the data module asks ---------------------------------------------------------------------
 
@@ -276,60 +241,6 @@ class RankingModule(pl.LightningModule):
         for group, metric in self.label_metrics.items():
             told |= {f"{group}/{k}": v for k, v in metric.compute().items()}
         return told
-
-    def log_train_loss(self, loss: Tensor) -> None:
-        """Log ``train/loss``: divided by the global batch's count, its mean over ranks is the batch's."""
-        self.log(
-            "train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1,
-            sync_dist=True,
-        )  # fmt: skip
-
-    # Reproducible dropout ----------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Draw this step's dropout from (seed, step, rank), so that a resumed run draws the same.
-
-        No random state has to be kept in a checkpoint, and ranks never share a stream.
-        """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(mix_seeds(data.seed, step, self.global_rank))
-
-    # Checkpoints ---------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and buffers; what is frozen is rebuilt by the constructor."""
-        parameters = self.named_parameters(remove_duplicate=False)
-        # By name: quantized layers add scales to the state dict that are neither parameters nor buffers.
-        kept = {n for n, p in parameters if p.requires_grad} | {n for n, _ in self.named_buffers()}
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}
-
-    def load_weights(self, path: str | Path) -> None:
-        """Take the trained weights of a checkpoint.
-
-        Raises:
-            ValueError: a trained weight is missing from the file, unknown to this module, or of another
-                shape; every such name is listed.
-        """
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        mine = self.state_dict()
-        trained = {n for n, p in self.named_parameters() if p.requires_grad}
-        problems = [f"{n} is missing" for n in sorted(trained - state.keys())]
-        problems += [f"{n} is unknown" for n in sorted(state.keys() - mine.keys())]
-        problems += [
-            f"{n} is {tuple(state[n].shape)}, expected {tuple(mine[n].shape)}"
-            for n in sorted(state.keys() & mine.keys())
-            if state[n].shape != mine[n].shape
-        ]
-        if problems:
-            raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
-        self.load_state_dict(state, strict=False)
-
-
-def mix_seeds(*parts: int) -> int:
-    """A 63-bit seed from several whole numbers; near inputs give unrelated seeds."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
 class UntrainedModule(RankingModule):

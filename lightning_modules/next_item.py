@@ -17,12 +17,13 @@ from torch.optim import AdamW, Optimizer
 
 from datamodules.types import Batch
 from lightning_modules import losses, ranking_losses
-from lightning_modules.base import RankingModule, mix_seeds
+from lightning_modules.base import RankingModule
 from lightning_modules.length_groups import length_groups
 from lightning_modules.loss_settings import Loss, refuse_settings
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
 from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
+from lightning_modules.stage_module import mix_seeds
 
 WITHOUT_NEGATIVES = ("ce", "scalable_ce")
 TableOptimizer = Literal["adamw", "rowwise_adagrad"]

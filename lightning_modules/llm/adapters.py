@@ -176,6 +176,34 @@ def _require_same_names(adapted: Any, folder: Path) -> None:
         )
 
 
+def peft_weights(model: Any, given: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The adapter's weights by the names that PEFT's files have; ``given`` replaces all of them first.
+
+    Raises:
+        TypeError: the model has no adapter.
+    """
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    _require_adapter(model)
+    if given is not None:
+        set_peft_model_state_dict(model, given)
+        _in_float32(model)
+    weights: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return weights
+
+
+def peft_settings(model: Any) -> dict[str, Any]:
+    """What two adapters must have in common beside their weights' names, as ``adapter_config.json`` has it.
+
+    Raises:
+        TypeError: the model has no adapter.
+    """
+    _require_adapter(model)
+    config = model.peft_config["default"].to_dict()
+    names = ("r", "lora_alpha", "use_rslora", "use_dora", "alpha_pattern")
+    return {"peft_type": config["peft_type"].value, **{n: config[n] for n in names if n in config}}
+
+
 def merged(model: Any, dtype: torch.dtype = torch.float32) -> Any:
     """A plain model whose weights hold the adapter; ``model`` is taken apart for it.
 

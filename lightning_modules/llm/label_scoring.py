@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NO_LOSS = -100  # in place of an answer token: nothing is foretold there
+
 
 @dataclass(frozen=True)
 class LabelTokens:

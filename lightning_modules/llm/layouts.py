@@ -27,11 +27,13 @@ def alpaca(instruction: str, input_text: str = "") -> str:
 
 def chat(tokenizer: Any, instruction: str, input_text: str = "") -> str:
     """The same as one message of a user, in the tokenizer's chat template, up to where the answer begins."""
-    content = f"{instruction}\n\n{input_text}" if input_text else instruction
-    text: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-    )
+    turn = {"role": "user", "content": _content(instruction, input_text)}
+    text: str = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     return text
+
+
+def _content(instruction: str, input_text: str) -> str:
+    return f"{instruction}\n\n{input_text}" if input_text else instruction
 
 
 def lay_out(tokenizer: Any, chat_template: bool, instruction: str, input_text: str = "") -> str:
@@ -74,3 +76,19 @@ def lay_out_shown(
         add_generation_prompt=True,
     )
     return text
+
+
+def answered(
+    tokenizer: Any, chat_template: bool, instruction: str, input_text: str, output: str
+) -> tuple[str, str]:
+    """The prompt of ``lay_out``, and the response behind it with the token that ends it."""
+    prompt = lay_out(tokenizer, chat_template, instruction, input_text)
+    if chat_template:
+        turns = [
+            {"role": "user", "content": _content(instruction, input_text)},
+            {"role": "assistant", "content": output},
+        ]
+        whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        if whole.startswith(prompt):  # some templates open an answer otherwise than they show one
+            return prompt, whole[len(prompt) :].rstrip()
+    return prompt, output + (tokenizer.eos_token or "")

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from datamodules.sources import cache_root
 from datamodules.types import Rows
 
 logger = logging.getLogger(__name__)
-_AT_ONCE = 2_000  # rows between two ticks of the bar
+AT_ONCE = 2_000  # rows between two ticks of the bar
 
 # Texts (B,) of rows whose oldest ``skip`` (B,) events are left out.
 Texts = Callable[[Rows, np.ndarray], list[str]]
@@ -78,39 +77,56 @@ class PromptTable:
         return [int(i) for i in first[: max(0, same)]]
 
     def _kept(self, rows: Rows, show: bool) -> tuple[np.ndarray, np.ndarray, int]:
-        """From the file that an earlier run left, or made now; a second process waits for the first."""
-        folder = cache_root() / "tokens"
-        folder.mkdir(parents=True, exist_ok=True)
+        """From the file that an earlier run left, or made now."""
         digest = hashlib.sha256(f"{self.name} {self.limit}".encode())
         for column in (rows.user, rows.start, rows.stop, rows.target):
             digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())
-        file = folder / f"{digest.hexdigest()[:32]}.safetensors"
-        with FileLock(f"{file}.lock"):
-            if not file.is_file():
-                self._write(file, rows, show)
-        kept = load_file(file)
+        kept = kept_arrays(digest.hexdigest()[:32], lambda: self._made(rows, show))
         return kept["ids"], kept["offsets"], int(kept["cut"][0])
 
-    def _write(self, file: Path, rows: Rows, show: bool) -> None:
+    def _made(self, rows: Rows, show: bool) -> dict[str, np.ndarray]:
         made: list[list[int]] = []
         cut = 0
-        count = len(rows.row)
-        with tqdm(
-            total=count, desc="tokenising", disable=None if show else True, leave=False
-        ) as bar:
-            for first in range(0, count, _AT_ONCE):
-                part = some_rows(rows, np.arange(first, min(count, first + _AT_ONCE)))
-                ids, dropped = tokenise(
-                    self.tokenizer, self.texts, part, self.limit, self.special_tokens
-                )
-                made += ids
-                cut += dropped
-                bar.update(len(ids))
-        offsets = np.cumsum([0, *map(len, made)]).astype(np.int64)
-        flat = np.fromiter((i for ids in made for i in ids), np.int32, count=int(offsets[-1]))
-        whole = file.with_suffix(".part")
-        save_file({"ids": flat, "offsets": offsets, "cut": np.array([cut], np.int64)}, whole)
-        whole.replace(file)
+        for first in in_steps(len(rows.row), show):
+            part = some_rows(rows, np.arange(first, min(len(rows.row), first + AT_ONCE)))
+            ids, dropped = tokenise(
+                self.tokenizer, self.texts, part, self.limit, self.special_tokens
+            )
+            made += ids
+            cut += dropped
+        flat, offsets = joined(made)
+        return {"ids": flat, "offsets": offsets, "cut": np.array([cut], np.int64)}
+
+
+def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What an earlier run has left in the cache under ``name``, or what ``make`` returns, which is then kept.
+
+    A second process waits for the first.
+    """
+    folder = cache_root() / "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.safetensors"
+    with FileLock(f"{file}.lock"):
+        if not file.is_file():
+            whole = file.with_suffix(".part")
+            save_file(make(), whole)
+            whole.replace(file)
+    return load_file(file)
+
+
+def in_steps(count: int, show: bool = True) -> Iterator[int]:
+    """0, ``AT_ONCE``, ... below ``count``, with a bar."""
+    with tqdm(total=count, desc="tokenising", disable=None if show else True, leave=False) as bar:
+        for first in range(0, count, AT_ONCE):
+            yield first
+            bar.update(min(AT_ONCE, count - first))
+
+
+def joined(rows: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """All rows' tokens one after the other, int32, and (R + 1,) where each begins and ends."""
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    flat = np.fromiter((i for ids in rows for i in ids), np.int32, count=int(offsets[-1]))
+    return flat, offsets
 
 
 def tokenise(

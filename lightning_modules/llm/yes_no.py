@@ -7,31 +7,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim import AdamW
 from torchmetrics import Metric
 
 from datamodules.types import Batch, Collator, Rows
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
 from lightning_modules.id_batches import HistoryCollator
-from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
-from lightning_modules.llm.backbones import (
-    load_causal_lm,
-    load_tokenizer,
-    recompute_activations,
-    resolve_dtype,
-)
-from lightning_modules.llm.export import export_model
 from lightning_modules.llm.label_scoring import (
+    NO_LOSS,
     LabelTokens,
     SharedPrefix,
     label_tokens,
@@ -39,13 +29,11 @@ from lightning_modules.llm.label_scoring import (
     margin,
     pad_left,
 )
-from lightning_modules.llm.precision import QLoRAPrecision, refuse_sharding
 from lightning_modules.llm.prompt_tokens import PromptTable
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
+from lightning_modules.llm.tuning import LanguageModelModule
 
 Loss = Literal["margin", "answer", "prompt"]
-NO_LOSS = -100
 WORTH_SHARING = 8  # tokens that all prompts begin with
 
 
@@ -88,20 +76,15 @@ class YesNoCollator:
         )
 
 
-class YesNoModule(RankingModule):
+class YesNoModule(LanguageModelModule, RankingModule):
     """Base of the methods that ask a language model for a yes or a no.
 
     Args:
-        llm: the frozen language model.
-        adapter: what of it is trained.
+        llm, adapter: see ``LanguageModelModule``.
         max_length: newest events that a prompt shows.
         loss: ``margin``, the binary cross-entropy of logit(yes) - logit(no); ``answer``, the language model's
             loss on the label's tokens; ``prompt``, on every token of prompt and label (TALLRec's code).
-        learning_rate: peak of AdamW.
-        weight_decay: decoupled, on the trained matrices.
-        betas: of AdamW.
-        warmup_steps: steps of linear warm-up.
-        schedule: what follows.
+        options: of the training, see ``LanguageModelModule``.
 
     Raises:
         ValueError: an unknown loss.
@@ -116,23 +99,14 @@ class YesNoModule(RankingModule):
         adapter: AdapterSpec,
         max_length: int = 10,
         loss: Loss = "margin",
-        learning_rate: float = 1e-4,
-        weight_decay: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
-        warmup_steps: int = 20,
-        schedule: Schedule = "linear",
+        **options: Any,
     ) -> None:
-        super().__init__(max_length)
+        super().__init__(llm, adapter, max_length=max_length, **options)
         if loss not in get_args(Loss):
             raise ValueError(f"loss is {loss!r}, expected one of {', '.join(get_args(Loss))}")
-        self.llm, self.adapter, self.loss = llm, adapter, loss
-        self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.model: Any = None
-        self._weights: Path | None = None
+        self.loss = loss
         self._prefix: SharedPrefix | None = None  # while an evaluation or a training step runs
         self._opening: list[int] = []  # what all prompts begin with, where training shares it
-        self._checkpointed = False
 
     # What a method gives --------------------------------------------------------------------------
 
@@ -145,11 +119,6 @@ class YesNoModule(RankingModule):
         """A digest of what prompts depend on besides rows and tokenizer: it names their tokens on disk."""
 
     # Tokens ------------------------------------------------------------------------------------------
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Of the language model."""
-        return load_tokenizer(self.llm)
 
     @cached_property
     def table(self) -> PromptTable:
@@ -188,53 +157,7 @@ class YesNoModule(RankingModule):
             self.tokenizer.pad_token_id,
         )
 
-    # The model -----------------------------------------------------------------------------------------
-
-    def precision_plugin(self, device: str, strategy: str) -> Precision | None:
-        """4-bit where the language model is quantized, else what its dtype asks for."""
-        if self.llm.quantization:
-            refuse_sharding(strategy)
-            return QLoRAPrecision.for_spec(self.llm)
-        dtype = resolve_dtype(self.llm, device)
-        if dtype == torch.float32:
-            return None
-        return MixedPrecision("bf16-mixed" if dtype == torch.bfloat16 else "16-mixed", device)
-
-    def configure_model(self) -> None:
-        """Load the language model onto this rank's own device and attach the adapter, once."""
-        if self.model is not None:
-            return
-        device = self.trainer.strategy.root_device
-        plugin = self.trainer.precision_plugin
-        config = None
-        if isinstance(plugin, QLoRAPrecision):
-            config = plugin.quantization_config(device)
-        self._load(device, config, self.trainer.datamodule.seed)  # type: ignore[attr-defined]
-
-    def _load(self, device: torch.device, quantization_config: Any, seed: int) -> None:
-        base = load_causal_lm(self.llm, device, quantization_config)
-        self.model = attach_adapter(base, self.adapter, seed)
-        if self._checkpointed:
-            recompute_activations(self.model)
-        if self._weights is not None:
-            super().load_weights(self._weights)
-
-    def export(self, folder: Path, device: torch.device) -> dict[str, Path]:
-        """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""
-        quantized = self.llm.quantization is not None
-        plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
-        self._load(device, plugin.quantization_config(device) if plugin else None, seed=0)
-        return export_model(self.model, self.tokenizer, self.adapter, folder)
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each layer in the backward pass, once the model is loaded."""
-        self._checkpointed = True
-
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the model is there."""
-        self._weights = Path(path)
-        if self.model is not None:
-            super().load_weights(path)
+    # Training ------------------------------------------------------------------------------------------
 
     def margins(self, batch: Batch) -> Tensor:
         """logit(yes) - logit(no) (B,)."""
@@ -247,8 +170,6 @@ class YesNoModule(RankingModule):
         if self._prefix is not None:
             return self._prefix.last_logits(batch.tokens, batch.token_mask, keep)
         return last_logits(self.model, batch.tokens, batch.token_mask, keep)
-
-    # Training ------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The chosen loss summed over rows, over the rows of the whole global batch."""
@@ -279,35 +200,9 @@ class YesNoModule(RankingModule):
         )  # (B, A)
         return each.sum(1) / (batch.answers != NO_LOSS).sum(1)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW on what is trained, with the schedule by step."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW(
-            trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
-        )
-        steps = int(self.trainer.estimated_stepping_batches)
-        share = partial(
-            learning_rate_share, steps=steps, rise=self.warmup_steps, schedule=self.schedule
-        )
-        return scheduled(optimizer, share)
-
     def on_train_start(self) -> None:
         """Find what all prompts begin with; recomputed activations cannot be shared."""
-        self._opening = [] if self._checkpointed else self._shared_opening()
-
-    def on_train_end(self) -> None:
-        """Sound the alarm when a fit has trained nothing.
-
-        Raises:
-            ValueError: the adapter is as it was made.
-        """
-        # Vectors before the text have no start that tells whether they were trained.
-        told = self.adapter.method not in ("none", "full") and not self.adapter.adds_tokens
-        if told and adapter_is_untrained(self.model):
-            raise ValueError(
-                f"the {self.adapter.method} adapter has not moved in {self.trainer.global_step} steps: its "
-                "scores are those of the language model alone; look at the learning rate and the loss"
-            )
+        self._opening = [] if self.recomputes else self._shared_opening()
 
     # Evaluation ----------------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class TALLRecModule(YesNoModule):
         if lacking := set(self.domains[1:]) - set(self.prompts):
             raise ValueError(
                 f"prompt has words for {', '.join(self.prompts)}, but items are of "
-                f"{', '.join(map(repr, sorted(lacking)))}: give one prompt, or one for each domain of joined data"
+                f"{', '.join(map(repr, sorted(lacking)))}: give one prompt, or one for each domain"
             )
         titles = ["", *catalog["title"].fill_null(NO_TITLE)]
         makers = ["", *catalog["brand"]] if creator else None
