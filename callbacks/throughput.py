@@ -29,6 +29,16 @@ class Throughput(pl.Callback):
             found["padding"] = self.padding / (self.tokens + self.padding)
         return {name: round(value, 4) for name, value in found.items()}
 
+    def told(self) -> str | None:
+        """The summary in words, of batches with tokens; None of others."""
+        found = self.summary()
+        if "padding" not in found:
+            return None
+        return (
+            f"{found['rows_per_second']:.1f} rows/s, {found['tokens_per_second']:.0f} tokens/s; "
+            f"padding was {found['padding']:.1%} of all tokens"
+        )
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock runs."""
         self._go()
@@ -75,8 +85,9 @@ class Throughput(pl.Callback):
             self._since = None
 
     def _count(self, trainer: pl.Trainer, batch: Any) -> None:
-        self.rows += len(batch.row) * trainer.world_size
-        if (mask := getattr(batch, "token_mask", None)) is not None:
+        mask = getattr(batch, "token_mask", None)
+        self.rows += len(batch.row if mask is None else mask) * trainer.world_size
+        if mask is not None:
             real = int(mask.sum())
             self.tokens += real * trainer.world_size
             self.padding += (mask.numel() - real) * trainer.world_size

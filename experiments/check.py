@@ -18,7 +18,7 @@ from datamodules.stage_data import StageDataModule
 from experiments import artifacts, build, config, frame
 from experiments.errors import UserError
 from experiments.keys import nearest
-from experiments.report import print_error, say
+from experiments.messages import print_error, say
 from lightning_modules.base import KS, RankingModule, can_select
 from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import RankingMetrics

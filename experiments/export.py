@@ -16,7 +16,7 @@ from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.sources import cache_root
 from experiments import artifacts, build, config
 from experiments.errors import UserError
-from experiments.report import print_error, say, short
+from experiments.messages import print_error, say, short
 from experiments.run import request
 
 

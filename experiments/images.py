@@ -32,7 +32,7 @@ from datamodules.sources import cache_root
 from experiments import artifacts, config, run
 from experiments.errors import UserError
 from experiments.keys import nearest
-from experiments.report import print_error, say
+from experiments.messages import print_error, say
 from experiments.source_graph import REPO
 
 PREFIX = "images."

@@ -25,7 +25,7 @@ from datamodules.sources import cache_root
 from datamodules.versioning import read_json
 from experiments import artifacts, config
 from experiments.errors import UserError
-from experiments.report import print_error, say
+from experiments.messages import print_error, say
 from experiments.run import request
 from experiments.source_graph import REPO
 

@@ -15,7 +15,10 @@ import lightning.pytorch as pl
 import torch
 
 from datamodules.sources import file_digest
-from datamodules.versioning import write_json
+from datamodules.stage_data import StageDataModule
+from datamodules.types import SPLIT_NAMES, TEST
+from datamodules.versioning import value_digest, write_json
+from lightning_modules.metrics import METRICS_VERSION
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
 
@@ -52,6 +55,16 @@ def wandb_id(folder: Path, row: str = "") -> str:
         part.write_text(uuid.uuid4().hex[:12])
         part.replace(path)
     return path.read_text().strip()
+
+
+def protocol_of(data: StageDataModule, trainer: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Everything that comparable numbers share, and its hash: the protocol fingerprint."""
+    protocol = {**data.protocol(), "metrics": METRICS_VERSION}
+    # A test of some batches alone is another protocol.
+    cut = {k: trainer[k] for k in ("limit_test_batches", "overfit_batches") if trainer.get(k)}
+    protocol |= {"cut": cut} if cut else {}
+    protocol |= {"scored": SPLIT_NAMES[data.test_code]} if data.test_code != TEST else {}
+    return protocol, value_digest(protocol)
 
 
 def _peak_memory() -> dict[str, int]:

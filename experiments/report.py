@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,36 +16,12 @@ from rich.table import Table
 from datamodules.versioning import read_json
 from experiments.config import Experiment, origin_of
 from experiments.keys import flatten
+from experiments.messages import short
 
 COLUMNS = (
     "hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate", "refusal_rate",
 )  # fmt: skip
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
-
-
-def say(text: str) -> None:
-    """A line about what is going on (stderr, so that stdout holds results only)."""
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def put(text: str) -> None:
-    """A line that belongs to the results (stdout)."""
-    print(text)  # noqa: T201
-
-
-def print_error(error: Exception) -> None:
-    """One sentence; LLMREC_TRACEBACK=1 shows where it came from."""
-    if os.environ.get("LLMREC_TRACEBACK"):
-        traceback.print_exception(error)
-    say(f"error: {error}")
-
-
-def short(path: Path | None) -> str:
-    """A path as the user would type it."""
-    if path is None:
-        return "no folder yet"
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
 
 
 def print_list(experiments: Sequence[tuple[str, str]]) -> None:

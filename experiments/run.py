@@ -21,7 +21,7 @@ import yaml
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json, write_json
-from experiments import artifacts, config, lock, report, results, seeds, verify
+from experiments import artifacts, config, lock, messages, report, results, seeds, verify
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
@@ -38,13 +38,13 @@ def main(argv: Sequence[str]) -> int:
         name, overrides = request(words)
         return _run(verb, name, overrides)
     except UserError as error:
-        report.print_error(error)
+        messages.print_error(error)
         return 2
     except BrokenPipeError:  # `make show | head`
         sys.stdout = None
         return 0
     except KeyboardInterrupt:
-        report.say("stopped; the same command goes on from the last checkpoint")
+        messages.say("stopped; the same command goes on from the last checkpoint")
         return 130
 
 
@@ -63,7 +63,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         return 0
     if verb == "results":
         path = results.write_results(artifacts.runs_root(), REPO)
-        report.say(f"wrote {report.short(path)} and the table in README.md")
+        messages.say(f"wrote {messages.short(path)} and the table in README.md")
         return 0
     if verb == "verify":
         return verify.verify(config.full_name(name) if name else "", artifacts.runs_root(), REPO)
@@ -106,7 +106,7 @@ def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[Pla
     """Do what is missing, resume what was cut off, skip what is done; the stages as they are then."""
     stages = artifacts.plan(experiment, cache_root())
     if any(_wanted(s, rerun_stale) for s in stages):
-        report.say(f"{experiment.name}: checking the configuration and the data ...")
+        messages.say(f"{experiment.name}: checking the configuration and the data ...")
         _python("experiments.check", [experiment.name, *experiment.overrides])
         stages = artifacts.plan(experiment, cache_root())
     for number, planned in enumerate(stages, start=1):
@@ -128,9 +128,9 @@ def run_stage(
         UserError: another process holds the folder, or the stage failed.
     """
     assert stage.folder is not None
-    with lock.hold(stage.folder) as messages:
-        for message in messages:
-            report.say(f"  {message}")
+    with lock.hold(stage.folder) as taken_over:
+        for message in taken_over:
+            messages.say(f"  {message}")
         if (stage.folder / "done.json").is_file():
             if not rerun_stale:
                 return  # another driver finished it while this one waited to start
@@ -152,13 +152,13 @@ def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:
 
 
 def _announce(stage: PlannedStage, number: int, total: int, rerun_stale: bool) -> None:
-    folder = report.short(stage.folder)
+    folder = messages.short(stage.folder)
     if stage.done and not (rerun_stale and stage.state == STALE):
         note = "done" if stage.state == "done" else f"done, but {stage.why}"
-        report.say(f"[{number}/{total}] {stage.name}: {note} ({folder})")
+        messages.say(f"[{number}/{total}] {stage.name}: {note} ({folder})")
     else:
         verb = f"resuming, {stage.why}" if stage.state == PARTIAL else "running"
-        report.say(f"[{number}/{total}] {stage.name}: {verb} ({folder})")
+        messages.say(f"[{number}/{total}] {stage.name}: {verb} ({folder})")
 
 
 def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _python(module: str, arguments: list[str], folder: Path | None = None) -> No
     if status == 2:  # it has said what is wrong
         raise SystemExit(2)
     if status:
-        log = f" (logs: {report.short(folder)})" if folder else ""
+        log = f" (logs: {messages.short(folder)})" if folder else ""
         raise UserError(f"{module} ended with status {status}{log}; the reason stands above")
 
 

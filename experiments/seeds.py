@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from experiments import baseline, report
+from experiments import baseline, messages, report
 from experiments.artifacts import PlannedStage
 from experiments.config import Experiment
 from experiments.errors import UserError
@@ -66,7 +66,7 @@ def run(
     against = baseline.find(experiments)
     runs: dict[int, tuple[Experiment, list[PlannedStage]]] = {}
     for seed, experiment in experiments.items():
-        report.say(f"seed {seed} ({len(runs) + 1} of {len(experiments)})")
+        messages.say(f"seed {seed} ({len(runs) + 1} of {len(experiments)})")
         done = ", ".join(map(str, runs)) or "none"
         state = f"seeds done: {done}; the same command goes on with seed {seed}"
         try:
@@ -76,7 +76,7 @@ def run(
         except SystemExit as ended:  # a stage that has said what is wrong
             raise UserError(f"seed {seed} failed, the reason stands above; {state}") from ended
         except KeyboardInterrupt:
-            report.say(state)
+            messages.say(state)
             raise
         # What cannot be compared is told after the first seed, not after the last.
         pairs = list(against.pairs(runs))
@@ -103,10 +103,10 @@ def _print_table(runs: Runs) -> None:
         lambda one: rows[one.scores].seed_count,
     )
     if any(", " in r.fingerprint for r in rows.values()):
-        report.put("a seed draws what is learned from, too: each has a fingerprint of its own")
+        messages.put("a seed draws what is learned from, too: each has a fingerprint of its own")
     if any(len(r.seeds) > 1 for r in rows.values()):
-        report.put("± is half of the 95 % interval of the mean over seeds (Student's t)")
-    report.put(
+        messages.put("± is half of the 95 % interval of the mean over seeds (Student's t)")
+    messages.put(
         "rows without a number of seeds draw nothing; random is the exact expectation of guessing"
     )
 
@@ -124,7 +124,7 @@ def _print_tests(pairs: Sequence[tuple[Row, Row]], named: str) -> None:
         except ValueError as error:
             raise UserError(str(error)) from error
     if not found:
-        report.put("no paired test: there is no row to compare with (BASELINE=... names one)")
+        messages.put("no paired test: there is no row to compare with (BASELINE=... names one)")
         return
     columns = COLUMNS if len(found) > 1 else COLUMNS[:-1]
     tables: dict[str, list[list[str]]] = {}
@@ -140,7 +140,7 @@ def _print_tests(pairs: Sequence[tuple[Row, Row]], named: str) -> None:
         report.print_table(title, columns, lines)
     pooled = {c.metric == "auc" for *_, c in found}
     by = {True: "the same draws (AUC)", False: "Wilcoxon's signed-rank test over users"}
-    report.put(
+    messages.put(
         "paired tests of means over seeds; the interval draws users with all their rows anew "
         f"({significance.DRAWS:,} times); p is by {' or '.join(by[p] for p in sorted(pooled))}"
     )

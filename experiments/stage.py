@@ -19,26 +19,25 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpoints import AtomicCheckpointIO, Patience, checkpoints
+from callbacks.checkpoints import Patience, checkpoints
 from callbacks.generations import GenerationsLog
 from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
+from callbacks.throughput import Throughput
 from datamodules.base import SequenceDataModule
 from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.stage_data import StageDataModule
-from datamodules.types import SPLIT_NAMES, TEST, VALID
-from datamodules.versioning import read_json, value_digest, write_json
+from datamodules.types import TEST, VALID
+from datamodules.versioning import read_json, write_json
 from experiments import build
 from experiments.errors import UserError
-from experiments.records import finish, wandb_id
-from experiments.report import print_error, say
+from experiments.messages import print_error, say
+from experiments.records import finish, protocol_of
+from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
-from lightning_modules.devices import multiplies_bfloat16
-from lightning_modules.metrics import METRICS_VERSION
 from lightning_modules.stage_module import StageModule
 
 
@@ -103,7 +102,8 @@ def _fit(
     if metric and select.get("patience") is not None:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
-    trainer = _trainer(folder, job, data, module, [*callbacks, progress])
+    speed = Throughput()
+    trainer = make_trainer(folder, job, data, module, [*callbacks, progress, speed])
     if reason := module.untrainable(trainer):
         raise UserError(reason)
     resume = folder / "last.ckpt"
@@ -114,7 +114,17 @@ def _fit(
     if not (folder / "best.ckpt").is_file():
         raise UserError(f"no epoch was selected: {metric} was never a number; see the csv log")
     score = None if best.best_model_score is None else {metric: float(best.best_model_score)}
-    return trainer, {"selected": score, "epochs": trainer.current_epoch}
+    _tell(trainer, module, speed)
+    results = {"selected": score, "epochs": trainer.current_epoch}
+    return trainer, {**results, "throughput": speed.summary()}
+
+
+def _tell(trainer: pl.Trainer, module: StageModule, speed: Throughput) -> None:
+    """What a user should know besides the metrics; of a stage that goes on after a kill, of its last part."""
+    if trainer.is_global_zero:
+        for line in (speed.told(), *module.remarks()):
+            if line:
+                say(f"  {line}")
 
 
 def _impossible(module: StageModule, data: StageDataModule) -> str | None:
@@ -149,6 +159,7 @@ def _test(
     """
     rows: dict[str, Any] = {}
     left_out: dict[str, str] = {}
+    speeds: dict[str, dict[str, float]] = {}
     several = len(job["spec"]["modules"]) > 1
     for name, node in job["spec"]["modules"].items():
         module = _module(node, job, data)
@@ -160,11 +171,14 @@ def _test(
         progress = RunProgress(f"{job['label']} {name}" if several else job["label"], None)
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
         row = name if several else ""
-        callbacks: list[pl.Callback] = [writer, progress]
+        speed = Throughput()
+        callbacks: list[pl.Callback] = [writer, progress, speed]
         if module.generations is not None:
             callbacks.append(GenerationsLog(folder, name))
-        trainer = _trainer(folder, job, data, module, callbacks, row)
+        trainer = make_trainer(folder, job, data, module, callbacks, row)
         trainer.test(module, datamodule=data, verbose=False)
+        _tell(trainer, module, speed)
+        speeds[name] = speed.summary()
         calibration = module.label_metrics.get("all")
         if isinstance(calibration, Calibration) and trainer.is_global_zero:
             write_json(folder / f"reliability.{name}.json", calibration.curve)
@@ -176,119 +190,17 @@ def _test(
             metric: {"value": _or_null(value), "stderr": _or_null(error)}
             for metric, (value, error) in module.results.items()
         }
-    protocol, fingerprint = _protocol(data, job["spec"]["trainer"])
+    protocol, fingerprint = protocol_of(data, job["spec"]["trainer"])
     if trainer.is_global_zero:
         metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
         metrics |= {"left_out": left_out} if left_out else {}
         write_json(folder / "metrics.json", metrics)
-    return trainer, {"fingerprint": fingerprint}
+    return trainer, {"fingerprint": fingerprint, "throughput": speeds}
 
 
 def _or_null(value: float) -> float | None:
     """JSON has no NaN."""
     return None if math.isnan(value) else value
-
-
-def _protocol(data: StageDataModule, trainer: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Everything that comparable numbers share, and its hash: the protocol fingerprint."""
-    protocol = {**data.protocol(), "metrics": METRICS_VERSION}
-    # A test of some batches alone is another protocol.
-    cut = {k: trainer[k] for k in ("limit_test_batches", "overfit_batches") if trainer.get(k)}
-    protocol |= {"cut": cut} if cut else {}
-    protocol |= {"scored": SPLIT_NAMES[data.test_code]} if data.test_code != TEST else {}
-    return protocol, value_digest(protocol)
-
-
-def _trainer(
-    folder: Path,
-    job: dict[str, Any],
-    data: StageDataModule,
-    module: StageModule,
-    callbacks: list[pl.Callback],
-    row: str = "",
-) -> pl.Trainer:
-    """``row`` names one of several rows of a test; it is empty where a stage has one module."""
-    spec, launch = job["spec"], job["launch"]
-    settings = dict(spec["trainer"])
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if precision := _precision(module, launch):
-        settings.pop("precision", None)
-        plugins.append(precision)
-    extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
-    _tell_slow_precision(settings, launch)
-    return pl.Trainer(
-        **settings,
-        accelerator=launch["accelerator"],
-        devices=launch["devices"],
-        num_nodes=launch["num_nodes"],
-        strategy=launch["strategy"],
-        accumulate_grad_batches=_micro_batches(spec, launch),
-        callbacks=[*callbacks, *extra],
-        logger=_loggers(folder, job, data, row),
-        default_root_dir=folder,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,  # ours neither pads nor repeats
-        enable_progress_bar=False,  # RunProgress shows the whole run instead of one epoch
-        enable_model_summary=False,
-        enable_checkpointing=spec["run"] == "fit",
-        plugins=plugins,
-        log_every_n_steps=10,
-    )
-
-
-def _precision(module: StageModule, launch: dict[str, Any]) -> Any:
-    """A method's own precision plugin for the devices that the trainer will choose, if it has one."""
-    try:
-        return module.precision_plugin(_device(launch), launch["strategy"])
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def _device(launch: dict[str, Any]) -> str:
-    """What the trainer will choose: cuda or cpu."""
-    wanted = launch["accelerator"]
-    gpu = wanted in ("gpu", "cuda") or (wanted == "auto" and torch.cuda.is_available())
-    return "cuda" if gpu else "cpu"
-
-
-def _tell_slow_precision(settings: dict[str, Any], launch: dict[str, Any]) -> None:
-    """bfloat16 runs on any CPU; where it is emulated, one waits."""
-    half = str(settings.get("precision", "")).startswith("bf16")
-    if half and _device(launch) == "cpu" and not multiplies_bfloat16("cpu"):
-        say(
-            f"precision={settings['precision']}: this processor emulates bfloat16, many times slower than "
-            "float32 (it lacks AVX512_BF16 and AMX)"
-        )
-
-
-def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
-    """Accumulated batches an optimizer step, so that ``batch_size`` holds on any number of devices."""
-    if spec["run"] != "fit" or not launch["micro_batch_size"]:
-        return 1
-    per_device = spec["batch_size"] / (int(launch["devices"]) * int(launch["num_nodes"]))
-    return max(1, -(-int(per_device) // launch["micro_batch_size"]))
-
-
-def _loggers(folder: Path, job: dict[str, Any], data: StageDataModule, row: str) -> list[Logger]:
-    fingerprint = _protocol(data, job["spec"]["trainer"])[1]
-    made: list[Logger] = [CSVLogger(folder / "csv", name=row)]
-    for name, node in (job["logger"] or {}).items():
-        extra: dict[str, Any] = {"save_dir": str(folder)}
-        if name == "wandb":
-            extra |= {
-                "id": wandb_id(folder, row), "resume": "allow",
-                "name": f"{job['label']} {row}".strip(),
-                "group": job["experiment"], "job_type": job["stage"],
-                "tags": [data.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
-                "config": {
-                    **{k: job[k] for k in ("experiment", "stage", "spec", "overrides", "commit")},
-                    "fingerprint": fingerprint,
-                },
-            }  # fmt: skip
-        elif name == "tensorboard":
-            extra["name"] = f"tensorboard/{row}".rstrip("/")
-        made.append(build.build(node, **extra))
-    return made
 
 
 def _die_with_driver() -> None:

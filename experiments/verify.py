@@ -15,7 +15,8 @@ from pathlib import Path
 from experiments import config
 from experiments.errors import UserError
 from experiments.intervals import over_seeds
-from experiments.report import print_table, say
+from experiments.messages import say
+from experiments.report import print_table
 from experiments.results import collect
 
 PASS, FAIL, NOT_RUN = "PASS", "FAIL", "not run"

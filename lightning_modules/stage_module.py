@@ -33,6 +33,10 @@ class StageModule(pl.LightningModule):
         """
         return None
 
+    def remarks(self) -> list[str]:
+        """What a user should know of a finished stage besides its metrics."""
+        return []
+
     def compile_training(self) -> None:
         """Pass what a training step computes through ``torch.compile``; results change by rounding alone.
 

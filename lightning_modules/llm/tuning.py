@@ -19,6 +19,7 @@ from lightning_modules.llm.backbones import (
     resolve_dtype,
 )
 from lightning_modules.llm.export import export_model
+from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, refuse_sharding
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
@@ -110,6 +111,18 @@ class LanguageModelModule(StageModule):
     def checkpoint_activations(self) -> None:
         """Recompute each layer in the backward pass, once the model is loaded."""
         self.recomputes = True
+
+    def remarks(self) -> list[str]:
+        """What a quantized model's weights take."""
+        if self.llm.quantization is None or self.model is None:
+            return []
+        report = memory_report(self.model)
+        sizes = [report.total, report.dense("bfloat16"), report.dense("float32")]
+        kept, half, full = (f"{size / 2**20:.0f} MiB" for size in sizes)
+        return [
+            f"{self.llm.quantization}: its weights take {kept} ({report.per_parameter:.2f} bytes each), in "
+            f"bfloat16 they would take {half}, in float32 {full}"
+        ]
 
     def export(self, folder: Path, device: torch.device) -> dict[str, Path]:
         """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""

@@ -204,6 +204,12 @@ class YesNoModule(LanguageModelModule, RankingModule):
         """Find what all prompts begin with; recomputed activations cannot be shared."""
         self._opening = [] if self.recomputes else self._shared_opening()
 
+    def remarks(self) -> list[str]:
+        """What histories lost."""
+        cut = self.table.cut_events
+        told = f"{cut:,} of the histories' events did not fit into {self.table.limit} tokens"
+        return [*super().remarks(), *([told] if cut else [])]
+
     # Evaluation ----------------------------------------------------------------------------------------
 
     def _reset(self, split: str) -> None:

@@ -37,6 +37,7 @@ def test_what_a_fit_reads_is_counted_without_its_validation(clock: Any) -> None:
     counted.on_train_epoch_end(trainer, module)
     expected = {"rows_per_second": 4 / 5, "tokens_per_second": 10 / 5, "padding": 1 / 6}
     assert counted.summary() == pytest.approx(expected, abs=1e-4)
+    assert counted.told() == "0.8 rows/s, 2 tokens/s; padding was 16.7% of all tokens"
 
 
 def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
@@ -47,3 +48,4 @@ def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
     clock.seconds = 2.0
     counted.on_test_end(trainer, None)
     assert counted.summary() == {"rows_per_second": 1.5}
+    assert counted.told() is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import config, report, results
+from experiments import config, messages, report, results
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
 
@@ -195,7 +195,7 @@ def test_settings_are_shown_with_where_they_came_from(capsys: pytest.CaptureFixt
 
 
 def test_an_error_is_one_sentence_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    report.print_error(UserError("what is wrong"))
+    messages.print_error(UserError("what is wrong"))
     out = capsys.readouterr()
     assert out.err == "error: what is wrong\n"
     assert out.out == ""
