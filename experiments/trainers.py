@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.strategies import Strategy
 
 from callbacks.checkpoints import AtomicCheckpointIO
 from datamodules.stage_data import StageDataModule
@@ -38,11 +39,14 @@ def make_trainer(
         row: one of several rows of a test; empty where a stage has one module.
 
     Raises:
-        UserError: the device cannot compute what the module needs.
+        UserError: the device or the strategy cannot compute what the module needs.
     """
     spec, launch = job["spec"], job["launch"]
     settings = dict(spec["trainer"])
     plugins: list[Any] = [AtomicCheckpointIO()]
+    strategy = _strategy(module, launch)
+    if not isinstance(strategy, str):
+        settings["inference_mode"] = False  # which forbids how split weights are gathered
     if precision := _precision(module, launch):
         settings.pop("precision", None)
         plugins.append(precision)
@@ -53,7 +57,7 @@ def make_trainer(
         accelerator=launch["accelerator"],
         devices=launch["devices"],
         num_nodes=launch["num_nodes"],
-        strategy=launch["strategy"],
+        strategy=strategy,
         accumulate_grad_batches=_micro_batches(spec, launch),
         callbacks=[*callbacks, *extra],
         logger=_loggers(folder, job, data, row),
@@ -66,6 +70,19 @@ def make_trainer(
         plugins=plugins,
         log_every_n_steps=10,
     )
+
+
+def _strategy(module: StageModule, launch: dict[str, Any]) -> Strategy | str:
+    """Lightning's by its name; ``fsdp`` as the method has it."""
+    name: str = launch["strategy"]
+    if not name.startswith("fsdp"):
+        return name
+    if name != "fsdp":
+        raise UserError(f"launch.strategy={name} is not known: take fsdp")
+    try:
+        return module.sharded_strategy(int(launch["devices"]) * int(launch["num_nodes"]))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _precision(module: StageModule, launch: dict[str, Any]) -> Any:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.plugins.precision import Precision
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 
@@ -32,6 +33,16 @@ class StageModule(pl.LightningModule):
             ValueError: the device or the strategy cannot do it.
         """
         return None
+
+    def sharded_strategy(self, devices: int) -> Strategy:
+        """What ``launch.strategy=fsdp`` means: weights that are spread over ``devices``, of all nodes.
+
+        Raises:
+            ValueError: the method's weights fit on every device.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no large weights to spread over devices: launch.strategy=ddp"
+        )
 
     def remarks(self) -> list[str]:
         """What a user should know of a finished stage besides its metrics."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
+from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
 from lightning_modules.llm.targets import last_name, linear_paths
 
@@ -257,7 +258,7 @@ def adapter_is_untrained(model: Any) -> bool:
     parts = list(_started(model))
     if not parts:
         raise TypeError("whether prompt or prefix vectors were trained cannot be read off them.")
-    return all(bool((weight == start).all()) for weight, start in parts)
+    return all(bool((whole(weight) == start).all()) for weight, start in parts)
 
 
 def _started(model: nn.Module) -> Iterator[tuple[Tensor, float]]:

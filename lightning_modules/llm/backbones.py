@@ -26,6 +26,7 @@ __all__ = [
     "BackboneSpec",
     "SentenceEncoderSpec",
     "convert_gguf",
+    "decoder_layers",
     "load_causal_lm",
     "load_sentence_encoder",
     "load_tokenizer",
@@ -180,13 +181,17 @@ def _without_dropout(config: Any) -> None:
 
 def recompute_activations(model: Any) -> None:
     """Compute the activations inside layers again in the backward pass instead of keeping them."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in decoder_layers(model):
+        # transformers recomputes layers in training mode only; ours are frozen, and have no dropout.
+        layer.training = True
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The layers that a model of transformers is a stack of."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.modules():
-        # transformers recomputes layers in training mode only; ours are frozen, and have no dropout.
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True
+    return [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
 def _quantizing(spec: BackboneSpec, config: Any, given: Any) -> dict[str, Any]:

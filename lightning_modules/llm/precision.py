@@ -19,12 +19,10 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lightning_modules.llm.backbones import resolve_dtype
 from lightning_modules.llm.specs import BackboneSpec, DType, Quantization
-
-logger = logging.getLogger(__name__)
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
@@ -232,23 +230,23 @@ def paged_adamw_8bit(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """AdamW whose state is kept in 8 bits and paged out to host memory; on a CPU plain AdamW.
+    """AdamW whose state is kept in 8 bits and may be paged out to host memory (QLoRA, arXiv 2305.14314).
 
-    bitsandbytes keeps the state of tensors below 4,096 elements in float32.
+    bitsandbytes keeps the state of tensors below 4,096 elements in float32, pages that of tensors of 100,000
+    and more, and after a resume keeps it all on the device.
 
     Args:
         params: trainable parameters.
         lr, betas, eps, weight_decay: as in ``torch.optim.AdamW``.
 
     Raises:
-        ValueError: ``params`` is empty.
+        ValueError: ``params`` is empty, or not all of it is on CUDA devices.
     """
     chosen = list(params)
     if not chosen:
         raise ValueError("paged_adamw_8bit was given no parameter to train.")
     if any(p.device.type != "cuda" for p in chosen):
-        logger.info("AdamW with float32 state: 8-bit paged state is for CUDA devices")
-        return AdamW(chosen, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        raise ValueError("paged_adamw_8bit is for CUDA devices: take AdamW on others.")
     from bitsandbytes.optim import PagedAdamW8bit
 
     optimizer: Optimizer = PagedAdamW8bit(

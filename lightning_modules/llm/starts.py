@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.sources import DataSourceError
 from lightning_modules.llm.adapters import CONFIG, WEIGHTS, peft_settings, peft_weights
+from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
 
 SPEC = "adapter"  # the key of a checkpoint that holds the fields of its AdapterSpec
@@ -57,7 +58,7 @@ def start_adapter(model: Any, spec: AdapterSpec, path: Path) -> None:
 def starts_like(model: Any, path: Path) -> bool:
     """Whether the adapter of ``model`` still has the very weights of ``path``."""
     own, stored = _paired(model, path)
-    return all(torch.equal(own[n].cpu(), w.to(own[n].dtype)) for n, w in stored.items())
+    return all(torch.equal(whole(own[n]).cpu(), w.to(own[n].dtype)) for n, w in stored.items())
 
 
 def _paired(model: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

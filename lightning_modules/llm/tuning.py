@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import lightning.pytorch as pl
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.optim import AdamW
 
@@ -19,12 +21,16 @@ from lightning_modules.llm.backbones import (
     resolve_dtype,
 )
 from lightning_modules.llm.export import export_model
+from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
-from lightning_modules.llm.precision import QLoRAPrecision, refuse_sharding
+from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, refuse_sharding
+from lightning_modules.llm.sharding import ShardedStrategy, shard
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
 from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
 from lightning_modules.stage_module import StageModule
+
+OptimizerName = Literal["adamw", "paged_adamw_8bit"]
 
 
 class LanguageModelModule(StageModule):
@@ -36,6 +42,8 @@ class LanguageModelModule(StageModule):
         start: where the adapter's first weights come from: an adapter's folder in PEFT's format, or a
             checkpoint of a module of this kind; None starts it anew. It must be such an adapter, of such a
             language model.
+        optimizer: ``adamw``, or ``paged_adamw_8bit`` with a quarter of its state, which the GPU may page out
+            (QLoRA, arXiv 2305.14314); for GPUs.
         learning_rate: peak of AdamW.
         weight_decay: decoupled, on the trained matrices.
         betas: of AdamW.
@@ -44,7 +52,7 @@ class LanguageModelModule(StageModule):
         options: of a further base class.
 
     Raises:
-        ValueError: ``start`` without an adapter that could start there.
+        ValueError: ``start`` without an adapter that could start there, or an unknown optimizer.
     """
 
     def __init__(
@@ -57,15 +65,20 @@ class LanguageModelModule(StageModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup_steps: int = 20,
         schedule: Schedule = "linear",
+        optimizer: OptimizerName = "adamw",
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        if optimizer not in get_args(OptimizerName):
+            known = " or ".join(get_args(OptimizerName))
+            raise ValueError(f"optimizer is {optimizer!r}, expected {known}")
         if start and adapter.method == "none":
             raise ValueError(f"the adapter is none, so that nothing can start from {start}")
         self.llm, self.adapter = llm, adapter
         self.start = Path(start).expanduser() if start else None
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
         self.warmup_steps, self.schedule = warmup_steps, schedule
+        self.optimizer = optimizer
         self.model: Any = None
         self._weights: Path | None = None
         self.recomputes = False  # activations, in the backward pass
@@ -85,21 +98,75 @@ class LanguageModelModule(StageModule):
         dtype = resolve_dtype(self.llm, device)
         if dtype == torch.float32:
             return None
+        if dtype == torch.float16 and strategy == "fsdp":
+            raise ValueError(
+                "launch.strategy=fsdp computes in bfloat16 or float32: take llm.dtype=bfloat16"
+            )
         return MixedPrecision("bf16-mixed" if dtype == torch.bfloat16 else "16-mixed", device)
+
+    def sharded_strategy(self, devices: int) -> ShardedStrategy:
+        """FSDP2, layer by layer."""
+        return ShardedStrategy(devices)
+
+    def untrainable(self, trainer: pl.Trainer) -> str | None:
+        """An optimizer that is not for the device or the strategy."""
+        if self.optimizer == "paged_adamw_8bit":
+            if not isinstance(trainer.accelerator, CUDAAccelerator):
+                return (
+                    "optimizer paged_adamw_8bit keeps its state on a GPU, and there is none here: "
+                    "take optimizer: adamw"
+                )
+            if isinstance(trainer.strategy, ShardedStrategy):
+                return (
+                    "optimizer paged_adamw_8bit cannot step weights that are spread over devices: take "
+                    "optimizer: adamw (its state is spread, too), or launch.strategy=ddp"
+                )
+        return super().untrainable(trainer)
 
     def configure_model(self) -> None:
         """Load the language model onto this rank's own device and attach the adapter, once."""
         if self.model is not None:
             return
-        device = self.trainer.strategy.root_device
-        plugin = self.trainer.precision_plugin
-        config = None
-        if isinstance(plugin, QLoRAPrecision):
-            config = plugin.quantization_config(device)
-        self._load(device, config, self.trainer.datamodule.seed)  # type: ignore[attr-defined]
+        strategy: Any = self.trainer.strategy
+        plugin, device = self.trainer.precision_plugin, strategy.root_device
+        seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        if isinstance(strategy, ShardedStrategy):
+            # No device has to hold the whole model: it is read into the host's memory, and split.
+            dtype = str(resolve_dtype(self.llm, device)).removeprefix("torch.")
+            self._load(replace(self.llm, dtype=dtype), torch.device("cpu"), None, seed)
+            shard(self.model, strategy.device_mesh["data_parallel"])
+            return
+        config = plugin.quantization_config(device) if isinstance(plugin, QLoRAPrecision) else None
+        self._load(self.llm, device, config, seed)
 
-    def _load(self, device: torch.device, quantization_config: Any, seed: int) -> None:
-        base = load_causal_lm(self.llm, device, quantization_config)
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each device holds a part of every weight."""
+        return isinstance(self.trainer.strategy, ShardedStrategy)
+
+    def on_validation_start(self) -> None:
+        """Ranks keep pace."""
+        self._keep_pace(self.trainer.num_val_batches)
+
+    def on_test_start(self) -> None:
+        """Ranks keep pace."""
+        self._keep_pace(self.trainer.num_test_batches)
+
+    def _keep_pace(self, batches: list[int | float]) -> None:
+        """Read a token for each batch that other ranks have more: split layers run on all ranks or none."""
+        if not self.is_sharded:
+            return
+        mine = int(sum(batches))
+        most = self.all_gather(torch.tensor(mine, device=self.device)).max()  # type: ignore[union-attr]
+        token = torch.ones(1, 1, dtype=torch.long, device=self.device)
+        for _ in range(int(most) - mine):
+            with self.trainer.precision_plugin.forward_context():
+                last_logits(self.model, token, token)
+
+    def _load(
+        self, spec: BackboneSpec, device: torch.device, quantization_config: Any, seed: int
+    ) -> None:
+        base = load_causal_lm(spec, device, quantization_config)
         self.model = attach_adapter(base, self.adapter, seed)
         if self.recomputes:
             recompute_activations(self.model)
@@ -128,7 +195,8 @@ class LanguageModelModule(StageModule):
         """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""
         quantized = self.llm.quantization is not None
         plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
-        self._load(device, plugin.quantization_config(device) if plugin else None, seed=0)
+        config = plugin.quantization_config(device) if plugin else None
+        self._load(self.llm, device, config, seed=0)
         return export_model(self.model, self.tokenizer, self.adapter, folder)
 
     # Checkpoints ---------------------------------------------------------------------------------------
@@ -149,7 +217,8 @@ class LanguageModelModule(StageModule):
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained, with the schedule by step."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = AdamW(
+        make = paged_adamw_8bit if self.optimizer == "paged_adamw_8bit" else AdamW
+        optimizer = make(
             trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
         steps = int(self.trainer.estimated_stepping_batches)

@@ -201,8 +201,12 @@ class YesNoModule(LanguageModelModule, RankingModule):
         return each.sum(1) / (batch.answers != NO_LOSS).sum(1)
 
     def on_train_start(self) -> None:
-        """Find what all prompts begin with; recomputed activations cannot be shared."""
-        self._opening = [] if self.recomputes else self._shared_opening()
+        """Find what all prompts begin with; neither recomputed activations nor split layers can share it.
+
+        Of a split layer that runs twice before the backward pass, the first run would meet weights that the
+        second has let go.
+        """
+        self._opening = [] if self.recomputes or self.is_sharded else self._shared_opening()
 
     def remarks(self) -> list[str]:
         """What histories lost."""

@@ -32,7 +32,7 @@ JOBS = [
 ]  # fmt: skip
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -41,7 +41,7 @@ def _free_port() -> int:
 
 def _start(out: Path, root: Path, world: int, cache: Path) -> dict[str, dict[str, float]]:
     """Run the jobs in ``world`` processes and read what the first has written."""
-    port = str(_free_port())
+    port = str(free_port())
     running = []
     for rank in range(world):
         environment = {**os.environ, "LLMREC_CACHE": str(cache), "PYTHONPATH": str(REPO)}
