@@ -67,8 +67,10 @@ def bootstrap_errors(
         pooled.append(_weighted_auc(times[:, user], labels, level))
         means.append((times * each.nan_to_num()).sum(1) / (times * each.isfinite()).sum(1))
     found = {"auc": torch.cat(pooled), "uauc": torch.cat(means)}
-    # A draw may lack a class; it says nothing.
-    return {name: values[values.isfinite()].std() for name, values in found.items()}
+    # A draw may lack a class; it says nothing. No user may have both, and then all draws are such.
+    usable = {name: values[values.isfinite()] for name, values in found.items()}
+    none = torch.tensor(torch.nan, dtype=torch.float64)
+    return {name: v.std() if len(v) > 1 else none for name, v in usable.items()}
 
 
 def _weighted_auc(weights: Tensor, labels: Tensor, level: Tensor) -> Tensor:

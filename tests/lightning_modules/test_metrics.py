@@ -268,6 +268,14 @@ def test_bootstrap_of_users_equals_scikit_learn_with_weights() -> None:
     assert often["auc"].item() == pytest.approx(bootstrap_errors(*pairs)["auc"].item(), abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+def test_users_with_one_label_each_have_no_interval_of_their_own() -> None:
+    labels = torch.tensor([True, False, True, False])
+    got = bootstrap_errors(torch.rand(4), labels, torch.tensor([1, 2, 3, 4]), draws=20)
+    assert got["uauc"].isnan()
+    assert got["auc"] >= 0
+
+
 def test_logits_that_a_sigmoid_would_tie_are_told_apart() -> None:
     metric = LogitAUC()
     metric.update(torch.tensor([40.0, 30.0, 20.0]), torch.tensor([1, 0, 0]))
