@@ -132,7 +132,7 @@ class LanguageModelModule(StageModule):
         seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         if isinstance(strategy, ShardedStrategy):
             # No device has to hold the whole model: it is read into the host's memory, and split.
-            dtype = str(resolve_dtype(self.llm, device)).removeprefix("torch.")
+            dtype: Any = str(resolve_dtype(self.llm, device)).removeprefix("torch.")
             self._load(replace(self.llm, dtype=dtype), torch.device("cpu"), None, seed)
             shard(self.model, strategy.device_mesh["data_parallel"])
             return

@@ -18,6 +18,7 @@ from datamodules.types import Batch, Collator
 from lightning_modules.generations import Generations
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.generation import generate
+from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.yes_no import YesNoCollator
 from lightning_modules.tallrec.module import TALLRecModule
 
@@ -33,6 +34,17 @@ class WritingModule(TALLRecModule):
         """No loss goes through a text that was chosen word by word."""
         return (
             f"{type(self).__name__} writes texts and trains nothing: use it in a `run: test` stage"
+        )
+
+    def sharded_strategy(self, devices: int) -> ShardedStrategy:
+        """None: split layers run on all devices or none, and answers end after unlike numbers of words.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"{type(self).__name__} writes texts, which weights that are spread over devices cannot: run "
+            "its stage with launch.strategy=ddp or on one device"
         )
 
     @cached_property

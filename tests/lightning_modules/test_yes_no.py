@@ -252,7 +252,7 @@ def test_exports_load_in_plain_peft_and_plain_transformers(
     module.load_weights(tmp_path / "best.ckpt")
     if quantization:  # what is evaluated is the quantized model with the same adapter
         config = QLoRAPrecision.for_spec(module.llm).quantization_config("cpu")
-        module._load(torch.device("cpu"), config, seed=0)
+        module._load(module.llm, torch.device("cpu"), config, seed=0)
         module.model.eval()
     batch = batch_of(module, training=False)
     with torch.no_grad():

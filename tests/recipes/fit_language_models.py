@@ -1,8 +1,7 @@
-"""Two epochs of language models in this process, for ``test_two_language_models``: ``... OUT JOBS``.
+"""A fit and a test of language models in this process, for ``test_two_language_models``: ``... OUT JOBS``.
 
-Started as one process, or as one of two that find each other through torchrun's variables. The trainer is
-that of the real command. The first process keeps, job by job, what was logged, every step's gradients and the
-trained weights.
+Started as one of two processes that find each other through torchrun's variables; for one process the test
+calls ``fit`` itself. The trainer is that of the real command.
 """
 
 from __future__ import annotations
@@ -38,13 +37,12 @@ class Gradients(pl.Callback):
         self.steps.append(torch.cat(grads).clone())
 
 
-def fit(out: Path, job: dict[str, Any], world: int) -> dict[str, Any]:
-    """What one job leaves behind."""
+def fit(folder: Path, job: dict[str, Any], world: int) -> dict[str, Any]:
+    """What one job logs, every step's gradients, the trained weights and how many numbers this rank holds."""
     experiment = config.load(NAME, job["overrides"])
     spec = artifacts.stage_spec(experiment, job["stage"])
-    launch = {**experiment.config["launch"], "devices": world, "strategy": job["strategy"]}
-    if world == 1:
-        launch["strategy"] = "auto"
+    strategy = job["strategy"] if world > 1 else "auto"
+    launch = {**experiment.config["launch"], "devices": world, "strategy": strategy}
     data = build.build(spec["data"])
     data.batch_size, data.seed = spec["batch_size"], 0
     pl.seed_everything(0, verbose=False)
@@ -54,32 +52,31 @@ def fit(out: Path, job: dict[str, Any], world: int) -> dict[str, Any]:
         module.checkpoint_activations()
     gradients = Gradients()
     told = {"spec": spec, "launch": launch, "callbacks": None, "logger": None}
-    trainer = make_trainer(out.parent / f"{world}", told, data, module, [gradients])
+    trainer = make_trainer(folder, told, data, module, [gradients])
     assert module.untrainable(trainer) is None
-    resume = job.get("resume")
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True if resume else None)
-    for place in job.get("save", []):
-        trainer.save_checkpoint(place.format(world=world))
+    trainer.fit(module, datamodule=data, ckpt_path=job.get("resume"), weights_only=True)
+    state = trainer.strategy.lightning_module_state_dict()
+    logged = dict(trainer.callback_metrics)
+    held = sum(getattr(p, "_local_tensor", p).numel() for p in module.parameters())
+    if "save" in job:
+        trainer.save_checkpoint(job["save"].format(world=world))
+        trainer.test(module, datamodule=data, verbose=False)
+        logged |= trainer.callback_metrics
     return {
-        "logged": {k: float(v) for k, v in trainer.callback_metrics.items()},
+        "logged": {name: float(value) for name, value in logged.items()},
         "gradients": gradients.steps,
-        "weights": {k: v.clone() for k, v in trainer.strategy.lightning_module_state_dict().items()
-                    if "lora_" in k},
-        "parts": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel()
-                     for p in module.parameters()),
-    }  # fmt: skip
+        "weights": {name: value.clone() for name, value in state.items() if "lora_" in name},
+        "held": held,
+    }
 
 
 def main(out: str, jobs: str) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    found = {}
-    for name, job in json.loads(jobs).items():
-        found[name] = fit(Path(out), job, world)
-        print("done", name, flush=True)
-    if os.environ.get("RANK", "0") == "0":
+    world = int(os.environ["WORLD_SIZE"])
+    found = {name: fit(Path(out).parent, job, world) for name, job in json.loads(jobs).items()}
+    if os.environ["RANK"] == "0":
         torch.save(found, out)
 
 
