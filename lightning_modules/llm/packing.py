@@ -84,10 +84,10 @@ def pack(
     if not len(columns):  # rows that only keep ranks in step
         columns = np.array([shape[1] - 1])
     return TokenBatch(
-        *map(torch.from_numpy, (tokens, mask, answers[:, columns])),
+        torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(answers[:, columns]),
         torch.tensor(normaliser, dtype=torch.float32),
-        *map(torch.from_numpy, (positions, columns)),
-    )
+        torch.from_numpy(positions), torch.from_numpy(columns),
+    )  # fmt: skip
 
 
 def rows_apart(positions: Tensor) -> Tensor:
