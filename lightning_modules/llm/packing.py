@@ -83,11 +83,8 @@ def pack(
     columns = np.flatnonzero((answers != NO_LOSS).any(0))  # (A,)
     if not len(columns):  # rows that only keep ranks in step
         columns = np.array([shape[1] - 1])
-    return TokenBatch(
-        torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(answers[:, columns]),
-        torch.tensor(normaliser, dtype=torch.float32),
-        torch.from_numpy(positions), torch.from_numpy(columns),
-    )  # fmt: skip
+    made = (tokens, mask, answers[:, columns], np.float32(normaliser), positions, columns)
+    return TokenBatch(*map(torch.as_tensor, made))
 
 
 def rows_apart(positions: Tensor) -> Tensor:

@@ -47,8 +47,8 @@ class ListPrompt(YesNoPrompt):
         """What is asked of everybody."""
         return (
             f"Somebody has told us which {self.plural} they liked and which they disliked. Of the numbered "
-            f"{self.plural} choose the {self.top} that they will like most. Answer with {self.top} lines and "
-            "nothing else, the best first: on each the number and the title of one, as they are listed."
+            f"{self.plural} choose the {self.top} that they will like most. Answer with {self.top} lines, "
+            "the best first, each a line copied from the list, and nothing else."
         )
 
     def listing(self, history: Question, names: Sequence[str]) -> str:
