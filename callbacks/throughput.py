@@ -16,6 +16,7 @@ class Throughput(pl.Callback):
 
     def __init__(self) -> None:
         self.rows = self.tokens = self.padding = 0
+        self.unpacked = 0  # padding, had packed rows been padded to the longest of their batch
         self.seconds = 0.0
         self._since: float | None = None
 
@@ -27,6 +28,8 @@ class Throughput(pl.Callback):
         if self.tokens:
             found["tokens_per_second"] = self.tokens / self.seconds
             found["padding"] = self.padding / (self.tokens + self.padding)
+        if self.unpacked:
+            found["padding_without_packing"] = self.unpacked / (self.tokens + self.unpacked)
         return {name: round(value, 4) for name, value in found.items()}
 
     def told(self) -> str | None:
@@ -34,9 +37,11 @@ class Throughput(pl.Callback):
         found = self.summary()
         if "padding" not in found:
             return None
+        without = found.get("padding_without_packing")
         return (
             f"{found['rows_per_second']:.1f} rows/s, {found['tokens_per_second']:.0f} tokens/s; "
             f"padding was {found['padding']:.1%} of all tokens"
+            + ("" if without is None else f", without packing {without:.1%}")
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,8 +91,13 @@ class Throughput(pl.Callback):
 
     def _count(self, trainer: pl.Trainer, batch: Any) -> None:
         mask = getattr(batch, "token_mask", None)
-        self.rows += len(batch.row if mask is None else mask) * trainer.world_size
+        rows = len(batch.row if mask is None else mask)
         if mask is not None:
             real = int(mask.sum())
             self.tokens += real * trainer.world_size
             self.padding += (mask.numel() - real) * trainer.world_size
+            if (positions := getattr(batch, "positions", None)) is not None:  # several rows in one
+                own = positions[mask.bool()]
+                rows = int((own == 0).sum())
+                self.unpacked += (rows * (int(own.max()) + 1) - real) * trainer.world_size
+        self.rows += rows * trainer.world_size

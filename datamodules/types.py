@@ -221,17 +221,22 @@ class InstructionRows:
 
 @dataclass
 class TokenBatch:
-    """Instructions and their answers as tokens."""
+    """Instructions and their answers as tokens; packed (``llm.packing``), B are sequences of several rows."""
 
     tokens: torch.Tensor  # (B, L) padded on the left
     token_mask: torch.Tensor  # (B, L) 1 at tokens, 0 at padding
     answers: torch.Tensor  # (B, A) next token at the last A positions, -100 = no loss
     normaliser: torch.Tensor  # () divide the summed loss by this: see samplers.py
+    positions: torch.Tensor | None = (
+        None  # packed: (B, L) 0, 1, ... in each row, and in the padding
+    )
+    columns: torch.Tensor | None = None  # packed: (A,) positions that ``answers`` belongs to
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """The same batch on another device (Lightning calls this)."""
-        moved = (getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self))
-        return TokenBatch(*moved)
+        held = (getattr(self, f.name) for f in fields(self))
+        moved = (None if t is None else t.to(device, non_blocking=non_blocking) for t in held)
+        return TokenBatch(*moved)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])

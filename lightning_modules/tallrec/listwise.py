@@ -20,11 +20,12 @@ from torchmetrics import Metric
 from datamodules.samplers import hashed_order
 from datamodules.types import Batch, EvalRows, Histories, Rows
 from lightning_modules.calibration import AnswerRates
+from lightning_modules.llm.generation import plain
 from lightning_modules.llm.layouts import lay_out
 from lightning_modules.tallrec.prompts import Question, YesNoPrompt
 from lightning_modules.tallrec.writing import WritingModule, prompts_of
 
-_EACH = 4  # tokens for one number, its comma and a blank
+_EACH = 32  # tokens for one line: a number, a long title with its quotes, a line break
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class ListPrompt(YesNoPrompt):
         """What is asked of everybody."""
         return (
             f"Somebody has told us which {self.plural} they liked and which they disliked. Of the numbered "
-            f"{self.plural} choose the {self.top} that they will like most. Answer with their numbers alone, "
-            "the best first, separated by commas."
+            f"{self.plural} choose the {self.top} that they will like most. Answer with {self.top} lines, "
+            "the best first, each a line copied from the list, and nothing else."
         )
 
     def listing(self, history: Question, names: Sequence[str]) -> str:
@@ -76,9 +77,10 @@ class ListwiseModule(WritingModule):
     question a row, and no label of a candidate. Rows and labels are those of all other methods.
 
     A row's score is the share of the list's other candidates that are expected below its item: named ones in
-    their order, the others tied behind them (``implied_scores``). A refusal says nothing: all of its list get
-    0.5, which is also what a list of one gets. AUC is pooled over lists, as for the other methods; whoever is
-    better at telling users apart gains nothing from lists, so look at ``uauc`` beside it.
+    their order, the others tied behind them (``implied_scores``). A refusal, an answer that names none of the
+    list (``named_items``), says nothing: all of its list get 0.5, which is also what a list of one gets. AUC
+    is pooled over lists, as for the other methods; whoever is better at telling users apart gains nothing
+    from lists, so look at ``uauc`` beside it.
 
     Args:
         prompt: what is asked.
@@ -136,15 +138,20 @@ class ListwiseModule(WritingModule):
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def answer_room(self) -> int:
-        """So many numbers, and some room to be wrong in."""
-        return _EACH * (self.list_prompt.top + 1)
+        """So many lines."""
+        return _EACH * self.list_prompt.top
 
-    def _named(self, batch: Batch) -> list[list[int] | None]:
-        """(B) the numbers that each row's list was answered with; None: a refusal."""
-        texts = map(self.said, self.write(prompts_of(batch), self.answer_room()))
-        sizes = (len(self.lists[row].items) for row in batch.row.tolist())
-        most = self.list_prompt.top
-        return [parse_numbers(text, n, most) for text, n in zip(texts, sizes, strict=True)]
+    def _named(self, batch: Batch) -> list[list[int]]:
+        """(B) the places in each row's list of what its answer names; empty: a refusal."""
+        found = []
+        written = self.write(prompts_of(batch), self.answer_room())
+        for row, tokens in zip(batch.row.tolist(), written, strict=True):
+            text = self.said(tokens)
+            if len(tokens) == self.answer_room():  # cut off, perhaps amid a number
+                text = text.rpartition("\n")[0]
+            names = [self.shown[item] for item in self.lists[row].items]
+            found.append(named_items(text, names, self.list_prompt.top))
+        return found
 
     def encode(self, batch: Batch) -> Tensor:
         """(B,) float64: each row's own part of its list's ``implied_scores``."""
@@ -163,7 +170,7 @@ class ListwiseModule(WritingModule):
     def label_values(self, batch: Batch, scores: Tensor) -> tuple[Tensor, ...]:
         """(B,) 0 at refusals; the texts are known by now."""
         return (
-            torch.tensor([float(n is not None) for n in self._named(batch)], device=scores.device),
+            torch.tensor([float(len(n) > 0) for n in self._named(batch)], device=scores.device),
         )
 
 
@@ -186,27 +193,54 @@ def candidate_lists(
     return [made for made in found if made is not None]
 
 
-def parse_numbers(text: str, count: int, most: int) -> list[int] | None:
-    """The numbers that a text consists of, 0-based; None where it is anything else.
+def named_items(text: str, names: Sequence[str], most: int) -> list[int]:
+    """Which of a list a text names, one a line, in its order: 0-based places, at most the first ``most``.
 
-    Strict: digits, commas and blanks, a dot at the end at most; 1 to ``most`` different numbers, each of
-    1..``count``. A text with words, or with a number that is on no list, is a refusal as a whole.
+    A line names an item by its number, its title, or both, as ``_on_line`` reads them. Whatever else a line
+    says is not counted, nor is an item that is named again.
+
+    Args:
+        text: what was written.
+        names: (n,) the list, as it was shown.
+        most: so many are asked for.
     """
-    if not re.fullmatch(r"\s*[0-9]{1,6}(\s*,\s*[0-9]{1,6})*\s*\.?\s*", text):
-        return None
-    numbers = [int(n) for n in re.findall("[0-9]+", text)]
-    known = all(1 <= n <= count for n in numbers)
-    if not known or len(set(numbers)) != len(numbers) or len(numbers) > most:
-        return None
-    return [n - 1 for n in numbers]
+    titles = [plain(name) for name in names]
+    found: list[int] = []
+    numbered = 0  # lines so far that begin with a number
+    for line in filter(None, map(plain, text.splitlines())):
+        parts = re.fullmatch(r"([0-9]{1,6})(?:\s*[.,:)-]\s*(.*))?", line)
+        numbered += parts is not None
+        item = _on_line(line, titles, parts, numbered)
+        if item is not None and item not in found:
+            found.append(item)
+    return found[:most]
 
 
-def implied_scores(named: Sequence[int] | None, count: int) -> list[float]:
+def _on_line(
+    line: str, titles: Sequence[str], parts: re.Match[str] | None, place: int
+) -> int | None:
+    """The one item that a line names exactly; None where it names none, or might name several.
+
+    A title may stand behind its item's number or behind the line's own ``place``, since models count what
+    they write; behind any other number it is a contradiction.
+    """
+    could = {i for i, title in enumerate(titles) if title == line}
+    if parts is not None:
+        number, title = int(parts[1]), plain(parts[2] or "")
+        same = {i for i, known in enumerate(titles) if known == title}
+        if number - 1 in (same if title else range(len(titles))):
+            could.add(number - 1)
+        elif title and number == place:
+            could |= same
+    return could.pop() if len(could) == 1 else None
+
+
+def implied_scores(named: Sequence[int], count: int) -> list[float]:
     """(n,) expected shares of the other candidates below each: 1 at the first named, ties behind the last.
 
     Without an answer, or with one candidate alone, every score is 0.5.
     """
-    if named is None or count < 2:
+    if not named or count < 2:
         return [0.5] * count
     scores = [(count - len(named) - 1) / 2 / (count - 1)] * count
     for place, index in enumerate(named):

@@ -49,3 +49,23 @@ def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
     counted.on_test_end(trainer, None)
     assert counted.summary() == {"rows_per_second": 1.5}
     assert counted.told() is None
+
+
+def test_packed_rows_are_counted_one_by_one(clock: Any) -> None:
+    counted, trainer = Throughput(), SimpleNamespace(world_size=2)
+    batch = _batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch.positions = torch.tensor(
+        [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
+    )  # rows of 3, 2 and 3; padding
+    counted.on_train_epoch_start(trainer, None)
+    counted.on_train_batch_end(trainer, None, None, batch, 0)
+    clock.seconds = 2.0
+    counted.on_train_epoch_end(trainer, None)
+    expected = {
+        "rows_per_second": 3,
+        "tokens_per_second": 8,
+        "padding": 0.2,
+        "padding_without_packing": 1 / 9,
+    }
+    assert counted.summary() == pytest.approx(expected, abs=1e-4)
+    assert str(counted.told()).endswith("padding was 20.0% of all tokens, without packing 11.1%")

@@ -20,6 +20,7 @@ from datamodules.examples import ExampleTable, SlidingWindows
 from datamodules.loading import AttachLabels, AttachTargets
 from datamodules.movielens import MovieLensDataModule
 from datamodules.types import TEST, TRAIN, VALID, EvalRows, Histories, Rows
+from lightning_modules.llm.generation import plain
 from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.tallrec import (
@@ -30,7 +31,7 @@ from lightning_modules.tallrec import (
     WrittenAnswerModule,
 )  # fmt: skip
 from lightning_modules.tallrec.few_shot import balanced_draw
-from lightning_modules.tallrec.listwise import candidate_lists, implied_scores, parse_numbers
+from lightning_modules.tallrec.listwise import candidate_lists, implied_scores, named_items
 from lightning_modules.tallrec.reasoning import THEREFORE, said_yes
 from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_tokenizer
 
@@ -283,26 +284,80 @@ def test_what_is_not_trained_says_so(kind: type, made: Callable[..., Any]) -> No
 # ---------------------------------------------------------------- lists
 
 
+LISTED = ["Heat (1995)", "Rock, The (1996)", "101 Dalmatians (1996)", "Léon (1994)"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("3, 1,2", [2, 0, 1]), (" 4.\n", [3]), ("2 , 1", [1, 0]),
-        ("", None), ("5", None), ("0", None), ("1, 1", None), ("1, 2, 3, 4", None), ("1 2", None),
-        ("Film 1", None), ("1, 2 are best", None), ("1.5", None), ("-1", None), ("٣", None),
-        ("1,", None), ("9999999999", None),
+        ("3\n1\n2", [2, 0, 1]), (" 4.\n", [3]), ("2)\n\n**1**", [1, 0]),  # numbers
+        ('"Rock, The (1996)"\n heat (1995)', [1, 0]), ("101 Dalmatians (1996)", [2]),  # titles
+        ('2. "Rock, The (1996)"\n4: *LÉON (1994)*', [1, 3]),  # with their own numbers
+        ('1. "Léon (1994)"\n2. Heat (1995)', [3, 0]),  # the lines' own numbers
+        ("Here they are:\n1. Rock, The (1996)", [1]), ("1\n1. Heat (1995)\n2", [0, 1]),
+        ("1\n2\n3\n4", [0, 1, 2]),  # three were asked for
+        ('1. "Heat"\n2. Rock, The\n3. "Léon (1994', []), ("Heat (1995) is best", []),
+        ("3. Heat (1995)", []), ("2. Heat (1995)\n1. Heat (1995)", [0]),  # neither's number
+        ("", []), ("5", []), ("0", []), ("3, 1", []), ("1 2", []), ("Film 1", []), ("1.5", []),
+        ("-1", []), ("٣", []), ("9999999999", []), ("1 Heat (1995)", []),
     ],
 )  # fmt: skip
-def test_numbers_are_read_strictly(text: str, expected: list[int] | None) -> None:
-    assert parse_numbers(text, count=4, most=3) == expected
+def test_lines_name_what_they_name_exactly(text: str, expected: list[int]) -> None:
+    assert named_items(text, LISTED, most=3) == expected
 
 
-@given(st.text(alphabet="0123456789,. \n-a", max_size=12), st.integers(1, 9), st.integers(1, 4))
-def test_what_is_read_was_on_the_list(text: str, count: int, most: int) -> None:
-    found = parse_numbers(text, count, most)
-    if found is not None:
-        assert 1 <= len(found) <= most
-        assert len(set(found)) == len(found)
-        assert all(0 <= n < count for n in found)
+def test_what_might_be_several_is_none() -> None:
+    twins = ["Hamlet (1996)", "2", "hamlet (1996)", "***"]
+    for text in ("Hamlet (1996)", "1. foo\n2. Hamlet (1996)", "***", "\n", "9. *"):
+        assert named_items(text, twins, 3) == []
+    assert named_items("3. Hamlet (1996)\n2", twins, 3) == [2, 1]
+    assert named_items("2\n1", ["A", "B", "2"], 3) == [0]  # the second, or the one called 2?
+
+
+ANY_TEXT = st.one_of(
+    st.text(max_size=40),
+    st.lists(
+        st.sampled_from([*LISTED, *"0123456789", "12", *".),:- *\"\n"]), max_size=12
+    ).map("".join),
+)  # fmt: skip
+
+
+@given(ANY_TEXT, st.integers(0, 4))
+def test_what_is_named_was_on_the_list(text: str, most: int) -> None:
+    found = named_items(text, LISTED, most)
+    assert len(found) <= most
+    assert len(set(found)) == len(found)
+    for item in found:  # none is made up: its number or its title stands there
+        assert str(item + 1) in plain(text) or plain(LISTED[item]) in plain(text)
+
+
+NAMES = st.lists(
+    st.from_regex(r"[A-Za-z][a-z]{0,3}( [A-Z]{1,3})?(, The)? \(19[0-9]{2}\)", fullmatch=True),
+    min_size=1, max_size=12, unique_by=str.casefold,
+)  # fmt: skip
+
+
+@given(NAMES, st.data())
+def test_any_order_in_any_of_the_ways_is_read_back(names: list[str], data: st.DataObject) -> None:
+    chosen = data.draw(st.lists(st.integers(0, len(names) - 1), unique=True))
+    lines, numbered = [], 0
+    for item in chosen:
+        way = data.draw(st.sampled_from(["number", "title", "own", "counted"]))
+        mark = data.draw(st.sampled_from(["", '"', "**", "“"]))
+        numbered += way != "title"
+        before = {"title": "", "counted": f"{numbered}. "}.get(way, f"{item + 1}. ")
+        title = "" if way == "number" else f"{mark}{names[item]}{mark}"
+        lines.append(before + title)
+    assert named_items("\n".join(lines), names, len(names)) == chosen
+
+
+@given(NAMES, st.data())
+def test_a_title_that_is_not_exact_is_not_counted(names: list[str], data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(names))
+    cut = data.draw(st.integers(1, len(name) - 1))
+    for line in (name[:cut], name + "x", f"x {name}", name.replace(" (", " ("[::-1])):
+        if line.strip().casefold() not in {known.casefold() for known in names}:
+            assert named_items(line, names, 3) == named_items(f"1. {line}", names, 3) == []
 
 
 @given(st.integers(1, 6), st.data())
@@ -310,9 +365,9 @@ def test_implied_scores_are_means_over_the_orders_of_the_ties(
     count: int, data: st.DataObject
 ) -> None:
     named = data.draw(st.lists(st.integers(0, count - 1), unique=True, max_size=count))
-    got = implied_scores(named or None, count)
-    if count == 1:
-        assert got == [0.5]
+    got = implied_scores(named, count)
+    if count == 1 or not named:
+        assert got == [0.5] * count
         return
     rest = [i for i in range(count) if i not in named]
     orders = [[*named, *order] for order in itertools.permutations(rest)]
@@ -369,6 +424,19 @@ def test_places_in_a_list_are_scores(
     rates = module.label_metric()
     rates.update(*module.label_values(batch, torch.tensor(got)[:, None]))
     assert {k: v.item() for k, v in rates.compute().items()} == {"refusal_rate": pytest.approx(0.4)}
+
+
+@torch.no_grad()
+def test_the_line_that_an_answer_was_cut_in_is_not_counted(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = made(ListwiseModule, prompt=ListPrompt(top=2), list_size=3)
+    one, two, line = (module.tokenizer(text)["input_ids"] for text in ("1", "2", "\n"))
+    batch = batch_of(module)
+    for length, expected in ((module.answer_room(), [1]), (module.answer_room() - 1, [1, 0])):
+        written = two + line * (length - 2) + one
+        monkeypatch.setattr(module, "write", lambda prompts, most, w=written: [w] * len(prompts))
+        assert module._named(batch) == [expected] * 5
 
 
 def test_lists_that_leave_no_choice_are_refused(made: Callable[..., Any]) -> None:

@@ -66,17 +66,17 @@ def write_tiny_llm(
     return folder
 
 
-def write_tiny_opt(folder: Path, seed: int = 0) -> Path:
+def write_tiny_opt(folder: Path, seed: int = 0, longest: int = LONGEST) -> Path:
     """Save an OPTForCausalLM: layer norms, biases, and feed-forward layers called fc1 and fc2."""
     import torch
     from transformers import OPTConfig, OPTForCausalLM
 
-    tokenizer = write_tiny_tokenizer(folder, template=False)
+    tokenizer = write_tiny_tokenizer(folder, template=False, longest=longest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = OPTConfig(
             vocab_size=len(tokenizer), hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=128,
-            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LONGEST,
+            num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=longest,
             init_std=0.2, bos_token_id=1, eos_token_id=2, pad_token_id=3,
         )  # fmt: skip
         OPTForCausalLM(config).save_pretrained(folder)
