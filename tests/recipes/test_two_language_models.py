@@ -33,8 +33,10 @@ JOBS: dict[str, tuple[str, str, list[str]]] = {
     "ddp nf4": ("train", "ddp", ["++llm.quantization=nf4", "++llm.dtype=float32"]),
     "fsdp": ("train", "fsdp", ["++llm.dtype=float32"]),
     "fsdp bfloat16": ("train", "fsdp", ["++llm.dtype=bfloat16"]),
-    "fsdp instructions recomputed": (
-        "alpaca", "fsdp", ["++llm.dtype=float32", "launch.activation_checkpointing=true"],
+    "fsdp packed instructions recomputed": (
+        "alpaca", "fsdp",
+        ["++llm.dtype=float32", "launch.activation_checkpointing=true",
+         "++stages.alpaca.module.packing=true"],
     ),
 }  # fmt: skip
 SHARDED = [name for name, (_, strategy, _) in JOBS.items() if strategy == "fsdp"]
