@@ -26,7 +26,12 @@ PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polar
 def finish(
     folder: Path, job: dict[str, Any], trainer: pl.Trainer, results: dict[str, Any], seconds: float
 ) -> None:
-    """Write ``done.json``, last and atomically: from then on the stage counts as done."""
+    """Write ``done.json``, last and atomically: from then on the stage counts as done.
+
+    The throughput among ``results`` stands apart: like the seconds it is of this machine and this attempt.
+    """
+    results = dict(results)
+    throughput = results.pop("throughput", {})
     write_json(
         folder / "done.json",
         {
@@ -35,6 +40,7 @@ def finish(
             "results": results,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 2),
+            "throughput": throughput,
             "peak_memory_mb": _peak_memory(),
             "devices": trainer.world_size,
             "device": _device(trainer),
