@@ -164,12 +164,11 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
 
 def _require_same_names(adapted: Any, folder: Path) -> None:
     """PEFT only warns of weights that the file lacks, and drops those that it has too many of."""
-    from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS, framework="pt") as file:
         stored = set(file.keys())
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    expected = set(peft_weights(adapted))
     if odd := sorted(stored ^ expected):
         raise DataSourceError(
             f"the adapter in {folder} does not fit the model: {odd[0]} is "
@@ -221,9 +220,9 @@ def merged(model: Any, dtype: torch.dtype = torch.float32) -> Any:
         raise TypeError(f"{config.peft_type.value} adds tokens, not weights: it cannot be merged.")
     if not any(_packed(p) for p in model.parameters()):
         return model.to(dtype).merge_and_unload(safe_merge=True)
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model, set_peft_model_state_dict
 
-    learned = get_peft_model_state_dict(model, save_embedding_layers=False)
+    learned = peft_weights(model)
     # PEFT's layers that wrap quantized ones cannot take others: the plain model is adapted anew.
     plain = _stripped(model).dequantize(dtype).to(dtype)
     with _own_randomness():
