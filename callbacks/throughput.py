@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 
 class Throughput(pl.Callback):
@@ -15,21 +16,27 @@ class Throughput(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.rows = self.tokens = self.padding = 0
-        self.unpacked = 0  # padding, had packed rows been padded to the longest of their batch
+        # Sums stay on the device: asking for one would wait for the GPU after every batch.
+        self._sums = torch.zeros(0, dtype=torch.long)
         self.seconds = 0.0
         self._since: float | None = None
 
+    def counts(self) -> tuple[int, int, int, int]:
+        """Rows, tokens, padding, and that of packed rows, had they been padded to their batch's longest."""
+        rows, tokens, padding, unpacked = self._sums.tolist() or [0] * 4
+        return rows, tokens, padding, unpacked
+
     def summary(self) -> dict[str, float]:
         """Rows a second, and of batches with tokens those a second and the share of padding among all."""
-        if not self.rows or not self.seconds:
+        rows, tokens, padding, unpacked = self.counts()
+        if not rows or not self.seconds:
             return {}
-        found = {"rows_per_second": self.rows / self.seconds}
-        if self.tokens:
-            found["tokens_per_second"] = self.tokens / self.seconds
-            found["padding"] = self.padding / (self.tokens + self.padding)
-        if self.unpacked:
-            found["padding_without_packing"] = self.unpacked / (self.tokens + self.unpacked)
+        found = {"rows_per_second": rows / self.seconds}
+        if tokens:
+            found["tokens_per_second"] = tokens / self.seconds
+            found["padding"] = padding / (tokens + padding)
+        if unpacked:
+            found["padding_without_packing"] = unpacked / (tokens + unpacked)
         return {name: round(value, 4) for name, value in found.items()}
 
     def told(self) -> str | None:
@@ -90,14 +97,17 @@ class Throughput(pl.Callback):
             self._since = None
 
     def _count(self, trainer: pl.Trainer, batch: Any) -> None:
+        """Add a batch's rows, tokens, padding, and the padding that packed rows would have had."""
         mask = getattr(batch, "token_mask", None)
-        rows = len(batch.row if mask is None else mask)
+        told = batch.row if mask is None else mask
+        zero = torch.zeros((), dtype=torch.long, device=told.device)
+        rows, tokens, padding, unpacked = zero + len(told), zero, zero, zero
         if mask is not None:
-            real = int(mask.sum())
-            self.tokens += real * trainer.world_size
-            self.padding += (mask.numel() - real) * trainer.world_size
+            tokens = mask.sum()
+            padding = mask.numel() - tokens
             if (positions := getattr(batch, "positions", None)) is not None:  # several rows in one
-                own = positions[mask.bool()]
-                rows = int((own == 0).sum())
-                self.unpacked += (rows * (int(own.max()) + 1) - real) * trainer.world_size
-        self.rows += rows * trainer.world_size
+                rows = ((positions == 0) & mask.bool()).sum()
+                longest = torch.where(mask.bool(), positions, 0).max() + 1
+                unpacked = rows * longest - tokens
+        added = torch.stack([rows, tokens, padding, unpacked]) * trainer.world_size
+        self._sums = added + self._sums.to(added.device) if len(self._sums) else added

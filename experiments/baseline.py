@@ -1,4 +1,4 @@
-"""What ``BASELINE`` names: a reference row of the experiment, or another experiment that has been run."""
+"""What ``BASELINE`` names: a row of the experiment itself, or another experiment that has been run."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from experiments.artifacts import PlannedStage
 from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.keys import flatten, nearest
+from experiments.report import row_label
 from experiments.results import Row, Runs, rows_of
 
 # Overrides that say what is measured, and so hold for the baseline as well.
@@ -25,8 +26,9 @@ class Baseline:
     """What the rows of an experiment are compared with.
 
     Args:
-        name: a reference row or an experiment; empty for the strongest reference row.
-        runs: of the experiment, for every seed; None where it is a reference row.
+        name: label of a row of the experiment itself, or another experiment; empty for the strongest
+            reference row.
+        runs: of the other experiment, for every seed; None where it is a row of the experiment itself.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Baseline:
         """
         rows = rows_of(runs)
         if self.runs is None:
-            among = [r for r in rows if r.reference]
+            among = [r for r in rows if r.reference or r.label == self.name]
         else:
             among = rows_of({seed: self.runs[seed] for seed in runs})
         for row in rows:
@@ -67,7 +69,7 @@ class Baseline:
 
 
 def find(experiments: Mapping[int, Experiment]) -> Baseline:
-    """The baseline that BASELINE names: a reference row, or an experiment with overrides of its own.
+    """The baseline that BASELINE names: a reference row, a test stage, or an experiment with overrides.
 
     An experiment is taken as its files are now, with the seeds asked for and with those overrides that say
     what is measured.
@@ -87,14 +89,14 @@ def find(experiments: Mapping[int, Experiment]) -> Baseline:
     except ValueError as error:
         raise UserError(f"BASELINE={text!r} cannot be read: {error}") from error
     first = next(iter(experiments.values()))
-    references = _references(first)
-    if name in references and not own:
-        return Baseline(name)
+    rows = {row: row for row in _references(first)}
+    rows |= {stage: row_label(first.name, stage) for stage in _tests(first)}
+    if name in rows and not own:
+        return Baseline(rows[name])
     if name not in config.names():
-        known = [*references, *config.names()]
         raise UserError(
-            f"BASELINE={name!r} is neither a reference row of {first.name} "
-            f"({', '.join(references) or 'it has none'}) nor an experiment{nearest(name, known)}"
+            f"BASELINE={name!r} is neither a row of {first.name} ({', '.join(rows)}) nor an "
+            f"experiment{nearest(name, [*rows, *config.names()])}"
         )
     shared = [o for o in first.overrides if setting(o).split(".")[0] in PROTOCOL_KEYS]
     words = [*shared, *map(config.as_text, own)]
@@ -122,7 +124,7 @@ def _tested(experiment: Experiment) -> list[PlannedStage]:
     Raises:
         UserError: the experiment has reference rows alone.
     """
-    tests = [s for s, n in experiment.stages.items() if n.get("run") == "test" and "module" in n]
+    tests = _tests(experiment)
     if not tests:
         raise UserError(
             f"BASELINE {experiment.name} has rows without a model alone: name one of them, "
@@ -130,6 +132,12 @@ def _tested(experiment: Experiment) -> list[PlannedStage]:
         )
     planned = artifacts.plan(experiment, cache_root())
     return [stage for stage in planned if stage.name in tests and stage.done]
+
+
+def _tests(experiment: Experiment) -> list[str]:
+    """The stages that test a model."""
+    stages = experiment.stages.items()
+    return [name for name, node in stages if node.get("run") == "test" and "module" in node]
 
 
 def _references(experiment: Experiment) -> list[str]:

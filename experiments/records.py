@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,24 +24,27 @@ from lightning_modules.metrics import METRICS_VERSION
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
 
 
-def finish(
-    folder: Path, job: dict[str, Any], trainer: pl.Trainer, results: dict[str, Any], seconds: float
-) -> None:
-    """Write ``done.json``, last and atomically: from then on the stage counts as done.
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage came to."""
 
-    The throughput among ``results`` stands apart: like the seconds it is of this machine and this attempt.
-    """
-    results = dict(results)
-    throughput = results.pop("throughput", {})
+    trainer: pl.Trainer
+    results: dict[str, Any]
+    throughput: dict[str, Any]  # like the seconds it is of this machine and this attempt
+
+
+def finish(folder: Path, job: dict[str, Any], outcome: Outcome, seconds: float) -> None:
+    """Write ``done.json``, last and atomically: from then on the stage counts as done."""
+    trainer = outcome.trainer
     write_json(
         folder / "done.json",
         {
             "experiment": job["experiment"],
             "stage": job["stage"],
-            "results": results,
+            "results": outcome.results,
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 2),
-            "throughput": throughput,
+            "throughput": outcome.throughput,
             "peak_memory_mb": _peak_memory(),
             "devices": trainer.world_size,
             "device": _device(trainer),

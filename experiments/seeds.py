@@ -19,7 +19,16 @@ from experiments.report import Measured
 from experiments.results import Row, Runs, rows_of
 
 LARGEST = 2**32 - 1  # that random generators take
-COLUMNS = ("method", "metric", "ours", "baseline", "difference [95 % interval]", "p", "p (Holm)")
+COLUMNS = (
+    "method",
+    "metric",
+    "ours",
+    "baseline",
+    "difference [95 % interval]",
+    "p",
+    "p (Holm)",
+    "rank corr.",
+)
 
 
 def requested(overrides: Sequence[str]) -> tuple[int, ...]:
@@ -126,7 +135,11 @@ def _print_tests(pairs: Sequence[tuple[Row, Row]], named: str) -> None:
     if not found:
         messages.put("no paired test: there is no row to compare with (BASELINE=... names one)")
         return
-    columns = COLUMNS if len(found) > 1 else COLUMNS[:-1]
+    lacking = {
+        "p (Holm)": len(found) == 1,
+        "rank corr.": all(c.correlation is None for *_, c in found),
+    }
+    shown = [i for i, name in enumerate(COLUMNS) if not lacking.get(name)]
     tables: dict[str, list[list[str]]] = {}
     corrected = significance.holm([c.p for *_, c in found])
     for (row, base, c), held in zip(found, corrected, strict=True):
@@ -134,15 +147,26 @@ def _print_tests(pairs: Sequence[tuple[Row, Row]], named: str) -> None:
         why = "" if named else ", the strongest row without a model"
         title = f"against {base.label}{count}{why}, {c.users:,} users"
         span = f"{c.difference:+.4f} [{c.low:+.4f}, {c.high:+.4f}]"
-        cells = [row.label, c.metric, f"{c.ours:.4f}", f"{c.theirs:.4f}", span, _p(c.p), _p(held)]
-        tables.setdefault(title, []).append(cells[: len(columns)])
+        alike = "-" if c.correlation is None else f"{c.correlation:.4f}"
+        cells = [
+            row.label,
+            c.metric,
+            f"{c.ours:.4f}",
+            f"{c.theirs:.4f}",
+            span,
+            _p(c.p),
+            _p(held),
+            alike,
+        ]
+        tables.setdefault(title, []).append([cells[i] for i in shown])
     for title, lines in tables.items():
-        report.print_table(title, columns, lines)
+        report.print_table(title, [COLUMNS[i] for i in shown], lines)
     pooled = {c.metric == "auc" for *_, c in found}
     by = {True: "the same draws (AUC)", False: "Wilcoxon's signed-rank test over users"}
     messages.put(
         "paired tests of means over seeds; the interval draws users with all their rows anew "
         f"({significance.DRAWS:,} times); p is by {' or '.join(by[p] for p in sorted(pooled))}"
+        + ("" if lacking["rank corr."] else "; rank corr. is Spearman's, of the scores of all rows")
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,9 @@ class Comparison:
     high: float
     p: float  # two-sided: Wilcoxon over users, from the draws for an AUC
     users: int
+    correlation: float | None = (
+        None  # Spearman's, of the scores of labelled rows; the mean over seeds
+    )
 
     @property
     def difference(self) -> float:
@@ -109,7 +113,13 @@ def _compare_labelled(ours: Sequence[Path], theirs: Sequence[Path]) -> list[Comp
     draws = draws[np.isfinite(draws)]  # a draw without likes, or without dislikes, says nothing
     if len(draws) == 0:
         raise ValueError(f"{ours[0]} has no AUC: its rows are all liked or all disliked")
-    return [Comparison("auc", float(a), float(b), *interval(draws), bootstrap_p(draws), users)]
+    # A baseline that no seed changes has one file for all of ours.
+    pairs = zip(scores[: len(ours)], cycle(scores[len(ours) :]), strict=False)
+    alike = float(np.mean([rank_correlation(a, b) for a, b in pairs]))
+    found = Comparison(
+        "auc", float(a), float(b), *interval(draws), bootstrap_p(draws), users, alike
+    )
+    return [found]
 
 
 def _numbered(rows: Any, file: Path) -> tuple[NDArray[np.int64], int]:
@@ -187,6 +197,15 @@ def bootstrap_p(draws: Floats) -> float:
     """
     rarer = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (rarer + 1) / (len(draws) + 1))
+
+
+def rank_correlation(ours: Floats, theirs: Floats) -> float:
+    """Spearman's correlation of two methods' scores (N,) of the same rows; NaN where one scores all alike."""
+    from scipy.stats import rankdata  # slow to import
+
+    a, b = (rankdata(s) - (len(s) + 1) / 2 for s in (ours, theirs))
+    with np.errstate(invalid="ignore"):
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def signed_rank(gaps: Floats) -> float:

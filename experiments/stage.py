@@ -34,7 +34,7 @@ from datamodules.versioning import read_json, write_json
 from experiments import build
 from experiments.errors import UserError
 from experiments.messages import print_error, say
-from experiments.records import finish, protocol_of
+from experiments.records import Outcome, finish, protocol_of
 from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
@@ -54,13 +54,13 @@ def run_stage(folder: Path) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     data = _data(job)
     if spec["run"] == "fit":
-        trainer, results = _fit(folder, job, data)
+        outcome = _fit(folder, job, data)
     elif spec["run"] == "test":
-        trainer, results = _test(folder, job, data)
+        outcome = _test(folder, job, data)
     else:
         raise UserError(f"run: {spec['run']} needs a module with a predict stage; none has one yet")
-    if trainer.is_global_zero:
-        finish(folder, job, trainer, results, time.time() - started)
+    if outcome.trainer.is_global_zero:
+        finish(folder, job, outcome, time.time() - started)
 
 
 def _data(job: dict[str, Any]) -> StageDataModule:
@@ -82,9 +82,7 @@ def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) ->
     return module
 
 
-def _fit(
-    folder: Path, job: dict[str, Any], data: StageDataModule
-) -> tuple[pl.Trainer, dict[str, Any]]:
+def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     spec = job["spec"]
     module = _module(next(iter(spec["modules"].values())), job, data)
     _require_possible(module, data)
@@ -116,7 +114,7 @@ def _fit(
     score = None if best.best_model_score is None else {metric: float(best.best_model_score)}
     _tell(trainer, module, speed)
     results = {"selected": score, "epochs": trainer.current_epoch}
-    return trainer, {**results, "throughput": speed.summary()}
+    return Outcome(trainer, results, speed.summary())
 
 
 def _tell(trainer: pl.Trainer, module: StageModule, speed: Throughput) -> None:
@@ -150,9 +148,7 @@ def _require_readable(checkpoint: Path) -> None:
         ) from error
 
 
-def _test(
-    folder: Path, job: dict[str, Any], data: StageDataModule
-) -> tuple[pl.Trainer, dict[str, Any]]:
+def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     """Test each row; rows share the data and the loader's batches.
 
     Of several rows those that mean nothing on the data are left out, and the reason is kept.
@@ -195,7 +191,7 @@ def _test(
         metrics = {"fingerprint": fingerprint, "protocol": protocol, "rows": rows}
         metrics |= {"left_out": left_out} if left_out else {}
         write_json(folder / "metrics.json", metrics)
-    return trainer, {"fingerprint": fingerprint, "throughput": speeds}
+    return Outcome(trainer, {"fingerprint": fingerprint}, speeds)
 
 
 def _or_null(value: float) -> float | None:

@@ -17,6 +17,7 @@ from datamodules.sources import file_digest
 from datamodules.types import Batch, Collator
 from lightning_modules.generations import Generations
 from lightning_modules.id_batches import HistoryCollator
+from lightning_modules.llm.backbones import resolve_dtype
 from lightning_modules.llm.generation import generate
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.yes_no import YesNoCollator
@@ -49,10 +50,11 @@ class WritingModule(TALLRecModule):
 
     @cached_property
     def _writer(self) -> str:
-        """A digest of the model that writes."""
+        """A digest of the model that writes, and of the type that it computes in here."""
         weights = file_digest(self._weights) if self._weights else ""
+        dtype = resolve_dtype(self.llm, self.device)
         return hashlib.sha256(
-            f"{self.llm.digest()} {self.adapter!r} {weights}".encode()
+            f"{self.llm.digest()} {dtype} {self.adapter!r} {weights}".encode()
         ).hexdigest()
 
     def write(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:

@@ -8,7 +8,7 @@
 * yes/no: rows/s of the margin against ``generate`` at the same batch size, once stopping at the end of the
   text and once with 128 forced tokens (what TALLRec's code asks for);
 * candidates: rows/s of 20 titles behind one prompt against one sequence a candidate, and how far their
-  log-likelihoods are apart;
+  log-likelihoods are apart in float32, bfloat16 and 4 bits;
 * the share of the machine's measured peak that tuning and scoring reach.
 
 FLOPs are 2 a weight and token in forward; backward adds 2 for the gradients of activations (frozen weights
@@ -24,6 +24,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -40,6 +41,7 @@ from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer, resolve_dtype
 from lightning_modules.llm.candidate_scoring import candidate_log_likelihoods
 from lightning_modules.llm.label_scoring import SharedPrefix, last_logits, margin, pad_left
+from lightning_modules.llm.precision import QLoRAPrecision
 
 EXPERIMENT = "tallrec/movie_64shot"
 IGNORED = -100
@@ -185,31 +187,49 @@ def yes_no(
         }
 
 
-def candidates(
-    module: Any, model: Any, prompts: list[Tokens], titles: list[Tokens], repeats: int
-) -> tuple[float, float, float]:
-    """Seconds a row of the shared prompt, of one sequence a candidate, and the largest difference."""
-    pad = module.tokenizer.pad_token_id
+def in_one_pass(model: Any, prompt: Tokens, titles: list[Tokens], pad: int) -> torch.Tensor:
+    """Log-likelihoods (C,) of titles behind one prompt, by ours."""
+    return candidate_log_likelihoods(model, [prompt], [titles], pad).total[0]
 
-    def shared() -> Any:
-        return candidate_log_likelihoods(model, [prompts[0]], [titles], pad).total[0]
 
-    def naive() -> Any:
-        tokens, mask = pad_left([prompts[0] + title for title in titles], pad)
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        most = max(map(len, titles)) + 1
-        logits = model(
-            input_ids=tokens.to(model.device), attention_mask=mask.to(model.device),
-            position_ids=positions.to(model.device), logits_to_keep=most, use_cache=False,
-        ).logits.float().log_softmax(-1)  # (C, most, V)  # fmt: skip
-        return torch.stack([
-            logits[i, -len(t) - 1 : -1].gather(-1, torch.tensor(t, device=model.device)[:, None]).sum()
-            for i, t in enumerate(titles)
-        ])  # fmt: skip
+def one_by_one(model: Any, prompt: Tokens, titles: list[Tokens], pad: int) -> torch.Tensor:
+    """The same (C,) with a sequence for each."""
+    tokens, mask = pad_left([prompt + title for title in titles], pad)
+    most = max(map(len, titles)) + 1
+    logits = last_logits(model, tokens.to(model.device), mask.to(model.device), most)
+    said = logits.log_softmax(-1)  # (C, most, V)
+    return torch.stack([
+        said[i, -len(t) - 1 : -1].gather(-1, torch.tensor(t, device=model.device)[:, None]).sum()
+        for i, t in enumerate(titles)
+    ])  # fmt: skip
 
-    with torch.inference_mode():
-        apart = float((shared() - naive()).abs().max())
-        return best(shared, repeats), best(naive, repeats), apart
+
+def precisions(
+    module: Any, prompts: list[Tokens], titles: list[Tokens], device: torch.device
+) -> list[str]:
+    """How far candidates in one pass and one by one are apart in each precision, and from float32."""
+    pad, told, exact = module.tokenizer.pad_token_id, [], None
+    for dtype, quantization in (("float32", None), ("bfloat16", None), ("auto", "nf4-dq")):
+        spec = replace(module.llm, dtype=dtype, quantization=quantization)
+        plugin = QLoRAPrecision.for_spec(spec) if quantization else None
+        model = load_causal_lm(spec, device, plugin and plugin.quantization_config(device))
+        with torch.inference_mode():
+            ours, naive = (
+                torch.stack([score(model, p, titles, pad).cpu() for p in prompts])
+                for score in (in_one_pass, one_by_one)
+            )  # (P, C)
+        exact = naive if exact is None else exact
+        told.append(
+            f"{quantization or dtype}: one pass and one by one differ by at most {apart(ours, naive)}; "
+            f"from float32 by {apart(ours, exact)}"
+        )
+    return told
+
+
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    """The largest difference of two sets of log-likelihoods (P, C), and how often the best agree."""
+    same = (ours.argmax(1) == theirs.argmax(1)).sum()
+    return f"{(ours - theirs).abs().max():.1e} (best candidate equal for {same} of {len(ours)} prompts)"
 
 
 def weights_a_token(model: Any) -> tuple[int, int]:
@@ -230,6 +250,7 @@ def main() -> None:
         "--batches", type=int, nargs="+", default=[1, 4, 16], help="yes/no batch sizes"
     )
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compared", type=int, default=4, help="prompts to compare precisions on")
     parser.add_argument("overrides", nargs="*", help="of the experiment, such as llm=qwen3_0.6b")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -270,11 +291,15 @@ def main() -> None:
         for against, seconds in list(found.items())[1:]:
             row(f"yes/no, batch {size}, rows/s: {against}", size, found["margin"], seconds)
     titles = [tokenizer(f" {t}", add_special_tokens=False)["input_ids"] for t in module.shown[1:21]]
-    shared, naive, apart = candidates(module, model, prompts, titles, arguments.repeats)
+    pad = tokenizer.pad_token_id
+    with torch.inference_mode():
+        shared, naive = (
+            best(lambda s=score: s(model, prompts[0], titles, pad), arguments.repeats)
+            for score in (in_one_pass, one_by_one)
+        )
     row("20 candidates, rows/s: one sequence each", 1, shared, naive)
     console = Console()
     console.print(table)
-    console.print(f"candidate log-likelihoods differ by at most {apart:.1e}")
     micro = max(1, batch // setup.micro)
     tokens = batch * (mean - len(opening)) + micro * len(opening)
     tuning = 4 * tokens * body / our_step
@@ -285,6 +310,8 @@ def main() -> None:
         f"peak {peak / 1e9:.0f} GFLOP/s; tuning reaches {tuning / peak:.0%}, scoring {scoring / peak:.0%} "
         f"({tokens / our_step:.0f} and {size * widest / found['margin']:.0f} tokens/s computed)"
     )
+    for line in precisions(module, prompts[: arguments.compared], titles, device):
+        console.print(line)
 
 
 if __name__ == "__main__":

@@ -93,13 +93,15 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
         for stage in stages.values():
             if source := (stage.get("inputs") or {}).get("weights"):
                 reader, writer = stage["module"], stages[source.partition("/")[0]]["module"]
-                if "probe" not in reader:
+                if writer.keys() <= reader.keys():
                     assert reader == writer
                     continue
-                # A probe leaves out how the model was trained, and differs in nothing else.
-                same = {key for key in reader if key != "probe"}
+                # A probe leaves out how the model was trained, and differs in what it asks or how exactly.
+                same = reader.keys() - {"probe", "llm"}
                 assert {key: reader[key] for key in same} == {key: writer[key] for key in same}
-                assert writer.keys() - same <= {"loss", "learning_rate", "warmup_steps"}
+                assert writer.keys() - reader.keys() <= {"loss", "learning_rate", "warmup_steps"}
+                exact = {"dtype": None, "quantization": None}
+                assert reader["llm"] | exact == writer["llm"] | exact
 
 
 # ---------------------------------------------------------------- what users mistype

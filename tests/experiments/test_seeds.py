@@ -219,8 +219,8 @@ def test_baselines_that_cannot_be(ask: Callable[..., None]) -> None:
     shown = "data.root=/some where"
     own = {0: config.load(NAME, [config.as_text(shown), "seed=0"])}
     for text, words in {
-        "popularty": ["neither a reference row", "popularity, recent_popularity", "did you mean"],
-        "popularity a=1": ["neither a reference row"],
+        "popularty": ["neither a row of", "popularity, recent_popularity", "did you mean"],
+        "popularity a=1": ["neither a row of"],
         "'x": ["cannot be read"],
         NAME: ["is the experiment itself"],
         "reference/movielens_100k": ["rows without a model alone", "markov"],
@@ -237,3 +237,19 @@ def test_baselines_that_cannot_be(ask: Callable[..., None]) -> None:
         assert all(word in str(caught.value) for word in words), caught.value
     ask("1", "markov")
     assert baseline.find(own) == baseline.Baseline("markov")
+    ask("1", "shuffled")
+    probes = {0: config.load("tallrec/movie_64shot_probes")}
+    assert baseline.find(probes) == baseline.Baseline("tallrec/movie_64shot_probes shuffled")
+    ask("1", "evaluate")
+    assert baseline.find(probes) == baseline.Baseline("tallrec/movie_64shot_probes")
+
+
+def test_a_test_stage_of_the_experiment_is_a_baseline_for_the_others(tmp_path: Path) -> None:
+    name = "tallrec/movie_64shot_probes"
+    experiment = config.load(name)
+    stages = []
+    for stage, value in {"evaluate": 0.5, "shuffled": 0.4}.items():
+        folder = write_test(tmp_path / stage, {stage: value}, {})
+        stages.append(PlannedStage(stage, {}, "k", folder, "done", ""))
+    pairs = list(baseline.Baseline(name).pairs({0: (experiment, stages)}))
+    assert [(a.label, b.label) for a, b in pairs] == [(f"{name} shuffled", name)]

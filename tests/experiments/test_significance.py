@@ -189,7 +189,10 @@ def test_labelled_rows_are_compared_by_the_mean_of_the_seeds_aucs(tmp_path: Path
     spread = (found.low, found.high)
     assert spread == pytest.approx(np.quantile(repeated, (0.025, 0.975)), abs=0.03)
     assert found.p < 0.01
+    ranks = [stats.spearmanr(np.float32(s), noise).statistic for s in good]
+    assert found.correlation == pytest.approx(np.mean(ranks))
     (same,) = compare(ours, ours)
+    assert same.correlation == pytest.approx(1)
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 

@@ -233,8 +233,7 @@ def test_a_fit_of_packed_rows_is_the_fit_of_padded_ones(
         for module in (plain, packed)
     )
     torch.testing.assert_close(second, first, atol=2e-4, rtol=0)
-    assert (speed.rows, speed.tokens) == (padded.rows, padded.tokens)
-    assert speed.unpacked > 0
+    assert speed.counts()[:2] == padded.counts()[:2]
     assert set(speed.summary()) - set(padded.summary()) == {"padding_without_packing"}
 
 
