@@ -231,7 +231,10 @@ class SequenceDataModule(StageDataModule):
         if examples is not None and method.labelled:
             return self._example_loader(examples)
         # A method of sequences learns from the same training events, whatever they were rated.
-        rows = TrainRows(self.histories, method.max_length, method.all_windows, method.sequential)
+        rows = TrainRows(
+            self.histories, method.max_length, method.all_windows, method.sequential,
+            method.newest_target,
+        )  # fmt: skip
         dataset = TrainDataset(rows, self.seed)
         sampler = GlobalBatchSampler(
             lengths=method.row_lengths(dataset[RowBatch.every(len(rows.user))]),

@@ -23,11 +23,16 @@ class TrainRows:
     at its user's first event: the method's collator cuts what it cannot use. With ``all_windows`` a
     history gives as many rows as it takes to make every training event a target once, counted from its
     newest; without, one row. Only a method that reads no history (``sequential`` false) can learn a user's
-    first event, too.
+    first event, too. With ``newest_target`` a row's last event is its only target.
     """
 
     def __init__(
-        self, histories: Histories, max_length: int, all_windows: bool, sequential: bool = True
+        self,
+        histories: Histories,
+        max_length: int,
+        all_windows: bool,
+        sequential: bool = True,
+        newest_target: bool = False,
     ) -> None:
         self.histories = histories
         users = histories.users  # (N,)
@@ -46,7 +51,8 @@ class TrainRows:
         some = targets > 0  # a stretch of context alone teaches nothing
         self.user = np.repeat(user, rows)[some]  # (R,)
         self.start, self.stop = start[some], stop[some]
-        self.target_counts = targets[some]  # (R,) positions that carry a loss
+        # (R,) positions that carry a loss
+        self.target_counts = np.ones_like(targets[some]) if newest_target else targets[some]
 
 
 class TrainDataset(Dataset[Rows]):

@@ -255,6 +255,8 @@ class Method(Protocol):
     num_negatives: int
     # Learn from examples that were liked or not, instead of from the next item of a history.
     labelled: bool
+    # Learn from each row's newest training event alone.
+    newest_target: bool
 
     def collator(self, training: bool) -> Collator:
         """Turns rows into a batch (runs in loader workers)."""

@@ -165,7 +165,22 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
         raise UserError(f"{node['_target_']} cannot be built: {first}") from error
 
 
-def runtime_arguments(target: str, data: Any) -> dict[str, Any]:
-    """Those of ``RUNTIME`` that a constructor asks for by name, read from the data module ``data``."""
-    asked = signature_of(locate(target))
-    return {name: getattr(data, name) for name in RUNTIME if name in asked}
+def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
+    """``build`` with what constructors ask of the data module ``data``, those of nested objects, too.
+
+    Raises:
+        UserError: see ``build``.
+    """
+    asked = signature_of(locate(node["_target_"]))
+    given = {name: getattr(data, name) for name in RUNTIME if name in asked}
+    nested = {name: value for name, value in node.items() if _asks_of_data(value)}
+    made = {name: build_on(value, data) for name, value in nested.items()}
+    rest = {name: value for name, value in node.items() if name not in nested}
+    return build(rest, **given, **made, **extra)
+
+
+def _asks_of_data(node: Any) -> bool:
+    if not isinstance(node, dict) or "_target_" not in node:
+        return False
+    asked = signature_of(locate(node["_target_"]))
+    return any(name in asked for name in RUNTIME) or any(map(_asks_of_data, node.values()))

@@ -57,6 +57,7 @@ class RankingModule(StageModule):
     )
     num_negatives: int = 0
     labelled: bool = False
+    newest_target: bool = False
     generations: Generations | None = None  # of a method that writes texts; a callback keeps them
 
     def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:

@@ -92,6 +92,7 @@ class NextItemModule(RankingModule):
     # Whether training reads the item table by rows only, through its ``nn.Embedding`` and ``loss_sum``. Its
     # gradient can then hold the rows of the batch alone.
     reads_rows = False
+    causal = True  # one pass gives the states before all events of a history
 
     def __init__(
         self,

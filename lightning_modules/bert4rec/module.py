@@ -44,6 +44,7 @@ class BERT4RecModule(NextItemModule):
     """
 
     sequential = False  # a hidden first event can be told from what follows it
+    causal = False
 
     def __init__(
         self,

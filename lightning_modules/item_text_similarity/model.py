@@ -1,36 +1,15 @@
-"""What is read of an item, and the mean text of a history.
+"""The mean text of a history.
 
 Legend: B rows, T history length, I items in the catalogue, d width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import polars as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 _ROUNDING = 1e-5  # a centred vector that is no longer is the mean itself, but for rounding
-
-
-def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
-    """One text an item, (I,): its fields in the given order, ". " between them; "" where it has none.
-
-    Args:
-        catalog: columns as ``CATALOG_SCHEMA``; null and blank fields are left out.
-        fields: names of text or list columns; the entries of a list are joined by ", ".
-    """
-    lists = {name for name, kind in catalog.schema.items() if isinstance(kind, pl.List)}
-    parts = [pl.col(f).list.join(", ") if f in lists else pl.col(f) for f in fields]
-    texts = [part.str.strip_chars() for part in parts]
-    filled = [pl.when(text != "").then(text) for text in texts]
-    return (
-        catalog.select(pl.concat_str(filled, separator=". ", ignore_nulls=True))
-        .to_series()
-        .to_list()
-    )
 
 
 def centred(vectors: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Legend: B rows, C candidates, I items in the catalogue, d width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
@@ -15,11 +15,10 @@ from torch.nn import functional as F
 
 from datamodules.types import Batch, Histories
 from lightning_modules.base import UntrainedModule
-from lightning_modules.item_text_similarity.model import centred, item_texts, mean_text
+from lightning_modules.item_text_similarity.model import centred, mean_text
+from lightning_modules.item_texts import Field, item_texts
 from lightning_modules.llm import SentenceEncoderSpec, encode_texts
 from lightning_modules.next_item import dot_products
-
-Field = Literal["title", "categories", "description", "brand"]
 
 
 class ItemTextSimilarityModule(UntrainedModule):

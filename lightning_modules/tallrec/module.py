@@ -28,6 +28,7 @@ class TALLRecModule(YesNoModule):
         llm, adapter: see ``YesNoModule``.
         prompt: what items are called; the words are in ``prompts``. Of joined data, a prompt for each domain.
         creator: also show who made an item (an author), where the data knows.
+        years: show the year that a film's title ends with.
         probe: show a history that lacks something, to learn what a finished model reads (``prompts.probed``).
         options: of the training, see ``YesNoModule``.
 
@@ -42,6 +43,7 @@ class TALLRecModule(YesNoModule):
         adapter: AdapterSpec,
         prompt: YesNoPrompt | dict[str, YesNoPrompt] | None = None,
         creator: bool = True,
+        years: bool = True,
         probe: Probe = "none",
         **options: Any,
     ) -> None:
@@ -60,7 +62,7 @@ class TALLRecModule(YesNoModule):
             )
         titles = ["", *catalog["title"].fill_null(NO_TITLE)]
         makers = ["", *catalog["brand"]] if creator else None
-        self.shown = shown_items(titles, makers)  # (I + 1,)
+        self.shown = shown_items(titles, makers, years)  # (I + 1,)
 
     def texts(self, rows: Rows, skip: np.ndarray) -> list[str]:
         """Laid-out prompts (B,)."""

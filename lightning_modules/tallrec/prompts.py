@@ -6,6 +6,7 @@ wording of our own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,7 @@ import numpy as np
 LABELS = ("Yes.", "No.")
 Probe = Literal["none", "shuffled", "no_history", "swapped", "masked"]
 _NOTHING = "nothing so far"
+_YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class YesNoPrompt:
     Args:
         singular: what one item is called: film, book, product.
         plural: what several are called.
+        counts: also say how many of the items shown were liked: a small model does not count them by itself.
 
     Raises:
         ValueError: a name is blank.
@@ -41,6 +44,7 @@ class YesNoPrompt:
 
     singular: str = "film"
     plural: str = "films"
+    counts: bool = False
 
     def __post_init__(self) -> None:
         if not self.singular.strip() or not self.plural.strip():
@@ -57,10 +61,12 @@ class YesNoPrompt:
 
     def input(self, question: Question) -> str:
         """What is known of one person, and the item asked about."""
+        liked, shown = len(question.liked), len(question.liked) + len(question.disliked)
+        counted = f"They liked {liked} of {shown} {self.plural}. " if self.counts else ""
         return (
             f"Liked: {_listed(question.liked)}\n"
             f"Disliked: {_listed(question.disliked)}\n"
-            f'Will they like the {self.singular} "{question.target}"?'
+            f'{counted}Will they like the {self.singular} "{question.target}"?'
         )
 
 
@@ -106,13 +112,19 @@ def probed(
     return question
 
 
-def shown_items(titles: Sequence[str], creators: Sequence[str | None] | None = None) -> list[str]:
+def shown_items(
+    titles: Sequence[str], creators: Sequence[str | None] | None = None, years: bool = True
+) -> list[str]:
     """(I + 1,) what prompts call each item: its title, and who made it where that is known.
 
     Args:
         titles: (I + 1,).
         creators: (I + 1,) author or director; None shows titles alone.
+        years: keep the year that a title ends with in brackets; digits are tokens of their own, so that years
+            are half of a film's.
     """
+    if not years:
+        titles = [_YEAR.sub("", title) or title for title in titles]
     if creators is None:
         return list(titles)
     pairs = zip(titles, creators, strict=True)

@@ -95,8 +95,7 @@ class Setup:
 
     def module(self) -> Any:
         """A fresh method, its language model not yet loaded."""
-        extra = build.runtime_arguments(self.node["_target_"], self.data)
-        return build.build({**self.node, "loss": "answer"}, **extra)
+        return build.build_on({**self.node, "loss": "answer"}, self.data)
 
 
 def ours(setup: Setup, epochs: int) -> tuple[float, Any]:

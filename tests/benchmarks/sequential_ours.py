@@ -103,7 +103,7 @@ def train(job: dict[str, Any], rows: Rows) -> dict[str, Any]:
             return ndcg_at_10(best_items(module, data, VALID), rows["valid_item"])
 
     clock = Clock(measure, job["every"], job["name"])
-    module = build.build(node, **build.runtime_arguments(node["_target_"], data))
+    module = build.build_on(node, data)
     options: dict[str, Any] = dict(  # noqa: C408
         accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
         enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False,

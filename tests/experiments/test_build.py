@@ -36,10 +36,27 @@ def test_extra_arguments_reach_the_constructor() -> None:
     assert module.item_vectors().shape == (12, 8)
 
 
+class Pair:
+    """Holds what it is given."""
+
+    def __init__(self, first: Any, second: Any, third: Any, fourth: int = 0) -> None:
+        self.first, self.second, self.third, self.fourth = first, second, third, fourth
+
+
 def test_facts_go_to_those_who_ask() -> None:
     data = SimpleNamespace(num_items=3, num_users=4)  # without a catalogue: nobody may ask for it
-    assert build.runtime_arguments(SASREC, data) == {"num_items": 3}
-    assert build.runtime_arguments("lightning_modules.markov.MarkovModule", data) == {}
+    assert build.build_on({"_target_": SASREC}, data).num_items == 3
+    assert build.build_on({"_target_": "lightning_modules.markov.MarkovModule"}, data)
+
+
+def test_facts_go_to_nested_objects_that_ask() -> None:
+    data = SimpleNamespace(num_items=3)
+    inner = {"_target_": SASREC, "hidden_size": 8}
+    spec = {"_target_": UNIFORM, "count": 7}  # asks for nothing
+    node = {"_target_": "tests.experiments.test_build.Pair", "first": inner, "second": spec}
+    pair = build.build_on({**node, "third": {**node, "third": None}}, data, fourth=4)
+    assert (pair.first.num_items, pair.second.count, pair.fourth) == (3, 7, 4)
+    assert pair.third.first.item_vectors().shape == (4, 8)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ BASIC = "sasrec/movielens_100k"
 GROUP_FILES = [
     (group, file.stem) for group in config.GROUPS for file in sorted((ROOT / group).glob("*.yaml"))
 ]
+# Arguments that say how a model is trained, not what it is.
+OF_TRAINING = {
+    "loss", "learning_rate", "warmup_steps", "positions", "matching", "item_reconstruction",
+    "text_reconstruction", "recommendation",
+}  # fmt: skip
 
 
 def refused(*overrides: str, name: str = BASIC) -> str:
@@ -51,8 +56,8 @@ def test_an_experiment_says_what_it_is_and_how_to_run_it(name: str) -> None:
 @pytest.mark.parametrize(("group", "option"), GROUP_FILES)
 def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str) -> None:
     file = ROOT / group / f"{option}.yaml"
-    # No llm config is swapped here, but added, which Hydra does from the root only.
-    name, plus = ("data/movielens_100k", "+") if group == "llm" else (BASIC, "")
+    # No llm or backbone is swapped here, but added, which Hydra does from the root only.
+    name, plus = ("data/movielens_100k", "+") if group in ("llm", "backbone") else (BASIC, "")
     experiment = config.load(name, [f"{plus}{group}={option}"])
     assert list(check.binding_problems(experiment)) == []
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
@@ -97,11 +102,11 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
                     assert reader == writer
                     continue
                 # A probe leaves out how the model was trained, and differs in what it asks or how exactly.
-                same = reader.keys() - {"probe", "llm"}
+                same = reader.keys() - {"probe", "llm", "joint"}
                 assert {key: reader[key] for key in same} == {key: writer[key] for key in same}
-                assert writer.keys() - reader.keys() <= {"loss", "learning_rate", "warmup_steps"}
+                assert writer.keys() - reader.keys() <= OF_TRAINING
                 exact = {"dtype": None, "quantization": None}
-                assert reader["llm"] | exact == writer["llm"] | exact
+                assert reader.get("llm", {}) | exact == writer.get("llm", {}) | exact
 
 
 # ---------------------------------------------------------------- what users mistype
@@ -256,3 +261,13 @@ def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
     assert "of which less is better" in worst
     better = ["stages.train.select.metric=val/all/log_loss", "+stages.train.select.mode=min"]
     check.require_sound(config.composed("tallrec/movie_64shot", better))
+
+
+# ---------------------------------------------------------------- parts that say the same
+
+
+@pytest.mark.parametrize("option", [o for group, o in GROUP_FILES if group == "backbone"])
+def test_a_backbone_is_the_stage_of_its_own_experiment(option: str) -> None:
+    stages = config.load(f"{option}/movielens_100k").stages
+    chain = config.load("a_llmrec/movielens_100k_alignment", [f"backbone={option}"]).stages
+    assert chain["backbone"] == stages["train"]

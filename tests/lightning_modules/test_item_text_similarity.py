@@ -12,7 +12,8 @@ import torch
 
 from datamodules.types import CATALOG_SCHEMA, TEST, TRAIN, Batch, Histories, Rows
 from lightning_modules.item_text_similarity import ItemTextSimilarityModule
-from lightning_modules.item_text_similarity.model import centred, item_texts, mean_text
+from lightning_modules.item_text_similarity.model import centred, mean_text
+from lightning_modules.item_texts import item_texts
 from lightning_modules.llm import SentenceEncoderSpec, encode_texts
 from tests.lightning_modules.tiny_bert import LONGEST, write_tiny_bert
 

@@ -37,6 +37,20 @@ def test_makers_are_shown_where_they_are_known() -> None:
     assert shown_items(titles) == titles
 
 
+def test_years_are_left_out_at_the_end_of_a_title_alone() -> None:
+    titles = ["", "Alien (1979)", "2001: A Space Odyssey (1968) ", "(1984)", "Blade (1998) II"]
+    shown = ["", "Alien", "2001: A Space Odyssey", "(1984)", "Blade (1998) II"]
+    assert shown_items(titles, years=False) == shown
+    assert shown_items(["Emma (1815)"], ["Jane Austen"], years=False) == ["Emma by Jane Austen"]
+
+
+def test_counts_stand_before_the_question() -> None:
+    prompt = YesNoPrompt("book", "books", counts=True)
+    asked = prompt.input(Question(("a", "b"), ("c",), "d"))
+    assert asked.splitlines()[-1] == 'They liked 2 of 3 books. Will they like the book "d"?'
+    assert "They liked 0 of 0 books." in prompt.input(Question((), (), "d"))
+
+
 def test_alpacas_three_parts_end_where_the_response_begins() -> None:
     text = alpaca("Do it.", "With this.")
     parts = [text.index(p) for p in ("### Instruction:\nDo it.", "### Input:\nWith this.")]

@@ -47,7 +47,7 @@ def fit(folder: Path, job: dict[str, Any], world: int) -> dict[str, Any]:
     data.batch_size, data.seed = spec["batch_size"], 0
     pl.seed_everything(0, verbose=False)
     node = next(iter(spec["modules"].values()))
-    module = build.build(node, **build.runtime_arguments(node["_target_"], data))
+    module = build.build_on(node, data)
     if launch["activation_checkpointing"]:
         module.checkpoint_activations()
     gradients = Gradients()

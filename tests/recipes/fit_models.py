@@ -35,7 +35,7 @@ def fit(name: str, overrides: list[str], root: str, devices: int) -> dict[str, f
     arguments = build.signature_of(build.locate(node["_target_"]))
     node |= {key: 0.0 for key in DROPOUTS if key in arguments}
     pl.seed_everything(0, verbose=False)
-    module = build.build(node, **build.runtime_arguments(node["_target_"], data))
+    module = build.build_on(node, data)
     trainer = pl.Trainer(
         max_epochs=1, precision="64-true", accelerator="cpu", devices=devices,
         strategy="ddp" if devices > 1 else "auto",

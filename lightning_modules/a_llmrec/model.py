@@ -1,0 +1,101 @@
+"""The two autoencoders of A-LLMRec's first stage, and what they are trained on.
+
+Legend: N pairs, d width of the collaborative vectors, t of the text vectors, l latent width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Scores = Literal["dot", "mean"]
+
+
+class AutoEncoder(nn.Module):
+    """One linear layer and a sigmoid down to the latent width, one linear layer back.
+
+    Args:
+        size: of what is encoded.
+        latent_size: l.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+
+    def __init__(self, size: int, latent_size: int) -> None:
+        super().__init__()
+        if size < 1 or latent_size < 1:
+            raise ValueError(f"sizes must be at least 1, got {size} and {latent_size}")
+        self.down, self.up = nn.Linear(size, latent_size), nn.Linear(latent_size, size)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(..., l) in 0..1 of ``x`` (..., size)."""
+        return torch.sigmoid(self.down(x))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(..., size) of ``latent`` (..., l)."""
+        return self.up(latent)
+
+
+@dataclass(frozen=True)
+class AlignmentLosses:
+    """The four parts of stage 1's loss, each summed over the pairs it is defined for; scalars."""
+
+    matching: Tensor  # equation 2: the latent vectors of an item and of its text
+    item: Tensor  # equation 3: the item's vector and its reconstruction
+    text: Tensor  # equation 4: the text's vector and its reconstruction
+    recommendation: Tensor  # equation 5: users tell their item from another by its reconstruction
+
+
+def alignment_losses(
+    items: AutoEncoder,
+    texts: AutoEncoder,
+    user: Tensor,
+    item: Tensor,
+    text: Tensor,
+    told: Tensor,
+    label: Tensor,
+    scores: Scores = "dot",
+) -> AlignmentLosses:
+    """Equations 2 to 5 of A-LLMRec (Kim et al., KDD 2024, arXiv 2404.11343), summed over pairs.
+
+    Squared errors are means over a vector's entries. The target of the text's reconstruction has no gradient:
+    a text encoder that is trained could otherwise make it easy. Items without a text have neither of the two
+    losses of texts.
+
+    Args:
+        items, texts: the two autoencoders.
+        user: (N, d) states before the item.
+        item: (N, d) the frozen collaborative vectors.
+        text: (N, t).
+        told: (N,) bool, whether the item has a text.
+        label: (N,) 1 where the user's next item is meant, 0 at a sampled one.
+        scores: of the recommendation loss, ``dot`` products (the paper) or their ``mean`` over the d entries
+            (the authors' code).
+    """
+    latent = items.encode(item)  # (N, l)
+    rebuilt = items.decode(latent)  # (N, d)
+    latent_text = texts.encode(text)  # (N, l)
+    rebuilt_text = texts.decode(latent_text)  # (N, t)
+    logits = pair_scores(user, rebuilt, scores)  # (N,)
+    return AlignmentLosses(
+        matching=_squares(latent, latent_text)[told].sum(),
+        item=_squares(rebuilt, item).sum(),
+        text=_squares(rebuilt_text, text.detach())[told].sum(),
+        recommendation=F.binary_cross_entropy_with_logits(logits, label, reduction="sum"),
+    )
+
+
+def pair_scores(user: Tensor, item: Tensor, scores: Scores) -> Tensor:
+    """(N,) of pairs (N, d)."""
+    products = user * item
+    return products.sum(-1) if scores == "dot" else products.mean(-1)
+
+
+def _squares(a: Tensor, b: Tensor) -> Tensor:
+    """(N,) mean squared differences."""
+    return (a - b).square().mean(-1)
