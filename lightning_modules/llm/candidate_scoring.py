@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_modules.llm.masks import attention_mask
+
 Tokens = Sequence[int]
 
 
@@ -80,16 +82,14 @@ def plant(prompts: Sequence[Tokens], candidates: Sequence[Sequence[Tokens]], pad
     )
 
 
-def tree_mask(segment: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive attention mask (B, 1, L, L): earlier tokens of the prompt and of one's own candidate."""
+def tree_mask(segment: Tensor) -> Tensor:
+    """(B, 1, L, L) whether a token sees another: earlier ones of the prompt and of its own candidate."""
     length = segment.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
     reader, read = segment[:, :, None], segment[:, None, :]
     seen = earlier & ((read == 0) | (read == reader)) & (read >= 0)  # (B, L, L)
     # A row of a softmax must not be empty: padding reads itself, and nobody reads padding.
-    seen = seen | torch.eye(length, dtype=torch.bool, device=segment.device)
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segment.device)
-    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+    return (seen | torch.eye(length, dtype=torch.bool, device=segment.device))[:, None]
 
 
 def candidate_log_likelihoods(
@@ -115,10 +115,13 @@ def candidate_log_likelihoods(
     tree = plant(prompts, candidates, pad)
     device, most = model.device, max(map(len, candidates))
     keep = tree.tokens.shape[1] - max(map(len, prompts)) + 1  # S + 1
+    positions = tree.positions.to(device)  # (B, L)
     logits = model(
         input_ids=tree.tokens.to(device),
-        attention_mask=tree_mask(tree.segment.to(device), model.dtype),
-        position_ids=tree.positions.to(device),
+        attention_mask=attention_mask(
+            model, tree_mask(tree.segment.to(device)), positions, positions
+        ),
+        position_ids=positions,
         logits_to_keep=keep,
         use_cache=False,
     ).logits  # (B, S + 1, V)

@@ -147,7 +147,7 @@ class InstructionModule(LanguageModelModule):
         """
         if self.packing:
             with self.trainer.precision_plugin.forward_context():
-                require_rows_apart(self.model, self.llm.attention, self.llm.max_length)
+                require_rows_apart(self.model, self.llm.attention)
 
     def training_step(self, batch: TokenBatch, batch_index: int) -> Tensor:
         """Summed over tokens, over the tokens of the whole global batch."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.llm.masks import attention_mask
+
 NO_LOSS = -100  # in place of an answer token: nothing is foretold there
 
 
@@ -105,9 +107,13 @@ class SharedPrefix:
     """
 
     def __init__(self, model: Any, ids: Sequence[int]) -> None:
+        from transformers import DynamicCache
+
         self.model, self.length = model, len(ids)
         tokens = torch.tensor([list(ids)], device=model.device)
-        read = model(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+        # A cache of the model's own would drop what its windows no longer see at the prefix's end.
+        read: Any = DynamicCache()
+        model(input_ids=tokens, use_cache=True, past_key_values=read, logits_to_keep=1)
         # Keys and values (1, heads, P, d) of each layer: transformers' caches grow in place.
         self.states = [(layer.keys, layer.values) for layer in read.layers]
 
@@ -120,16 +126,28 @@ class SharedPrefix:
         columns = torch.arange(rest.shape[1], device=mask.device)
         kept = (columns >= rest.shape[1] - own).to(mask.dtype)  # (B, L - P)
         seen = torch.cat([kept.new_ones(len(rest), self.length), kept], dim=1)  # (B, L)
+        positions = (seen.cumsum(-1) - 1).clamp(min=0)  # (B, L)
         out = self.model(
             input_ids=rest,
-            attention_mask=seen,
-            position_ids=(seen.cumsum(-1) - 1)[:, self.length :].clamp(min=0),
+            attention_mask=self._mask(seen, positions),
+            position_ids=positions[:, self.length :],
             past_key_values=self._cache(len(rest)),
             logits_to_keep=keep,
             use_cache=True,
         )
         logits: Tensor = out.logits.float()
         return logits
+
+    def _mask(self, seen: Tensor, positions: Tensor) -> Any:
+        """Who sees whom; flash attention leaves the padding out by itself."""
+        if self.model.config._attn_implementation == "flash_attention_2":
+            return seen
+        length, behind = seen.shape[1], slice(self.length, None)
+        every = torch.ones(length, length, dtype=torch.bool, device=seen.device)
+        own = torch.eye(length, dtype=torch.bool, device=seen.device)
+        # A row of a softmax must not be empty: padding reads itself, and nobody reads padding.
+        sees = (every.tril()[behind] & seen[:, None, None].bool()) | own[behind]  # (B, 1, L - P, L)
+        return attention_mask(self.model, sees, positions[:, behind], positions)
 
     def _cache(self, rows: int) -> Any:
         from transformers import DynamicCache

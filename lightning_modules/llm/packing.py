@@ -17,6 +17,7 @@ from torch import Tensor
 
 from datamodules.types import TokenBatch
 from lightning_modules.llm.label_scoring import NO_LOSS
+from lightning_modules.llm.masks import attention_mask
 from lightning_modules.llm.specs import Attention
 
 _FOREIGN = (
@@ -110,12 +111,9 @@ def packed_logits(
         attention: of the model. ``flash_attention_2`` takes no mask: transformers tells rows by their
             positions, in one sequence (S = 1).
     """
-    mask = None
+    mask: Any = None
     if attention != "flash_attention_2":
-        mask = rows_apart(positions)
-        if attention == "eager":  # which adds it
-            least = torch.finfo(torch.float32).min
-            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, least)
+        mask = attention_mask(model, rows_apart(positions), positions, positions)
     out = model(
         input_ids=tokens,
         attention_mask=mask,
@@ -128,23 +126,16 @@ def packed_logits(
 
 
 @torch.no_grad()
-def require_rows_apart(model: Any, attention: Attention, longest: int) -> None:
-    """Refuse a model that lets a row see the one before it, or whose layers see less than a whole row.
+def require_rows_apart(model: Any, attention: Attention) -> None:
+    """Refuse a model that lets a row see the one before it.
 
     Args:
         model: as in ``packed_logits``.
         attention: likewise.
-        longest: tokens of a row.
 
     Raises:
         ValueError: it does. Some models take no mask, or have layers without attention.
     """
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    if window and window < longest:
-        raise ValueError(
-            f"packing cannot tell layers that they see {window} tokens only: set packing=false, or "
-            f"llm.max_length from {longest} to {window}"
-        )
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
     columns = torch.tensor([4, 5, 6], device=model.device)
     found = []

