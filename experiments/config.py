@@ -233,7 +233,8 @@ def _accepting(name: str, overrides: Sequence[str]) -> list[str]:
     """
     if not overrides:
         return []
-    tree = OmegaConf.to_container(_compose(name, ()), resolve=False)
+    swapped = [o for o in overrides if o.partition("=")[0] in GROUPS]  # have keys of their own
+    tree = OmegaConf.to_container(_compose(name, swapped), resolve=False)
     return [f"+{o}" if _is_argument(tree, o.partition("=")[0]) else o for o in overrides]
 
 
@@ -241,7 +242,9 @@ def _is_argument(tree: Any, key: str) -> bool:
     """Whether ``key`` names an unset argument of an object (or of a stage's Trainer) in the tree."""
     *parents, leaf = key.split(".")
     for part in parents:
-        tree = tree.get(part) if isinstance(tree, dict) else None
+        if not isinstance(tree, dict):
+            return False  # `${...}`: what it names is to be set
+        tree = tree.get(part)
     if not isinstance(tree, dict) or leaf in tree:
         # A stage without a `trainer` of its own may be given one; constructor checks come later.
         unset = parents[:1] == ["stages"] and parents[2:] == ["trainer"] and tree is None

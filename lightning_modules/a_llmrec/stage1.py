@@ -27,7 +27,7 @@ from lightning_modules.stage_module import mix_seeds
 
 Where = Literal["last", "all"]
 Joint = Literal["item", "text"]
-_TEXT_CODER = 401  # stream of random numbers
+_CODERS = 401  # stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,9 @@ class Stage1Module(RankingModule):
         self.newest_target = positions == "last"
         self.all_windows = positions == "all"
         self.num_negatives = 1
-        self.item_coder = AutoEncoder(backbone.item_vectors().shape[1], latent_size)
-        self.text_coder: AutoEncoder | None = None  # as wide as the encoder turns out to be
+        # As wide as the backbone and the encoder turn out to be when they have met the data.
+        self.item_coder: AutoEncoder | None = None
+        self.text_coder: AutoEncoder | None = None
         self._weights: Path | None = None
         self._items: Tensor | None = None  # (I + 1, d) of the frozen backbone
         self._rebuilt: Tensor | None = None  # (I + 1, d) while an evaluation runs
@@ -157,11 +158,13 @@ class Stage1Module(RankingModule):
             return
         strategy: Any = self.trainer.strategy
         seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
-        width = self.encoder.load(strategy.root_device)
+        device = strategy.root_device
+        width = self.encoder.load(device)
         # Whether vectors were kept must not change what is drawn.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seeds(seed, _TEXT_CODER))
-            self.text_coder = AutoEncoder(width, self.latent_size).to(strategy.root_device)
+            torch.manual_seed(mix_seeds(seed, _CODERS))
+            self.item_coder = AutoEncoder(self.frozen_items().shape[1], self.latent_size).to(device)
+            self.text_coder = AutoEncoder(width, self.latent_size).to(device)
         if self._weights is not None:
             super().load_weights(self._weights)
 
@@ -192,6 +195,7 @@ class Stage1Module(RankingModule):
         assert batch.targets is not None
         assert batch.negatives is not None
         assert batch.normaliser is not None
+        assert self.item_coder is not None
         assert self.text_coder is not None
         where = batch.targets > 0  # (B, T)
         with torch.no_grad():
@@ -224,7 +228,7 @@ class Stage1Module(RankingModule):
         """(I + 1, d) vectors of the backbone; computed once."""
         if self._items is None:
             self._items = self.backbone.item_vectors().detach()
-        return self._items
+        return self._items.to(self.device)
 
     def configure_optimizers(self) -> Any:
         """AdamW on what is trained."""
@@ -242,6 +246,7 @@ class Stage1Module(RankingModule):
         Args:
             joint: of collaborative vectors or of texts; None as the module was told.
         """
+        assert self.item_coder is not None
         assert self.text_coder is not None
         if (joint or self.joint) == "item":
             vectors = self.item_coder.encode(self.frozen_items())
@@ -263,6 +268,7 @@ class Stage1Module(RankingModule):
     @torch.no_grad()
     def _rebuild(self) -> Tensor:
         """(I + 1, d) what the item autoencoder makes of the joint vectors."""
+        assert self.item_coder is not None
         return self.item_coder.decode(self.joint_vectors())
 
     def _reset(self, split: str) -> None:

@@ -271,3 +271,16 @@ def test_a_backbone_is_the_stage_of_its_own_experiment(option: str) -> None:
     stages = config.load(f"{option}/movielens_100k").stages
     chain = config.load("a_llmrec/movielens_100k_alignment", [f"backbone={option}"]).stages
     assert chain["backbone"] == stages["train"]
+
+
+def test_a_swapped_part_has_keys_of_its_own() -> None:
+    name = "a_llmrec/movielens_100k_alignment"
+    words = ["backbone=bert4rec", "backbone.trainer.check_val_every_n_epoch=1"]
+    assert config.load(name, words).stages["backbone"]["trainer"]["check_val_every_n_epoch"] == 1
+    words = ["backbone=bert4rec", "backbone.module.max_length=9", "backbone.module.negatives=2"]
+    assert config.load(name, words).stages["backbone"]["module"]["negatives"] == 2
+
+
+def test_what_another_key_names_is_set_there() -> None:
+    with pytest.raises(UserError, match="did you mean 'backbone.trainer.max_epochs'"):
+        config.load("a_llmrec/movielens_100k_alignment", ["stages.backbone.trainer.max_epochs=1"])

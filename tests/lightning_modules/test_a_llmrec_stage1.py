@@ -231,6 +231,7 @@ def test_a_loss_of_weight_0_is_left_out(tmp_path: Path, spec: SentenceEncoderSpe
     module = stage1(tmp_path, spec, matching=0.0, recommendation=0.0, text_reconstruction=0.0)
     module.training_step(batch_of(module, histories()), 0).backward()
     assert module.text_coder is not None
+    assert module.item_coder is not None
     grads = [p.grad for p in module.text_coder.parameters()]
     assert all(g is None or g.abs().max() == 0 for g in grads)
     assert all(
@@ -241,14 +242,14 @@ def test_a_loss_of_weight_0_is_left_out(tmp_path: Path, spec: SentenceEncoderSpe
 def test_scores_are_products_with_what_is_rebuilt(
     tmp_path: Path, spec: SentenceEncoderSpec
 ) -> None:
-    module = stage1(tmp_path, spec).eval()
+    module: Any = stage1(tmp_path, spec).eval()
     state = torch.randn(2, 8)
     table = module.backbone.item_vectors().detach()
     for joint, vectors in (
         ("item", torch.sigmoid(module.item_coder.down(table))),
-        ("text", torch.sigmoid(module.text_coder.down(module.encoder.all_vectors()))),  # type: ignore[union-attr]
+        ("text", torch.sigmoid(module.text_coder.down(module.encoder.all_vectors()))),
     ):
-        module.joint = joint  # type: ignore[assignment]
+        module.joint = joint
         rebuilt = module.item_coder.up(vectors)
         found = module.score(state, torch.tensor([1, 4, 6]))
         torch.testing.assert_close(found, state @ rebuilt[[1, 4, 6]].T)
