@@ -282,5 +282,5 @@ def test_a_swapped_part_has_keys_of_its_own() -> None:
 
 
 def test_what_another_key_names_is_set_there() -> None:
-    with pytest.raises(UserError, match="did you mean 'backbone.trainer.max_epochs'"):
+    with pytest.raises(UserError, match=r"did you mean .backbone\.trainer\.max_epochs"):
         config.load("a_llmrec/movielens_100k_alignment", ["stages.backbone.trainer.max_epochs=1"])
