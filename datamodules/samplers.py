@@ -1,7 +1,8 @@
 """Which rows a step sees, and which negatives: functions of a seed, never of a rank or a worker.
 
 A global batch (all rows of one optimizer step) is composed before it is cut into shards, one for
-each rank and micro batch, so devices and micro batches change a result only by rounding.
+each rank and micro batch, so devices and micro batches change a result only by rounding
+and by the draws of dropout.
 
 Use the samplers as ``DataLoader(dataset, sampler=sampler, batch_size=None)``: the dataset is then
 indexed with a ``RowBatch``, and Lightning calls ``set_epoch``.

@@ -310,7 +310,7 @@ def _nearest_run(folder: Path, spec: dict[str, Any]) -> str:
     mine = dict(flatten(_comparable(spec)))
     best: tuple[int, str, list[str]] | None = None
     for other in runs_root().glob(f"{folder.name.rpartition('-')[0]}-*/stage.json"):
-        recorded = read_json(other)
+        recorded = read_json(other) if other.parent != folder else None
         theirs = dict(flatten(_comparable(recorded["spec"]))) if recorded else {}
         differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if theirs and (best is None or len(differs) < best[0]):

@@ -23,6 +23,8 @@ TOP_KEYS = {
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
 RUNS = ("fit", "predict", "test")
+OUTPUTS = ("best.ckpt", "last.ckpt")  # files of a finished fit that a later stage may read
+STRATEGIES = ("auto", "ddp", "fsdp")
 SPLITS = ("test", "valid")  # what a test stage scores; `valid` is for choosing between methods
 EXPECTED_KEYS = ("metric", "value", "source", "tolerance", "row", "at_least")  # see verify.py
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
@@ -46,6 +48,8 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     launch = config.get("launch") or {}
     for key in ("devices", "num_nodes"):
         yield from _count_problems(f"launch.{key}", launch.get(key, 1))
+    if launch.get("strategy", "auto") not in STRATEGIES:
+        yield f"launch.strategy is {launch['strategy']!r}, expected one of {', '.join(STRATEGIES)}"
     for key in ("threads", "micro_batch_size"):
         if launch.get(key) is not None:
             yield from _count_problems(f"launch.{key}", launch[key])
@@ -106,12 +110,16 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
     yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
     for argument, source in (stage.get("inputs") or {}).items():
         upstream = str(source).partition("/")[0]
-        if not is_place(source) and (upstream not in stages or "/" not in str(source)):
+        if is_place(source):
+            continue
+        if upstream not in stages or "/" not in str(source):
             expected = (
                 "an earlier stage's file, for instance train/best.ckpt, or a file or folder of yours, which "
                 "begins with /, ~ or ."
             )
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
+        elif str(source).partition("/")[2] not in OUTPUTS:
+            yield f"stages.{name}.inputs.{argument} is {source!r}, but a fit leaves {' and '.join(OUTPUTS)}"
 
 
 def _split_problems(where: str, node: dict[str, Any]) -> Iterator[str]:
@@ -129,3 +137,6 @@ def _trainer_problems(where: str, trainer: dict[str, Any]) -> Iterator[str]:
         if key not in TRAINER_KEYS:
             hint = nearest(key, TRAINER_KEYS) or "; devices and the like are set by `launch`"
             yield f"{where}: unknown key {key!r}{hint}"
+    for key in ("max_epochs", "max_steps"):
+        if trainer.get(key) == 0:
+            yield f"{where}.{key} is 0: nothing would be trained (~stages.NAME leaves a stage out)"

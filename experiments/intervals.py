@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.errors import UserError
+
 if TYPE_CHECKING:
     import polars as pl
 
@@ -106,6 +108,23 @@ def _mean_by_row(files: Sequence[Path], metrics: Sequence[str]) -> pl.DataFrame 
     return whole.group_by(_KEYS, maintain_order=True).agg(pl.mean(*metrics))
 
 
+def scores_columns(file: Path) -> list[str]:
+    """Names of a scores file's columns.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    import polars as pl
+
+    try:
+        return pl.scan_parquet(file).collect_schema().names()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{file} cannot be read ({reason}): delete its folder, and make exp tests anew"
+        ) from error
+
+
 def _row_values(file: Path, metrics: Sequence[str]) -> pl.DataFrame | None:
     """The metrics of each row of a scores file; None where rows are labelled."""
     import polars as pl
@@ -113,7 +132,7 @@ def _row_values(file: Path, metrics: Sequence[str]) -> pl.DataFrame | None:
 
     from lightning_modules.expected import expected_hit, expected_ndcg
 
-    names = pl.scan_parquet(file).collect_schema().names()
+    names = scores_columns(file)
     if "label" in names:
         return None
     if "above" in names:  # whole catalogue: one line a row

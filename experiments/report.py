@@ -15,12 +15,23 @@ from rich.table import Table
 
 from datamodules.versioning import read_json
 from experiments.config import Experiment, origin_of
+from experiments.errors import UserError
 from experiments.keys import flatten
 from experiments.messages import short
 
 COLUMNS = (
     "hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate", "refusal_rate",
 )  # fmt: skip
+# Overrides that say where things are, not what is meant.
+_PLACES = (
+    "launch.",
+    "data.root",
+    "data.interactions",
+    "data.items",
+    "data.cache",
+    "logger",
+    "stale",
+)
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 
@@ -97,6 +108,11 @@ def measured(experiment: Experiment, stages: Sequence[Any]) -> Iterator[Measured
     """The rows of every test stage that has been run."""
     for stage in stages:
         metrics = (read_json(stage.folder / "metrics.json") if stage.folder else None) or {}
+        if not metrics and stage.done and stage.folder and stage.spec.get("run") == "test":
+            raise UserError(
+                f"{short(stage.folder)}/metrics.json is missing or damaged: delete that folder, and the same "
+                "command tests anew"
+            )
         single = "module" in experiment.stages[stage.name]
         for row, values in metrics.get("rows", {}).items():
             label = row_label(experiment.name, stage.name) if single else row
@@ -120,6 +136,10 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
     console = _console()
     console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
+    if own := [o for o in experiment.overrides if not o.startswith(_PLACES)]:
+        console.print(
+            f"{escape(experiment.name)} is meant with {escape(' '.join(own))}", soft_wrap=True
+        )
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
@@ -142,7 +162,8 @@ def print_tables(
     console = _console()
     for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
         here = [r for r in rows if r.fingerprint == fingerprint]
-        console.print(_results_table(f"test, fingerprint {fingerprint}", here, told, seeds))
+        rows_of = "validation" if "scored" in here[0].protocol else "test"
+        console.print(_results_table(f"{rows_of}, fingerprint {fingerprint}", here, told, seeds))
     notes = (read_json(s.folder / "metrics.json") or {} for s in stages if s.folder)
     left_out = {k: v for note in notes for k, v in note.get("left_out", {}).items()}
     for row, reason in left_out.items():

@@ -131,7 +131,7 @@ def run_stage(
     with lock.hold(stage.folder) as taken_over:
         for message in taken_over:
             messages.say(f"  {message}")
-        if (stage.folder / "done.json").is_file():
+        if read_json(stage.folder / "done.json") is not None:
             if not rerun_stale:
                 return  # another driver finished it while this one waited to start
             # In this order: a kill in between leaves a stage that is resumed, never one without weights.

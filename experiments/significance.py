@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.intervals import paired_rows
+from experiments.intervals import paired_rows, scores_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,9 +58,7 @@ def compare(ours: Sequence[Path], theirs: Sequence[Path]) -> list[Comparison]:
     Raises:
         ValueError: the two were not measured on the same rows, or those are of fewer than two users.
     """
-    import polars as pl  # not above: it takes Ctrl-C away from whoever imports it
-
-    labelled = ["label" in pl.scan_parquet(f).collect_schema() for f in (*ours, *theirs)]
+    labelled = ["label" in scores_columns(f) for f in (*ours, *theirs)]
     if any(labelled) and not all(labelled):
         raise ValueError(f"of {ours[0]} and {theirs[0]} one holds labelled rows, one ranked ones")
     return _compare_labelled(ours, theirs) if all(labelled) else _compare_ranked(ours, theirs)

@@ -76,6 +76,9 @@ def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) ->
     """Build a module from its config, the data's facts and the earlier stages' files."""
     inputs = {a: f for a, f in job["inputs"].items() if a not in build.STAGE_INPUTS}
     module: StageModule = build.build_on(node, data, **inputs)
+    for file in map(Path, job["inputs"].values()):
+        if file.suffix == ".ckpt":
+            _require_readable(file)
     if "weights" in job["inputs"]:
         module.load_weights(job["inputs"]["weights"])
     return module
@@ -143,7 +146,8 @@ def _require_readable(checkpoint: Path) -> None:
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{checkpoint} cannot be read ({reason}): delete it, and the same command trains anew"
+            f"{checkpoint} cannot be read ({reason}): delete it, and done.json beside it, and the same "
+            "command trains anew"
         ) from error
 
 

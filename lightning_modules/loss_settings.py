@@ -14,10 +14,13 @@ _RANGES = {
     "learning_rate": (0, math.inf, False), "table_learning_rate": (0, math.inf, False),
     "weight_decay": (0, math.inf, True), "warmup": (0, 1, True), "gbce_calibration": (0, 1, True),
     "bpr_max_penalty": (0, math.inf, True), "scalable_items": (1, math.inf, True),
+    "popularity": (0, math.inf, True),
 }  # fmt: skip
 
 
-def refuse_settings(loss: Loss, label_smoothing: float, **settings: float) -> None:
+def refuse_settings(
+    loss: Loss, label_smoothing: float, betas: tuple[float, float], **settings: float
+) -> None:
     """Raise one ValueError that names every setting out of its range."""
     wrong = [
         f"{name}={value} is not {'at least' if closed else 'above'} {low}"
@@ -26,6 +29,8 @@ def refuse_settings(loss: Loss, label_smoothing: float, **settings: float) -> No
         for low, high, closed in [_RANGES[name]]
         if not (low < value <= high or (closed and value == low))
     ]
+    if not all(0 <= beta < 1 for beta in betas):
+        wrong.append(f"betas={list(betas)} are not both at least 0 and below 1")
     if not 0 <= label_smoothing < 1:
         wrong.append(f"label_smoothing={label_smoothing} is not at least 0 and below 1")
     elif label_smoothing and loss != "ce":

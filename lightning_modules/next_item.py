@@ -23,6 +23,7 @@ from lightning_modules.loss_settings import Loss, refuse_settings
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
 from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
+from lightning_modules.shared_negatives import draw_pool, log_probabilities
 from lightning_modules.stage_module import mix_seeds
 
 WITHOUT_NEGATIVES = ("ce", "scalable_ce")
@@ -44,8 +45,12 @@ def newest(states: Tensor, length: Tensor) -> Tensor:
     return picked.masked_fill((length == 0)[:, None], 0)
 
 
-def _rows_used(table: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rows_used(
+    table: Tensor, targets: Tensor, negatives: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The rows of ``table`` that these ids name, behind a row of padding, and the ids' new numbers.
+
+    The last of the four holds the old number of each of those rows.
 
     What follows then has a gradient of these rows alone, which reaches the table as a sparse one.
     """
@@ -54,7 +59,7 @@ def _rows_used(table: Tensor, targets: Tensor, negatives: Tensor) -> tuple[Tenso
     rows = F.embedding(used, table, sparse=True)  # (used, d)
     small = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
     where, drawn = (number + 1).split([targets.numel(), negatives.numel()])
-    return small, where.view_as(targets), drawn.view_as(negatives)
+    return small, where.view_as(targets), drawn.view_as(negatives), F.pad(used, (1, 0))
 
 
 class NextItemModule(RankingModule):
@@ -72,12 +77,13 @@ class NextItemModule(RankingModule):
         negatives: sampled items a position, for every loss but the first two.
         shared_negatives: draw ``negatives`` items a step, for all positions: their scores are then one matrix
             product, so that thousands cost little. A user's own items are not left out, only the target is.
+        popularity: draw shared negatives in proportion to training events to this power; 0 draws all alike.
+            ``sampled_ce`` and ``nce`` correct for it (log-Q).
         scalable_items: items of a bucket of ``scalable_ce``; buckets and their positions are 2 sqrt(N).
         gbce_calibration: t of gBCE, 0..1.
         label_smoothing: of ``ce``.
-        learning_rate: peak learning rate of AdamW.
+        learning_rate, betas: of AdamW; the rate at its peak.
         weight_decay: decoupled, on matrices only.
-        betas: of AdamW.
         warmup: share of all steps over which the learning rate rises linearly.
         schedule: what follows the warm-up: ``constant``, or ``cosine`` or ``linear`` down to 0 at the
             last epoch (then the number of epochs is part of the recipe).
@@ -112,6 +118,7 @@ class NextItemModule(RankingModule):
         bpr_max_penalty: float = 1.0,
         nce_log_partition: float | None = None,
         shared_negatives: bool = False,
+        popularity: float = 0.0,
         scalable_items: int = 256,
         table_optimizer: TableOptimizer = "adamw",
         table_learning_rate: float = 0.05,
@@ -123,10 +130,10 @@ class NextItemModule(RankingModule):
                 f"loss={loss} needs at least one sampled item, got negatives={negatives}"
             )
         refuse_settings(
-            loss, label_smoothing, learning_rate=learning_rate, warmup=warmup,
+            loss, label_smoothing, betas, learning_rate=learning_rate, warmup=warmup,
             gbce_calibration=gbce_calibration, bpr_max_penalty=bpr_max_penalty,
             scalable_items=scalable_items, table_learning_rate=table_learning_rate,
-            weight_decay=weight_decay,
+            weight_decay=weight_decay, popularity=popularity,
         )  # fmt: skip
         self.num_items = num_items
         self._table: Tensor | None = None  # of items, while an evaluation runs
@@ -134,6 +141,12 @@ class NextItemModule(RankingModule):
         self.loss = loss
         if shared_negatives and not sampled:
             raise ValueError(f"shared_negatives means nothing with loss={loss}, which samples none")
+        if popularity and not shared_negatives:
+            raise ValueError(
+                f"popularity={popularity} is of shared negatives: set shared_negatives=true, too"
+            )
+        self.popularity = popularity
+        self._log_q: Tensor | None = None  # (I + 1,)
         self.negatives_a_step = negatives if shared_negatives else 0
         self.num_negatives = negatives if sampled and not shared_negatives else 0
         self.scalable_items = scalable_items
@@ -213,11 +226,13 @@ class NextItemModule(RankingModule):
                 states, table, targets, label_smoothing=self.label_smoothing,
                 matmul_dtype=self._matmul_dtype(),
             )  # fmt: skip
+        used = torch.arange(0)
         if self.sparse_gradients:
-            table, targets, negatives = _rows_used(table, targets, negatives)
+            table, targets, negatives, used = _rows_used(table, targets, negatives)
         if self.loss in ("sampled_ce", "nce"):
-            # Uniform draws. Those of a position leave out the n items of its user, where q is 1 / (I - n).
-            log_q = torch.full((len(table),), -math.log(self.num_items), device=states.device)
+            log_q = self._log_probabilities(states.device)
+            if self.sparse_gradients:
+                log_q = log_q[used]
             if self.loss == "sampled_ce":
                 return losses.sampled_softmax(states, table, targets, negatives, log_q)
             return losses.nce(
@@ -274,7 +289,8 @@ class NextItemModule(RankingModule):
             self._parameter_groups(), lr=self.learning_rate, betas=self.betas, fused=True
         )
         steps = int(self.trainer.estimated_stepping_batches)
-        return scheduled(optimizer, lambda step: self._rate(step, steps))
+        rise, schedule = round(self.warmup * steps), self.schedule
+        return scheduled(optimizer, lambda s: learning_rate_share(s, steps, rise, schedule))
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -292,18 +308,24 @@ class NextItemModule(RankingModule):
             })  # fmt: skip
         return groups
 
-    def _rate(self, step: int, steps: int) -> float:
-        """Learning rate at a step, as a share of its peak."""
-        return learning_rate_share(step, steps, round(self.warmup * steps), self.schedule)
-
     def _negatives(self, batch: Batch, where: Tensor) -> Tensor | None:
         """(N, K); (K,) shared by all positions, the same on every device; or None."""
         if self.negatives_a_step:
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            draw = torch.Generator().manual_seed(mix_seeds(data.seed, self.trainer.global_step, 1))
-            pool = torch.randint(1, self.num_items + 1, (self.negatives_a_step,), generator=draw)
-            return pool.to(where.device)
+            seed = mix_seeds(data.seed, self.trainer.global_step, 1)
+            log_q = self._log_probabilities(where.device) if self.popularity else None
+            return draw_pool(self.negatives_a_step, seed, self.num_items, log_q).to(where.device)
         return None if batch.negatives is None else batch.negatives[where]
+
+    def _log_probabilities(self, device: torch.device) -> Tensor:
+        """(I + 1,) of an item to be drawn as a negative.
+
+        Negatives of one position leave out its user's own items, and stand for those, too.
+        """
+        if self._log_q is None or self._log_q.device != device:
+            counts = torch.from_numpy(self.histories.train_counts()) if self.popularity else None
+            self._log_q = log_probabilities(self.num_items, counts, self.popularity).to(device)
+        return self._log_q
 
     def _matmul_dtype(self) -> torch.dtype | None:
         """Half precision for the catalogue product when the trainer computes in it."""

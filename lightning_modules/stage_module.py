@@ -49,7 +49,8 @@ class StageModule(pl.LightningModule):
         return []
 
     def compile_training(self) -> None:
-        """Pass what a training step computes through ``torch.compile``; results change by rounding alone.
+        """Pass what a training step computes through ``torch.compile``; results change by rounding, and by
+        which numbers dropout draws.
 
         Raises:
             ValueError: the method has nothing to compile.

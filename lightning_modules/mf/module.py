@@ -69,7 +69,8 @@ class IALSModule(UntrainedModule):
         iterations: how often users, then items, are solved for.
         alpha: weight of each of the U x I pairs as a negative; an observed pair has weight 1.
         l2, nu: regularisation of a row with n pairs is l2 (n + alpha I)^nu.
-        init_std: the items' first vectors have this length on average; drawn from the data's seed.
+        init_std: the items' first vectors have this length on average.
+        seed: what they are drawn by.
         block_size: items scored at a time when the whole catalogue is ranked.
 
     Raises:
@@ -88,6 +89,7 @@ class IALSModule(UntrainedModule):
         l2: float = 0.005,
         nu: float = 1.0,
         init_std: float = 0.1,
+        seed: int = 0,
         block_size: int = 16_384,
     ) -> None:
         super().__init__(WHOLE_HISTORY, block_size)
@@ -98,13 +100,12 @@ class IALSModule(UntrainedModule):
             )
         self.num_items, self.hidden_size, self.iterations = num_items, hidden_size, iterations
         self.by = Regularisation(alpha, l2, nu)
-        self.init_std = init_std
+        self.init_std, self.seed = init_std, seed
 
     def setup(self, stage: str) -> None:
         """Solve for users and items in turn, on the CPU: it comes before the trainer moves the module."""
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         items_of, users_of = training_sets(self.histories)
-        draw = torch.Generator().manual_seed(data.seed)
+        draw = torch.Generator().manual_seed(self.seed)
         items = torch.randn(self.num_items + 1, self.hidden_size, generator=draw)  # (I + 1, d)
         items *= self.init_std / self.hidden_size**0.5
         items[0] = 0

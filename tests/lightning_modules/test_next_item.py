@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -80,14 +81,23 @@ def test_every_parameter_moves_and_the_padding_row_does_not() -> None:
     assert module.item_vectors().grad[0].abs().sum() == 0  # type: ignore[index]
 
 
+def shares(steps: int, **options: Any) -> list[float]:
+    """The learning rate of each step, as a share of its peak."""
+    module = _module(**options)
+    trainer = SimpleNamespace(estimated_stepping_batches=steps)
+    module._trainer = trainer  # type: ignore[assignment]
+    share = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    return [share(step) for step in range(steps + 1)]
+
+
 def test_schedules() -> None:
-    cosine = _module(warmup=0.1, schedule="cosine")
-    rates = [cosine._rate(step, 100) for step in range(101)]
+    rates = shares(100, warmup=0.1, schedule="cosine")
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[55] == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates[100] == pytest.approx(0.0)
-    assert _module()._rate(57, 100) == 1.0
-    assert _module(schedule="linear")._rate(50, 99) == pytest.approx(0.5)
+    assert shares(100)[57] == 1.0
+    # A warm-up of no share is a step; the fall then takes 98 of 99.
+    assert shares(99, schedule="linear")[50] == pytest.approx(0.5)
 
 
 def test_scores_of_blocks_and_of_lists_agree() -> None:
