@@ -263,6 +263,16 @@ def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
     check.require_sound(config.composed("tallrec/movie_64shot", better))
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [("launch.strategy=foo", "auto, ddp, fsdp"),
+     ("stages.evaluate.inputs.weights=train/bst.ckpt", "best.ckpt and last"),
+     ("stages.train.trainer.max_epochs=0", "nothing would be trained")],
+)  # fmt: skip
+def test_what_would_end_late_is_refused_at_once(override: str, words: str) -> None:
+    assert words in refused(override)
+
+
 # ---------------------------------------------------------------- parts that say the same
 
 

@@ -1,0 +1,68 @@
+"""Files of a finished run that a full disk or a broken copy has cut: told in a sentence, or made anew."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import significance
+from experiments.errors import UserError
+from experiments.intervals import scores_columns
+from tests.recipes.conftest import EXPERIMENT, Finished
+
+
+@pytest.fixture
+def copied(finished: Finished, tmp_path: Path) -> Finished:
+    runs = tmp_path / "runs"
+    shutil.copytree(finished.runs, runs)
+    return Finished(runs, finished.result)
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_results_that_were_cut_are_named(
+    copied: Finished, run_command: Callable[..., Any], tiny: list[str]
+) -> None:
+    cut(copied.folder("evaluate") / "metrics.json")
+    result = run_command("exp", EXPERIMENT, *tiny, runs=copied.runs)
+    assert result.returncode == 2
+    assert "metrics.json is missing or damaged: delete that folder" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_weights_that_were_cut_are_named(
+    copied: Finished, run_command: Callable[..., Any], tiny: list[str]
+) -> None:
+    cut(copied.folder("train") / "best.ckpt")
+    shutil.rmtree(copied.folder("evaluate"))
+    result = run_command("exp", EXPERIMENT, *tiny, runs=copied.runs)
+    assert result.returncode == 2
+    assert "best.ckpt cannot be read" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_note_of_the_end_that_was_cut_is_written_anew(
+    copied: Finished, run_command: Callable[..., Any], tiny: list[str]
+) -> None:
+    done = copied.folder("train") / "done.json"
+    before = copied.json("train", "done.json")
+    done.write_text(done.read_text()[:40])
+    result = run_command("exp", EXPERIMENT, *tiny, runs=copied.runs)
+    assert result.returncode == 0, result.stderr
+    assert "train: resuming" in result.stderr + result.stdout
+    assert copied.json("train", "done.json")["results"] == before["results"]
+
+
+def test_scores_that_were_cut_are_named(copied: Finished) -> None:
+    (scores,) = copied.folder("evaluate").glob("scores.*.parquet")
+    assert "above" in scores_columns(scores)
+    cut(scores)
+    for read in (lambda: significance.compare([scores], [scores]), lambda: scores_columns(scores)):
+        with pytest.raises(UserError, match=r"cannot be read .*: delete its folder"):
+            read()
