@@ -153,9 +153,16 @@ def _row(label: str, by_seed: dict[int, Measured]) -> Row:
 
 def _settings(job: dict[str, Any]) -> list[Any]:
     """What a test and the stages it took its inputs from were told, apart from the seed."""
-    spec = {k: v for k, v in job["spec"].items() if k != "seed"}
+    spec = _seedless(job["spec"])
     upstream = [read_json(Path(f).parent / "stage.json") for f in job["inputs"].values()]
     return [spec, *(_settings(u) for u in upstream if u)]
+
+
+def _seedless(node: Any) -> Any:
+    """A specification without its seeds: a stage's own, and those that its objects were given."""
+    if isinstance(node, dict):
+        return {k: _seedless(v) for k, v in node.items() if k != "seed"}
+    return [_seedless(v) for v in node] if isinstance(node, list) else node
 
 
 def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
@@ -253,14 +260,15 @@ def _readme_table(rows: list[Row]) -> Iterator[str]:
     """Experiments as shipped (no overrides but seeds), the known value beside ours."""
     yield "| experiment | command | metric | known value | ours | seeds | fingerprint |"
     yield "|---|---|---|---|---|---|---|"
-    for row in sorted(rows, key=lambda r: r.experiment):
+    for row in sorted(rows, key=lambda r: (r.experiment, r.label)):
         if row.reference or row.overrides or row.validation:
             continue
         expected = config.load(row.experiment).config.get("expected") or []
         told = {e["metric"]: f"{e['value']} ({e['source']})" for e in expected}
-        for metric in told or {"all/ndcg@10": ""}:
+        usual = "all/ndcg@10" if "all/ndcg@10" in row.values else "all/auc"
+        for metric in told or {usual: ""}:
             yield (
-                f"| {row.experiment} | `make exp NAME={row.experiment}` | {metric} | "
+                f"| {row.label} | `make exp NAME={row.experiment}` | {metric} | "
                 f"{told.get(metric) or '-'} | {row.cell(metric)} | {len(row.seeds)} | {row.fingerprint} |"
             )
 

@@ -7,6 +7,7 @@ table) and ``at_least: true`` where more is no failure. Ours is the mean over th
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from experiments.errors import UserError
 from experiments.intervals import over_seeds
 from experiments.messages import say
 from experiments.report import print_table
-from experiments.results import collect
+from experiments.results import Row, collect
 
-PASS, FAIL, NOT_RUN = "PASS", "FAIL", "not run"
+PASS, FAIL, NOT_RUN, CUT_SHORT = "PASS", "FAIL", "not run", "cut short"
 COLUMNS = ("experiment", "metric", "published", "ours", "difference", "tolerance", "verdict")
 
 
@@ -36,6 +37,7 @@ class Verdict:
     ours: tuple[float, ...]  # one a seed; none = not run
     older: bool = False
     fingerprint: str = "-"
+    budget: str = ""  # the time that training was given, where it was given less than it asks for
 
     @property
     def difference(self) -> float:
@@ -44,13 +46,14 @@ class Verdict:
 
     @property
     def told(self) -> str:
-        """PASS, FAIL or not run."""
+        """PASS, FAIL, not run, or cut short: a failure of a run that had no time to end."""
         if not self.ours:
             return NOT_RUN
         allowed = self.tolerance + 1e-9  # 0.52 is within 0.02 of 0.5
         short = self.difference < -allowed
         far = not self.at_least and self.difference > allowed
-        return FAIL if short or far else PASS
+        missed = CUT_SHORT if self.budget else FAIL
+        return missed if short or far else PASS
 
     def cells(self) -> list[str]:
         """As ``COLUMNS``."""
@@ -59,14 +62,19 @@ class Verdict:
             mean += f" ±{over_seeds(self.ours):.4f} ({len(self.ours)} seeds)"
         return [
             self.experiment, self.metric, f"{'≥ ' if self.at_least else ''}{self.value:g} ({self.source})",
-            mean + ("*" if self.older else ""), f"{self.difference:+.4f}" if self.ours else "-",
+            mean + (f" ({self.budget})" if self.budget else "") + ("*" if self.older else ""),
+            f"{self.difference:+.4f}" if self.ours else "-",
             f"{self.tolerance:g}", self.told,
         ]  # fmt: skip
 
 
 def verdicts(names: Sequence[str], runs: Path) -> Iterator[Verdict]:
-    """A verdict for each number that these experiments expect; rows with overrides do not count."""
-    rows = [r for r in collect(runs) if not (r.reference or r.overrides or r.validation)]
+    """A verdict for each number that these experiments expect; rows with overrides do not count.
+
+    But for the time that training may take: such a row counts where there is no other.
+    """
+    rows = [r for r in collect(runs) if not (r.reference or r.validation)]
+    rows = sorted((r for r in rows if _budget(r) is not None), key=lambda r: bool(r.overrides))
     for name in names:
         for entry in config.load(name).config.get("expected") or []:
             label = entry.get("row") or name
@@ -77,7 +85,15 @@ def verdicts(names: Sequence[str], runs: Path) -> Iterator[Verdict]:
                 float(entry.get("tolerance") or 0), bool(entry.get("at_least")),
                 tuple(v for v in values if v is not None),
                 row is not None and row.older, row.fingerprint if row else "-",
+                (_budget(row) or "") if row else "",
             )  # fmt: skip
+
+
+def _budget(row: Row) -> str | None:
+    """The time that a row's training was given; "" where it was as shipped, None where more was changed."""
+    given = [re.fullmatch(r"\+*stages\.\w+\.trainer\.max_time=(.+)", o) for o in row.overrides]
+    times = [f"max_time {match[1]}" for match in given if match]
+    return ", ".join(times) if len(times) == len(given) else None
 
 
 def verify(name: str, runs: Path, repo: Path) -> int:
@@ -103,7 +119,8 @@ def _write_all(runs: Path, repo: Path) -> int:
     found = list(verdicts(config.names(), runs))
     target = repo / "experiments" / "REPRODUCTION.md"
     target.write_text("\n".join(_document(found)) + "\n", encoding="utf-8")
-    counts = {told: sum(v.told == told for v in found) for told in (PASS, FAIL, NOT_RUN)}
+    every = (PASS, FAIL, CUT_SHORT, NOT_RUN)
+    counts = {told: sum(v.told == told for v in found) for told in every}
     say(f"wrote experiments/{target.name}: " + ", ".join(f"{n} {t}" for t, n in counts.items()))
     return int(counts[FAIL] > 0)
 
@@ -113,7 +130,8 @@ def _document(found: Sequence[Verdict]) -> Iterator[str]:
     yield ""
     yield "Made by `make verify` from the run folders: published numbers and what the experiment of that"
     yield "name reaches here. ± is half of the 95 % interval over seeds, ≥ means that more is no failure,"
-    yield "* marks runs of code that has changed since. No number stands here that no run has produced."
+    yield "* marks runs of code that has changed since, max_time those whose training was given less time"
+    yield "than it asks for (days:hours:minutes:seconds). No number stands here that no run has produced."
     yield ""
     yield "| " + " | ".join((*COLUMNS, "fingerprint")) + " |"
     yield "|---" * (len(COLUMNS) + 1) + "|"

@@ -36,7 +36,7 @@ def write_run(
     """A tested stage's files, without the run."""
     where = runs / folder
     where.mkdir(parents=True)
-    modules = {name: {"_target_": "x"} for name in rows}
+    modules = {name: {"_target_": "x", "seed": seed} for name in rows}  # as iALS, which draws
     job = {"experiment": BASIC, "stage": "evaluate", "overrides": list(overrides),
            "inputs": {}, "spec": {"modules": modules, "seed": seed}}  # fmt: skip
     metrics = {"fingerprint": fingerprint, "protocol": protocol(),

@@ -29,6 +29,24 @@ def test_verdicts(ours: tuple[float, ...], tolerance: float, at_least: bool, tol
     assert verdict.told == told
 
 
+def test_a_run_that_had_no_time_to_end_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _expect(monkeypatch, at_least=True)
+    words = ("stages.train.trainer.max_time=00:00:30:00",)
+    write_run(tmp_path, "cut", {"evaluate": 0.09}, overrides=words)
+    assert verify.verify(BASIC, tmp_path, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "0.0900 (max_time" in " ".join(out.split())
+    assert "cut short" in out
+    write_run(tmp_path, "other", {"evaluate": 0.9}, overrides=(*words, "stages.train.batch_size=1"))
+    write_run(tmp_path, "whole", {"evaluate": 0.11})  # counts in place of the other two
+    assert verify.verify(BASIC, tmp_path, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "0.1100" in out
+    assert "max_time" not in out
+
+
 def _expect(monkeypatch: pytest.MonkeyPatch, **entry: Any) -> None:
     monkeypatch.setattr(config, "names", lambda: [BASIC])
     load = config.load
