@@ -17,7 +17,7 @@ from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
-RUNTIME = ("num_items", "num_users", "catalog", "words")
+RUNTIME = ("num_items", "num_users", "catalog", "item_words")
 # The input that is no argument: a checkpoint for ``load_weights``.
 WEIGHTS = "weights"
 
@@ -175,7 +175,7 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
     Args:
         node: a mapping with ``_target_``.
         data: holds ``RUNTIME``.
-        extra: arguments as they are; ``a.b`` is the argument ``b`` of the nested object ``a``, and ``weights``
+        extra: arguments as they are; ``a.b`` is the argument ``b`` of the nested object ``a``; ``weights`` is
             a checkpoint that the finished object loads.
 
     Raises:
