@@ -107,17 +107,25 @@ def test_killed_in_the_midst_of_an_epoch_it_ends_the_same(
 
 @pytest.mark.slow
 def test_rows_beside_it(
-    chain: Any, finish: Callable[..., Any], tiny_data: list[str], stage2: list[str]
+    chain: Any,
+    finish: Callable[..., Any],
+    tiny_data: list[str],
+    stage2: list[str],
+    words: list[str],
 ) -> None:
-    """The language model alone, and SASRec's own vectors without a first stage: on the same rows."""
+    """Written answers, the language model alone, and SASRec's own vectors without a first stage."""
     known = {f.name for f in chain.runs.iterdir()}
     finish(f"{CHAIN}_llm_only", tiny_data, chain.runs)
     finish(f"{CHAIN}_mlp_llm", [*tiny_data, *stage2], chain.runs)
+    finish(f"{CHAIN}_written", words, chain.runs)
     made = [f for f in chain.runs.iterdir() if f.name not in known]
     # SASRec and the reference rows were there already.
     assert sorted(f.name.split("-")[0] for f in made) == [
-        "a_llmrec.evaluate", "a_llmrec.evaluate", "a_llmrec.stage2",
+        "a_llmrec.evaluate", "a_llmrec.evaluate", "a_llmrec.evaluate_written", "a_llmrec.stage2",
     ]  # fmt: skip
+    rates = metrics(chain, "evaluate_written")
+    assert 0 <= rates["all/strict_hit"] <= rates["all/valid_rate"] <= 1
+    assert 0 <= rates["cold_item/substring_hit"] <= 1
     fingerprint = chain.json("reference", "metrics.json")["fingerprint"]
     assert all(fingerprint in file.read_text() for file in chain.runs.glob("*/metrics.json"))
     (fit,) = (f for f in made if f.name.startswith("a_llmrec.stage2"))
