@@ -86,11 +86,13 @@ def _lines_of(outputs: Any, data: Any) -> pl.DataFrame:
 def _row_columns(batch: Any, data: Any) -> dict[str, Any]:
     """Columns that every line of a row carries, (B,) each."""
     groups = batch.groups.cpu().numpy()  # (B, G)
+    # Of a sample some rows are there for their group's sake alone.
+    everywhere = () if data.test_rows is not None else ("all",)
     return {
         "row": batch.row.cpu().numpy(),
         "user_id": data.raw_users(batch.user.cpu().numpy()),
         "weight": batch.weight.cpu().numpy(),
-        **{name: groups[:, g] for g, name in enumerate(data.group_names) if name != "all"},
+        **{name: groups[:, g] for g, name in enumerate(data.group_names) if name not in everywhere},
     }
 
 

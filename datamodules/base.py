@@ -34,19 +34,23 @@ from datamodules.orders import Order
 from datamodules.prepare import prepare
 from datamodules.prepared import Prepared
 from datamodules.recipe import Groups, Recipe
+from datamodules.row_samples import RowSample, some_of, take_rows
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
 from datamodules.splits import LeaveOneOut, Split
 from datamodules.stage_data import StageDataModule
 from datamodules.types import (
     NO_TITLE,
     TEST,
+    TRAIN,
     VALID,
     Batch,
     Collator,
     EvalRows,
     Histories,
+    ItemWords,
     Method,
     RawData,
+    Rows,
 )
 from datamodules.versioning import place_stats
 
@@ -67,6 +71,8 @@ class SequenceDataModule(StageDataModule):
         images: a folder or tar of item images named by item id; None uses what ``make images`` downloaded.
         image_ids: ``id``: the files are named by the data's own ids; ``title``, or a file: see
             ``image_ids.read_ids``.
+        words: what items are called, for methods that write of them.
+        test_rows: test some of the rows alone, all methods the same ones; None tests all.
         mask_seen: leave the items of a row's own history out of its ranking.
         order: another order of each history than time (``orders``).
         order_seed: shuffles the histories of a release without times and without an order.
@@ -90,6 +96,8 @@ class SequenceDataModule(StageDataModule):
         examples: Examples | None = None,
         images: str | None = None,
         image_ids: str = "id",
+        words: ItemWords | None = None,
+        test_rows: RowSample | None = None,
         mask_seen: bool = True,
         order_seed: int = 0,
         order: Order | None = None,
@@ -103,17 +111,12 @@ class SequenceDataModule(StageDataModule):
             raise ValueError(f"on_bad_row is {on_bad_row!r}, expected 'error' or 'skip'")
         self.root = Path(root).expanduser() if root else None
         self.recipe = Recipe(
-            name=name,
-            filters=tuple(filters),
-            split=split or LeaveOneOut(),
-            candidates=candidates or FullRanking(),
-            groups=groups or QuantileGroups(),
-            examples=examples,
-            order_seed=order_seed,
-            order=order,
-        )
+            name, tuple(filters), split or LeaveOneOut(), candidates or FullRanking(),
+            groups or QuantileGroups(), examples, order_seed, order,
+        )  # fmt: skip
         self.image_place = Path(images).expanduser() if images else None
         self.image_ids = image_ids
+        self.item_words, self.test_rows = words, test_rows
         self.mask_seen = mask_seen
         self.on_bad_row = on_bad_row
         self.expected = expected or {}
@@ -164,7 +167,9 @@ class SequenceDataModule(StageDataModule):
     def rows(self, code: int) -> EvalRows:
         """Held-out rows of ``VALID`` or ``TEST``."""
         if code not in self._rows:
-            self._rows[code] = self.prepared.rows(code)
+            rows = self.prepared.rows(code)
+            sample = self.test_rows if code == TEST else None
+            self._rows[code] = rows if sample is None else sample(rows)
         return self._rows[code]
 
     @property
@@ -202,11 +207,12 @@ class SequenceDataModule(StageDataModule):
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
-        return {
+        found = {
             **self.prepared.protocol,
             "content": self.prepared.digest,
             "mask_seen": self.mask_seen,
         }
+        return found if self.test_rows is None else {**found, "test_rows": repr(self.test_rows)}
 
     def validation_rows(self) -> int:
         """Held-out rows of ``VALID``."""
@@ -230,26 +236,43 @@ class SequenceDataModule(StageDataModule):
             )
         if examples is not None and method.labelled:
             return self._example_loader(examples)
-        # A method of sequences learns from the same training events, whatever they were rated.
-        rows = TrainRows(
-            self.histories, method.max_length, method.all_windows, method.sequential,
-            method.newest_target,
-        )  # fmt: skip
-        dataset = TrainDataset(rows, self.seed)
+        dataset = self._train_dataset()
         sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(dataset[RowBatch.every(len(rows.user))]),
+            lengths=method.row_lengths(dataset.every()),
             batch_size=self.batch_size,
             seed=self.seed,
             shuffle=True,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             micro_batches=trainer.accumulate_grad_batches,
-            target_counts=rows.target_counts,
+            target_counts=dataset.rows.target_counts,
         )
         collate = method.collator(training=True)
         if method.num_negatives:
             collate = AttachNegatives(collate, method.num_negatives, method.sequential)
         return self._loader(dataset, sampler, collate)
+
+    def _train_dataset(self) -> TrainDataset:
+        """A method of sequences learns from the same training events, whatever they were rated."""
+        method = self._method()
+        rows = TrainRows(
+            self.histories, method.max_length, method.all_windows, method.sequential,
+            method.newest_target,
+        )  # fmt: skip
+        rows.keep(some_of(len(rows.user), method.most_rows.get(TRAIN), self.seed))
+        return TrainDataset(rows, self.seed, method.num_candidates)
+
+    def every_row(self, split: str) -> Rows:
+        """All rows of ``train``, ``val`` or ``test``, numbered as in the trainer's batches."""
+        if split == "train":
+            return self._train_dataset().every()
+        held_out = self._validated() if split == "val" else self.rows(self.test_code)
+        return EvalDataset(self.histories, held_out, self.seed, self.liked_above).every()
+
+    def _validated(self) -> EvalRows:
+        """The rows that a fit of the trainer's method is validated on."""
+        rows, most = self.rows(VALID), self._method().most_rows.get(VALID)
+        return take_rows(rows, some_of(len(rows.user), most, self.seed))
 
     def _example_loader(self, examples: ExampleTable) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()
@@ -279,11 +302,11 @@ class SequenceDataModule(StageDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation rows, each exactly once over all devices."""
-        return self._eval_loader(VALID)
+        return self._eval_loader(self._validated())
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Rows of ``test_code``, each exactly once over all devices."""
-        return self._eval_loader(self.test_code)
+        return self._eval_loader(self.rows(self.test_code))
 
     def raw_users(self, users: np.ndarray) -> polars.Series:
         """Raw ids of internal user ids."""
@@ -293,12 +316,11 @@ class SequenceDataModule(StageDataModule):
         """Raw ids of internal item ids; no Python string is made of any."""
         return self.prepared.items["item_id"].gather(items - 1)
 
-    def _eval_loader(self, code: int) -> DataLoader[Batch]:
+    def _eval_loader(self, rows: EvalRows) -> DataLoader[Batch]:
         trainer, method = self._trainer(), self._method()
-        rows = self.rows(code)
         dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
         sampler = EvalBatchSampler(
-            lengths=method.row_lengths(dataset[RowBatch.every(len(rows.user))]),
+            lengths=method.row_lengths(dataset.every()),
             batch_size=self.batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,

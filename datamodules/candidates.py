@@ -14,11 +14,11 @@ from typing import Protocol
 
 import numpy as np
 
-from datamodules.samplers import contains, distinct, event_keys, hashed_integers
-from datamodules.types import Histories
+from datamodules.samplers import contains, distinct, event_keys, hashed_integers, train_keys
+from datamodules.types import TRAIN, Histories
 
 # Streams of random numbers; far from those of samplers.py, which may have the same seed.
-DRAWS, RACE, COLUMNS = 101, 102, 103
+DRAWS, RACE, COLUMNS, EPOCHS = 101, 102, 103, 104
 CELLS = 2**21  # numbers worked on at once: keeps memory at some tens of megabytes
 
 
@@ -119,7 +119,51 @@ def draw_candidates(
     seen = distinct(np.concatenate([seen, asked]))
     weights = np.where(np.arange(len(weights)) == 0, 0, weights)
     _check_enough(seen, weights, user, count)
-    negatives = _negatives(seen, weights, user, target, count, (code, seed))
+    return _drawn(seen, weights, user, target, count, (code, seed))
+
+
+def training_candidates(
+    histories: Histories, user: np.ndarray, target: np.ndarray, count: int, epoch: int, seed: int
+) -> np.ndarray:
+    """(B, count) int32: each training target among items that its user has not trained on, in random order.
+
+    A pure function of (seed, epoch, user, target): the same whatever the rank and the batch. Held-out items
+    can be drawn: a model that never met them as wrong answers would know them.
+
+    Arguments:
+        user, target: (B,) internal ids; the target is an item that the user trains on.
+        count: candidates of a row, at least 2.
+
+    Raises:
+        ValueError: a user has too few items left.
+    """
+    user, target = user.astype(np.int64), target.astype(np.int64)
+    keys, num_items = train_keys(histories), histories.num_items
+    first = user * (num_items + 1)
+    taken = np.searchsorted(keys, first + num_items, "right") - np.searchsorted(keys, first)
+    if len(user) and int(taken.max()) > num_items - count + 1:
+        worst = int(taken.argmax())
+        raise ValueError(
+            f"{count} candidates were asked for, but user {user[worst]} has trained on {taken[worst]} of "
+            f"{num_items} items: ask for at most {num_items - taken[worst] + 1}."
+        )
+    weights = np.ones(num_items + 1, dtype=np.int64)
+    weights[0] = 0
+    stream = int(hashed_integers(2**62, EPOCHS, epoch, seed=seed))
+    return _drawn(keys, weights, user, target, count - 1, (TRAIN, stream))
+
+
+def _drawn(
+    seen: np.ndarray,
+    weights: np.ndarray,
+    user: np.ndarray,
+    target: np.ndarray,
+    count: int,
+    stream: tuple[int, int],
+) -> np.ndarray:
+    """(R, count + 1) int32: targets and ``count`` unseen items, columns shuffled."""
+    code, seed = stream
+    negatives = _negatives(seen, weights, user, target, count, stream)
     table = np.column_stack([target, negatives])  # (R, C)
     keys = (COLUMNS, code, user[:, None], target[:, None], np.arange(count + 1))
     order = np.argsort(hashed_integers(2**62, *keys, seed=seed), axis=1, kind="stable")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from datamodules.candidates import training_candidates
 from datamodules.examples import ExampleTable
 from datamodules.samplers import RowBatch, sample_negatives
 from datamodules.types import TRAIN, Batch, Collator, EvalRows, Histories, Rows
@@ -54,18 +55,37 @@ class TrainRows:
         # (R,) positions that carry a loss
         self.target_counts = np.ones_like(targets[some]) if newest_target else targets[some]
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Learn from these rows alone."""
+        self.user, self.target_counts = self.user[rows], self.target_counts[rows]
+        self.start, self.stop = self.start[rows], self.stop[rows]
+
 
 class TrainDataset(Dataset[Rows]):
-    """Hands a sampler's batch of training row numbers on as ``Rows``."""
+    """Hands a sampler's batch of training row numbers on as ``Rows``.
 
-    def __init__(self, rows: TrainRows, seed: int) -> None:
-        self.rows, self.seed = rows, seed
+    ``candidates``: items that each row's newest event is chosen among; 0: the rows have none.
+    """
+
+    def __init__(self, rows: TrainRows, seed: int, candidates: int = 0) -> None:
+        self.rows, self.seed, self.candidates = rows, seed, candidates
+
+    def every(self) -> Rows:
+        """All rows at once."""
+        return self[RowBatch.every(len(self.rows.user))]
 
     def __getitem__(self, batch: RowBatch) -> Rows:
         rows, row = self.rows, batch.row
+        user, stop = rows.user[row], rows.stop[row]
+        drawn = None
+        if self.candidates:
+            newest = rows.histories.items[stop - 1]
+            drawn = training_candidates(
+                rows.histories, user, newest, self.candidates, batch.epoch, self.seed
+            )
         return Rows(
-            rows.histories, row, rows.user[row], rows.start[row], rows.stop[row],
-            batch.epoch, self.seed, batch.filler, batch.normaliser,
+            rows.histories, row, user, rows.start[row], stop,
+            batch.epoch, self.seed, batch.filler, batch.normaliser, candidates=drawn,
         )  # fmt: skip
 
 
@@ -95,6 +115,10 @@ class EvalDataset(Dataset[Rows]):
         self.histories, self.rows, self.seed = histories, rows, seed
         self.liked_above = liked_above
 
+    def every(self) -> Rows:
+        """All rows at once."""
+        return self[RowBatch.every(len(self.rows.user))]
+
     def __getitem__(self, batch: RowBatch) -> Rows:
         rows, row = self.rows, batch.row
         user = rows.user[row]
@@ -109,6 +133,7 @@ class EvalDataset(Dataset[Rows]):
             target=rows.target[row],
             label=None if rows.label is None else rows.label[row],
             liked_above=self.liked_above,
+            candidates=None if rows.candidates is None else rows.candidates[row],
         )
 
 

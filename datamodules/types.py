@@ -42,6 +42,32 @@ NO_TITLE = "(no title)"
 
 
 @dataclass(frozen=True)
+class ItemWords:
+    """What the items of a data set are called, for methods that write of them.
+
+    Args:
+        singular: one item: film, book, product.
+        plural: several of them.
+        present: what people do with them: watch, read, buy.
+        past: what they did: watched, read, bought.
+
+    Raises:
+        ValueError: a word is blank.
+    """
+
+    singular: str
+    plural: str
+    present: str
+    past: str
+
+    def __post_init__(self) -> None:
+        if blank := [f.name for f in fields(self) if not getattr(self, f.name).strip()]:
+            raise ValueError(
+                f"words for items lack {', '.join(blank)}: film, films, watch, watched"
+            )
+
+
+@dataclass(frozen=True)
 class Interactions:
     """Events in the raw file's order, columns as in ``INTERACTION_SCHEMA`` (raw ids).
 
@@ -155,6 +181,8 @@ class Batch:
     tokens: torch.Tensor | None = None  # (B, L) of each row's prompt, padded on the left
     token_mask: torch.Tensor | None = None  # (B, L) 1 at tokens, 0 at padding
     answers: torch.Tensor | None = None  # (B, A) next token at the last A positions, -100 = no loss
+    # (B, L) whose vector stands at each token's place: 0 = the token's own, -1 = the user's, else the item's
+    slots: torch.Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on another device (Lightning calls this)."""
@@ -204,6 +232,7 @@ class Rows:
     )
     label: np.ndarray | None = None  # (B,) bool: whether it was liked
     liked_above: float | None = None  # events rated above this count as liked
+    candidates: np.ndarray | None = None  # (B, C) items to choose from, the target among them
 
 
 Collator = Callable[[Rows], Batch]
@@ -257,6 +286,10 @@ class Method(Protocol):
     labelled: bool
     # Learn from each row's newest training event alone.
     newest_target: bool
+    # Items that a newest target is chosen among in training: the rows then come with ``candidates``.
+    num_candidates: int
+    # Rows of TRAIN and of VALID that a fit uses, at most, drawn by the seed.
+    most_rows: dict[int, int]
 
     def collator(self, training: bool) -> Collator:
         """Turns rows into a batch (runs in loader workers)."""

@@ -25,7 +25,9 @@ from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
 # What changes no prepared file.
-UNPREPARED_KEYS = ("mask_seen", "expected", "allow_mismatch", "images", "image_ids")
+UNPREPARED_KEYS = (
+    "mask_seen", "expected", "allow_mismatch", "images", "image_ids", "words", "test_rows",
+)  # fmt: skip
 # Places of the user's: their content counts, not where they lie.
 LOCAL_PLACES = ("root", "interactions", "items", "images", "instructions")
 LOCAL_DATA_KEYS = (*LOCAL_PLACES, "on_bad_row", "expected", "allow_mismatch")
@@ -135,7 +137,8 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
             "run": spec["run"],
             "modules": spec["modules"],
             "inputs": inputs,
-            "data": _without(spec["data"], LOCAL_DATA_KEYS),
+            # What is tested is nothing to a fit.
+            "data": _without(spec["data"], LOCAL_DATA_KEYS + (() if test else ("test_rows",))),
             "digest": data_digest,
             "trainer": trainer,
             "select": spec["select"],

@@ -17,9 +17,9 @@ from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
-RUNTIME = ("num_items", "num_users", "catalog")
-# Input names that the runner itself handles: a checkpoint for ``load_weights``.
-STAGE_INPUTS = ("weights",)
+RUNTIME = ("num_items", "num_users", "catalog", "item_words")
+# The input that is no argument: a checkpoint for ``load_weights``.
+WEIGHTS = "weights"
 
 
 def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str]:
@@ -28,17 +28,21 @@ def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str
     Args:
         node: a mapping with ``_target_``, or anything that may hold such mappings.
         where: its dotted place, for the messages.
-        given: names of arguments that will be filled in besides those of the mapping.
+        given: names of arguments that will be filled in besides those of the mapping; ``a.b`` is the argument
+            ``b`` of the nested object ``a``.
     """
     if isinstance(node, list):
         for i, item in enumerate(node):
             yield from problems(item, f"{where}[{i}]")
     elif isinstance(node, dict):
+        own, nested = _sorted_by_owner(dict.fromkeys(given))
         for key, value in node.items():
             if isinstance(value, (dict, list)):
-                yield from problems(value, f"{where}.{key}")
+                yield from problems(value, f"{where}.{key}", tuple(nested.pop(key, {})))
+        for key, names in nested.items():
+            yield f"{where} has no object {key!r} that could be given {', '.join(names)}"
         if "_target_" in node:
-            yield from _object_problems(node, where, given)
+            yield from _object_problems(node, where, tuple(n for n in own if n != WEIGHTS))
 
 
 def _object_problems(node: dict[str, Any], where: str, given: tuple[str, ...]) -> Iterator[str]:
@@ -168,15 +172,39 @@ def build(node: dict[str, Any], **extra: Any) -> Any:
 def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
     """``build`` with what constructors ask of the data module ``data``, those of nested objects, too.
 
+    Args:
+        node: a mapping with ``_target_``.
+        data: holds ``RUNTIME``.
+        extra: arguments as they are; ``a.b`` is the argument ``b`` of the nested object ``a``; ``weights`` is
+            a checkpoint that the finished object loads.
+
     Raises:
         UserError: see ``build``.
     """
+    own, inner = _sorted_by_owner(extra)
+    weights = own.pop(WEIGHTS, None)
     asked = signature_of(locate(node["_target_"]))
     given = {name: getattr(data, name) for name in RUNTIME if name in asked}
-    nested = {name: value for name, value in node.items() if _asks_of_data(value)}
-    made = {name: build_on(value, data) for name, value in nested.items()}
+    nested = [name for name, value in node.items() if name in inner or _asks_of_data(value)]
+    made = {name: build_on(node[name], data, **inner.get(name, {})) for name in nested}
     rest = {name: value for name, value in node.items() if name not in nested}
-    return build(rest, **given, **made, **extra)
+    built = build(rest, **given, **made, **own)
+    if weights is not None:
+        built.load_weights(weights)
+    return built
+
+
+def _sorted_by_owner(extra: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """An object's own arguments, and those of its nested objects by name."""
+    own: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in extra.items():
+        owner, dot, rest = name.partition(".")
+        if dot:
+            nested.setdefault(owner, {})[rest] = value
+        else:
+            own[name] = value
+    return own, nested
 
 
 def _asks_of_data(node: Any) -> bool:

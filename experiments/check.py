@@ -34,7 +34,7 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
         if not isinstance(stage, dict) or ("module" in stage) == ("modules" in stage):
             continue  # a problem of its frame, which is told by frame.structure_problems
         spec = artifacts.stage_spec(experiment, name)
-        given = tuple(a for a in spec["inputs"] if a not in build.STAGE_INPUTS)
+        given = tuple(spec["inputs"])
         single = "module" in stage
         yield from _kind_problems(name, spec)
         yield from _never_validated(name, spec)

@@ -47,9 +47,8 @@ def export(experiment: config.Experiment) -> None:
                 f"make exp NAME={experiment.name}"
             )
         (node,) = stage.spec["modules"].values()
-        inputs = {a: f for a, f in stage.inputs.items() if a not in build.STAGE_INPUTS}
         data = build.build(stage.spec["data"])
-        module: Any = build.build_on(node, data, **inputs)
+        module: Any = build.build_on(node, data, **stage.inputs)
         module.load_weights(stage.folder / "best.ckpt")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for kind, folder in module.export(stage.folder / "export", device).items():

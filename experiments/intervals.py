@@ -132,15 +132,18 @@ def _row_values(file: Path, metrics: Sequence[str]) -> pl.DataFrame | None:
 
     from lightning_modules.expected import expected_hit, expected_ndcg
 
-    names = scores_columns(file)
+    names, lines = scores_columns(file), pl.scan_parquet(file)
     if "label" in names:
         return None
+    if "all" in names:  # a sample, with rows that are there for a rare group alone
+        lines = lines.filter("all")
     if "above" in names:  # whole catalogue: one line a row
-        rows = pl.read_parquet(file, columns=[*_KEYS, "above", "ties"])
+        rows = lines.select(*_KEYS, "above", "ties").collect()
     else:  # sampled candidates: one line a candidate
         own = pl.col("score").filter("is_target").first()
         rows = (
-            pl.read_parquet(file, columns=[*_KEYS, "score", "is_target"])
+            lines.select(*_KEYS, "score", "is_target")
+            .collect()
             .group_by(_KEYS, maintain_order=True)
             .agg(
                 (pl.col("score") > own).sum().alias("above"),

@@ -74,13 +74,10 @@ def _data(job: dict[str, Any]) -> StageDataModule:
 
 def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) -> StageModule:
     """Build a module from its config, the data's facts and the earlier stages' files."""
-    inputs = {a: f for a, f in job["inputs"].items() if a not in build.STAGE_INPUTS}
-    module: StageModule = build.build_on(node, data, **inputs)
     for file in map(Path, job["inputs"].values()):
         if file.suffix == ".ckpt":
             _require_readable(file)
-    if "weights" in job["inputs"]:
-        module.load_weights(job["inputs"]["weights"])
+    module: StageModule = build.build_on(node, data, **job["inputs"])
     return module
 
 

@@ -58,6 +58,8 @@ class RankingModule(StageModule):
     num_negatives: int = 0
     labelled: bool = False
     newest_target: bool = False
+    num_candidates: int = 0
+    most_rows: dict[int, int] = {}  # noqa: RUF012 - of a class that has no limits; never changed
     generations: Generations | None = None  # of a method that writes texts; a callback keeps them
 
     def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:

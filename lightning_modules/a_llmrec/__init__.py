@@ -1,5 +1,7 @@
 """A-LLMRec."""
 
 from lightning_modules.a_llmrec.stage1 import Stage1Module
+from lightning_modules.a_llmrec.stage2 import Stage2Module
+from lightning_modules.a_llmrec.written import WrittenStage2Module
 
-__all__ = ["Stage1Module"]
+__all__ = ["Stage1Module", "Stage2Module", "WrittenStage2Module"]

@@ -1,4 +1,4 @@
-"""The two autoencoders of A-LLMRec's first stage, and what they are trained on.
+"""The networks of A-LLMRec: two autoencoders that meet (stage 1), projectors into a language model (stage 2).
 
 Legend: N pairs, d width of the collaborative vectors, t of the text vectors, l latent width.
 """
@@ -99,3 +99,33 @@ def pair_scores(user: Tensor, item: Tensor, scores: Scores) -> Tensor:
 def _squares(a: Tensor, b: Tensor) -> Tensor:
     """(N,) mean squared differences."""
     return (a - b).square().mean(-1)
+
+
+class Projector(nn.Module):
+    """Two layers from a collaborative or joint vector to the width of a language model's embeddings.
+
+    Users: Linear, LayerNorm, LeakyReLU, Linear; items have GELU instead (section 4.2 and the authors' code).
+
+    Args:
+        size: of what is projected.
+        width: H.
+        activation: ``leaky_relu`` or ``gelu``.
+    """
+
+    def __init__(self, size: int, width: int, activation: Literal["leaky_relu", "gelu"]) -> None:
+        super().__init__()
+        self.size = size
+        self.layers = nn.Sequential(
+            nn.Linear(size, width),
+            nn.LayerNorm(width),
+            nn.LeakyReLU() if activation == "leaky_relu" else nn.GELU(),
+            nn.Linear(width, width),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H) of ``x`` (N, size)."""
+        projected: Tensor = self.layers(x)
+        return projected

@@ -174,6 +174,11 @@ class Stage1Module(RankingModule):
         if self.text_coder is not None:
             super().load_weights(path)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether a checkpoint was given: what is not trained aligns nothing."""
+        return self._weights is not None
+
     def train(self, mode: bool = True) -> Stage1Module:
         """The backbone stays as it is in evaluation: it is frozen, and its dropout is not wanted."""
         super().train(mode)

@@ -9,6 +9,7 @@ Legend: B rows, C candidates, P prompt tokens, S tokens behind the prompt, L = P
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -138,3 +139,54 @@ def _summed(logits: Tensor, tree: Tree, rows: int, most: int) -> Likelihoods:
     count = torch.bincount(owner, minlength=rows * most)
     total = total.masked_fill(count == 0, -torch.inf).view(rows, most)
     return Likelihoods(total, total / count.clamp(min=1).view(rows, most))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """The candidates that each row's prompt lists, with their scores."""
+
+    candidates: Tensor  # (B, C) ids, 0 = padding
+    scores: Tensor  # (B, C) float32, -inf at padding
+
+    def of(self, items: Tensor) -> Tensor:
+        """Scores (B, C) of items, (C,) for all rows or (B, C).
+
+        Raises:
+            ValueError: a prompt does not list an item.
+        """
+        asked = items.expand(len(self.candidates), -1)  # (B, C')
+        same = asked[:, :, None] == self.candidates[:, None, :]  # (B, C', C)
+        if not bool(same.any(-1).all()):
+            raise ValueError(
+                "only candidates that a prompt lists can be scored: give data.candidates a set, such as "
+                "UniformCandidates(count=19)"
+            )
+        return self.scores.gather(1, same.int().argmax(-1))
+
+
+def listed_scores(
+    model: Any,
+    prompts: Sequence[Tokens],
+    candidates: Tensor,
+    texts: Sequence[Sequence[Tokens]],
+    pad: int,
+    normalise: bool = True,
+) -> Listed:
+    """Log-likelihoods of candidates' texts as scores, see ``candidate_log_likelihoods``.
+
+    Args:
+        candidates: (B, C) ids, 0 = padding.
+        texts: (B) lists of C token sequences; those of padding are not read.
+        normalise: the mean over a text's tokens, not their sum.
+    """
+    real = candidates > 0  # (B, C)
+    rows = [
+        [text for text, there in zip(row, mask, strict=True) if there]
+        for row, mask in zip(texts, real.tolist(), strict=True)
+    ]
+    found = candidate_log_likelihoods(model, prompts, rows, pad)
+    values = found.mean if normalise else found.total  # (B, most)
+    first = torch.arange(values.shape[1], device=values.device) < real.sum(1, keepdim=True)
+    scores = torch.full(real.shape, -torch.inf, device=values.device)
+    scores[real] = values[first]
+    return Listed(candidates, scores)

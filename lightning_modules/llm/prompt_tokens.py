@@ -162,7 +162,7 @@ def tokenise(
 
 def some_rows(rows: Rows, keep: np.ndarray) -> Rows:
     """Rows by number."""
-    per_row = ("row", "user", "start", "stop", "filler", "target", "label")
+    per_row = ("row", "user", "start", "stop", "filler", "target", "label", "candidates")
     held = {f.name: getattr(rows, f.name) for f in fields(rows) if f.name in per_row}
     return replace(rows, **{n: v[keep] for n, v in held.items() if v is not None})
 

@@ -38,7 +38,7 @@ class ItemTextEncoder(nn.Module):
     """
 
     table: Tensor  # (I + 1, t) of a frozen encoder
-    told: Tensor  # (I + 1,) bool, items with a text
+    told: Tensor  # (I + 1,) bool, whether an item has a text
 
     def __init__(
         self,

@@ -170,10 +170,14 @@ class LanguageModelModule(StageModule):
         self.model = attach_adapter(base, self.adapter, seed)
         if self.recomputes:
             recompute_activations(self.model)
+        self.add_parts(device, seed)
         if self._weights is not None:
             super().load_weights(self._weights)
         elif self.start is not None:
             start_adapter(self.model, self.adapter, self.start)
+
+    def add_parts(self, device: torch.device, seed: int) -> None:
+        """What a method trains beside the language model: made when that is there, before any weights are."""
 
     def checkpoint_activations(self) -> None:
         """Recompute each layer in the backward pass, once the model is loaded."""

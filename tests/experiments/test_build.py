@@ -59,6 +59,34 @@ def test_facts_go_to_nested_objects_that_ask() -> None:
     assert pair.third.first.item_vectors().shape == (4, 8)
 
 
+class Loads(Pair):
+    """Notes the checkpoint that it is to load."""
+
+    loaded = ""
+
+    def load_weights(self, path: str) -> None:
+        """Note it."""
+        self.loaded = path
+
+
+def test_inputs_go_to_the_object_that_they_name() -> None:
+    target = "tests.experiments.test_build.Loads"
+    inner = {"_target_": target, "second": 1, "third": None}
+    node = {"_target_": target, "first": {"_target_": target, "first": inner, "second": 2},
+            "second": {"_target_": UNIFORM}}  # fmt: skip
+    given = {"third": 3, "weights": "outer", "first.third": 4, "first.first.first": 5,
+             "first.first.weights": "inner"}  # fmt: skip
+    assert problems(node, tuple(given)) == []
+    pair = build.build_on(node, SimpleNamespace(), **given)
+    assert (pair.third, pair.loaded) == (3, "outer")
+    assert (pair.first.third, pair.first.loaded) == (4, "")
+    assert (pair.first.first.first, pair.first.first.loaded) == (5, "inner")
+    lost = problems(node, ("third", "nobody.third", "first.third", "first.first.firts"))
+    assert "no object 'nobody'" in lost[-1]
+    assert any("'firts'" in line and "first.first" in line for line in lost)
+    assert any("needs 'first'" in line for line in lost)
+
+
 @pytest.mark.parametrize(
     ("node", "words"),
     [

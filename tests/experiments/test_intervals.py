@@ -79,6 +79,22 @@ def test_sampled_candidates_are_ranked_from_their_scores(tmp_path: Path) -> None
     assert found.mean == pytest.approx((1 - 0.5 + second - 0.5) / 2)
 
 
+def test_rows_of_a_sample_that_are_there_for_a_rare_group_alone_do_not_count(
+    tmp_path: Path,
+) -> None:
+    drawn, further = [0, 3, 1], [9, 9]
+    ours, base = ranked(tmp_path / "a", drawn + further), ranked(tmp_path / "b", [0, 0, 0, 0, 0])
+    for file in (ours, base):
+        pl.read_parquet(file).with_columns(all=pl.Series([True] * 3 + [False] * 2)).write_parquet(
+            file
+        )
+    expected = intervals.paired(
+        [ranked(tmp_path / "c", drawn)], [ranked(tmp_path / "d", [0, 0, 0])]
+    )
+    assert expected is not None
+    assert intervals.paired([ours], [base]) == expected
+
+
 def test_other_rows_are_refused_and_missing_files_tell_nothing(tmp_path: Path) -> None:
     ours = ranked(tmp_path / "a.parquet", [0, 1, 2])
     with pytest.raises(ValueError, match="the same rows"):

@@ -1,0 +1,121 @@
+"""What A-LLMRec's second stage reads of frozen models: states of users, vectors of items. Computed once.
+
+Legend: R rows of a split, I items; widths: d of collaborative vectors, l of what stage 1 made of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.types import Rows
+from lightning_modules.a_llmrec.stage1 import Stage1Module
+from lightning_modules.llm.prompt_tokens import some_rows
+from lightning_modules.next_item import NextItemModule
+
+ItemTokens = Literal["item", "text", "by_coldness", "collaborative", "random", "none"]
+_ALIGNED = ("item", "text", "by_coldness")
+_RANDOM = 403  # stream of random numbers
+_AT_ONCE = 1024  # rows whose users are encoded together
+
+
+def freeze_sources(
+    alignment: Stage1Module | None,
+    backbone: NextItemModule | None,
+    backbone_weights: str | None,
+    user_token: bool,
+    item_tokens: ItemTokens,
+) -> None:
+    """Freeze them, with their weights: behind every soft token is something trained, which stays as it is.
+
+    Raises:
+        ValueError: a source or its checkpoint is missing, or there are two.
+    """
+    if alignment is not None and backbone is not None:
+        raise ValueError("give alignment, which has a backbone, or backbone, not both")
+    if backbone is not None:
+        if backbone_weights is None:
+            raise ValueError(
+                "backbone needs its checkpoint: inputs: {backbone_weights: backbone/best.ckpt}"
+            )
+        backbone.load_weights(backbone_weights)
+    frozen = alignment if alignment is not None else backbone
+    if frozen is not None:
+        frozen.requires_grad_(False).eval()
+    elif user_token or item_tokens not in ("none", "random"):
+        raise ValueError(
+            "user_token and item_tokens come from an alignment or a backbone: give one, or set "
+            "user_token=false and item_tokens=none"
+        )
+    if item_tokens in _ALIGNED and (alignment is None or not alignment.has_weights):
+        raise ValueError(
+            f"item_tokens={item_tokens} comes from a trained alignment: give alignment, and "
+            "inputs: {alignment.weights: alignment/best.ckpt}"
+        )
+
+
+@torch.no_grad()
+def user_states(backbone: NextItemModule, rows: Rows, device: torch.device) -> Tensor:
+    """(R, d) x^u of rows whose ``stop`` is their target's place: what stands before it, and nothing else.
+
+    A backbone without histories (LightGCN) has one vector a user, which has learned from all training events.
+    """
+    collate = backbone.collator(training=False)
+    found = []
+    with torch.autocast(device.type, enabled=False):
+        for first in range(0, len(rows.row), _AT_ONCE):
+            some = np.arange(first, min(len(rows.row), first + _AT_ONCE))
+            batch = collate(some_rows(rows, some)).to(device)
+            found.append(backbone.user_vectors(batch).float())
+    return torch.cat(found)
+
+
+@torch.inference_mode(False)  # made in a validation, they may still be trained with
+@torch.no_grad()
+def item_states(
+    item_tokens: ItemTokens,
+    size: int,
+    counts: np.ndarray,
+    cold_share: float,
+    alignment: Stage1Module | None,
+    backbone: NextItemModule | None,
+    device: torch.device,
+) -> Tensor:
+    """(I + 1, size) what stands for each item; row 0, and texts that are missing, are zero.
+
+    Args:
+        item_tokens: see ``Stage2Module``.
+        size: l, or d of ``collaborative``.
+        counts: (I + 1,) training events of each item.
+        cold_share: of the items that ``by_coldness`` takes as cold; equal counts are ordered by id.
+        alignment, backbone: of which one is there, where they are asked.
+    """
+    with torch.autocast(device.type, enabled=False):
+        if item_tokens == "collaborative":
+            assert backbone is not None
+            vectors = backbone.item_vectors().clone()
+        elif item_tokens == "random":
+            # The same in a fit and in the test of what it has trained.
+            draw = torch.Generator().manual_seed(_RANDOM)
+            vectors = torch.rand(len(counts), size, generator=draw).to(device)
+        else:
+            assert alignment is not None
+            vectors = _aligned(item_tokens, counts, cold_share, alignment)
+    vectors = vectors.float()
+    vectors[0] = 0
+    return vectors
+
+
+def _aligned(
+    item_tokens: ItemTokens, counts: np.ndarray, cold_share: float, alignment: Stage1Module
+) -> Tensor:
+    if item_tokens == "item" or item_tokens == "text":
+        return alignment.joint_vectors(item_tokens).clone()
+    items, texts = alignment.joint_vectors("item"), alignment.joint_vectors("text")
+    coldest = 1 + np.argsort(counts[1:], kind="stable")[: int(cold_share * (len(counts) - 1))]
+    cold = torch.zeros(len(items), dtype=torch.bool)
+    cold[torch.from_numpy(coldest)] = True
+    return torch.where((cold.to(items.device) & alignment.encoder.told)[:, None], texts, items)

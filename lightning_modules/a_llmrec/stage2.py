@@ -1,0 +1,337 @@
+"""A-LLMRec's second stage: a frozen language model reads users and items through trained projectors.
+
+Legend: B rows, C candidates, L tokens, A answer tokens, N soft tokens, R rows of a split, I items; widths: d
+of collaborative vectors, l of what stage 1 made of them, H of the language model's embeddings.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any, get_args
+
+import lightning.pytorch as pl
+import numpy as np
+import polars
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories, ItemWords, Rows
+from lightning_modules.a_llmrec.frozen import ItemTokens, freeze_sources, item_states, user_states
+from lightning_modules.a_llmrec.model import Projector
+from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable, before_target
+from lightning_modules.a_llmrec.stage1 import Stage1Module
+from lightning_modules.base import RankingModule
+from lightning_modules.llm.candidate_scoring import Listed, listed_scores
+from lightning_modules.llm.label_scoring import NO_LOSS, last_logits
+from lightning_modules.llm.sharding import ShardedStrategy
+from lightning_modules.llm.soft_tokens import soft_tokens
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.tuning import LanguageModelModule
+from lightning_modules.next_item import NextItemModule
+from lightning_modules.stage_module import mix_seeds
+
+_PROJECTORS = 402  # stream of random numbers
+
+
+class Stage2Module(LanguageModelModule, RankingModule):
+    """Alignment with a language model (Kim et al., KDD 2024, arXiv 2404.11343, section 4.2).
+
+    The projectors F_U and F_I are trained, by the loss of the target's title behind a prompt that lists it
+    among others; all else is frozen, unless an adapter is asked for. A candidate's score is the likelihood of
+    its title behind the prompt. The states x^u of the training, validation and test rows are computed apart,
+    each from what stands before its target.
+
+    Args:
+        catalog, item_words: given by the runner from the data.
+        llm, adapter: see ``LanguageModelModule``; without an adapter the language model is frozen.
+        alignment: the first stage, with its backbone and with the checkpoint ``alignment.weights``.
+        backbone, backbone_weights: a collaborative model in its place; nothing is aligned.
+        user_token: begin with the user's soft token.
+        item_tokens: behind each title, ``item``: the latent vector of its collaborative vector; ``text``: of
+            its text, "A-LLMRec (SBERT)"; ``by_coldness``: of its text where it is cold and has one;
+            ``collaborative``: no alignment, the backbone's own vector (MLP-LLM); ``random``; ``none``.
+        cold_share: of the items, the least trained ones, that ``by_coldness`` takes as cold.
+        max_length: newest items that a prompt shows.
+        num_candidates: that a training target is chosen among, itself included.
+        title_tokens: tokens of a title in its quotes, at most.
+        normalise: score by the mean over a title's tokens, not by their sum.
+        max_users: train on so many users, drawn by the seed; None takes all.
+        max_valid: validate on so many rows, drawn by the seed; None takes all.
+        options: of the training, see ``LanguageModelModule``.
+
+    Raises:
+        ValueError: settings that do not go together; data that do not say what their items are called.
+    """
+
+    newest_target = True
+
+    def __init__(
+        self,
+        catalog: polars.DataFrame,
+        item_words: ItemWords | None,
+        llm: BackboneSpec,
+        adapter: AdapterSpec | None = None,
+        alignment: Stage1Module | None = None,
+        backbone: NextItemModule | None = None,
+        backbone_weights: str | None = None,
+        user_token: bool = True,
+        item_tokens: ItemTokens = "item",
+        cold_share: float = 0.35,
+        max_length: int = 10,
+        num_candidates: int = 20,
+        title_tokens: int = 32,
+        normalise: bool = True,
+        max_users: int | None = None,
+        max_valid: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            llm, adapter or AdapterSpec(method="none"), max_length=max_length, **options
+        )
+        if item_words is None:
+            raise ValueError(
+                "the data do not say what their items are called: give the data config words, such as "
+                "{_target_: datamodules.types.ItemWords, singular: film, plural: films, present: watch, "
+                "past: watched}"
+            )
+        if item_tokens not in get_args(ItemTokens):
+            known = ", ".join(get_args(ItemTokens))
+            raise ValueError(f"item_tokens is {item_tokens!r}, expected one of {known}")
+        for name, value, least in (
+            ("num_candidates", num_candidates, 2), ("title_tokens", title_tokens, 3),
+            ("max_users", max_users, 1), ("max_valid", max_valid, 1),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if not 0 < cold_share < 1:
+            raise ValueError(f"cold_share is {cold_share}, expected a share between 0 and 1")
+        if self.adapter.adds_tokens:
+            raise ValueError(f"adapter {self.adapter.method} adds tokens of its own: take lora")
+        self.alignment, self.backbone = alignment, backbone
+        self.user_token, self.item_tokens = user_token, item_tokens
+        freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens)
+        self.cold_share, self.normalise = cold_share, normalise
+        self.item_words, self.title_tokens = item_words, title_tokens
+        self.titles: list[str | None] = catalog["title"].to_list()  # (I,)
+        self.num_candidates = num_candidates
+        limits = {TRAIN: max_users, VALID: max_valid}
+        self.most_rows = {code: most for code, most in limits.items() if most is not None}
+        # As wide as the parts turn out to be.
+        self.user_projector: Projector | None = None
+        self.item_projector: Projector | None = None
+        self._users: dict[str, Tensor] = {}  # of each split, (R, d)
+        self._items: Tensor | None = None  # (I + 1, l) or (I + 1, d)
+        self._split = "train"
+
+    @property
+    def collaborative(self) -> NextItemModule | None:
+        """The backbone."""
+        return self.backbone if self.alignment is None else self.alignment.backbone
+
+    # Life ----------------------------------------------------------------------------------------------
+
+    def impossible(self, histories: Histories) -> str | None:
+        """What the alignment or its backbone cannot read."""
+        part = self.alignment if self.alignment is not None else self.backbone
+        return None if part is None else part.impossible(histories)
+
+    def untrainable(self, trainer: pl.Trainer) -> str | None:
+        """Without soft tokens and adapter there is nothing to train."""
+        if not self.user_token and self.item_tokens == "none" and self.adapter.method == "none":
+            return "user_token=false, item_tokens=none and adapter none leave nothing to train"
+        return super().untrainable(trainer)
+
+    def sharded_strategy(self, devices: int) -> ShardedStrategy:
+        """Refuse: projectors outside of the language model would learn apart on each device."""
+        raise ValueError("Stage2Module's projectors cannot be spread: take launch.strategy=ddp")
+
+    def setup(self, stage: str) -> None:
+        """The frozen parts learn what they need of the data."""
+        for part in (self.alignment, self.backbone):
+            if part is not None:
+                part.setup(stage)
+
+    def configure_model(self) -> None:
+        """Load what is frozen, then the language model, then make the projectors."""
+        if self.model is None and self.alignment is not None:
+            self.alignment.configure_model()
+            self.alignment.requires_grad_(False).eval()
+        super().configure_model()
+
+    def add_parts(self, device: torch.device, seed: int) -> None:
+        """The projectors, drawn from the seed."""
+        user, item = self._projectors(seed)
+        self.user_projector = None if user is None else user.to(device)
+        self.item_projector = None if item is None else item.to(device)
+
+    def _projectors(self, seed: int) -> tuple[Projector | None, Projector | None]:
+        """F_U and F_I as they are before training; None where nothing is projected."""
+        width = int(self.model.get_input_embeddings().embedding_dim)
+        with torch.no_grad():
+            part = self.collaborative
+            size = 0 if part is None else part.item_vectors().shape[1]
+        latent = size
+        if self.alignment is not None and self.item_tokens != "collaborative":
+            latent = self.alignment.latent_size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seeds(seed, _PROJECTORS))
+            user = Projector(size, width, "leaky_relu") if self.user_token else None
+            item = Projector(latent or width, width, "gelu") if self._has_slots else None
+        return user, item
+
+    @property
+    def _has_slots(self) -> bool:
+        return self.item_tokens != "none"
+
+    def train(self, mode: bool = True) -> Stage2Module:
+        """What is frozen stays as it is in evaluation."""
+        super().train(mode)
+        for part in (self.alignment, self.backbone):
+            if part is not None:
+                part.eval()
+        return self
+
+    def remarks(self) -> list[str]:
+        """What prompts lost."""
+        cut, long = self.table.cut_events, self.table.cut_titles
+        told = [
+            *([f"{cut:,} of the histories' items did not fit into {self.table.limit} tokens"] * (cut > 0)),
+            *([f"{long:,} titles were cut to {self.title_tokens} tokens"] * (long > 0)),
+        ]  # fmt: skip
+        missing = sum(not (title or "").strip() for title in self.titles)
+        told += [f"{missing:,} items have no title and are shown as {NO_TITLE}"] * (missing > 0)
+        return [*super().remarks(), *told]
+
+    # What is frozen, computed once -----------------------------------------------------------------------
+
+    def user_states(self, split: str) -> Tensor:
+        """(R, d) x^u of all rows of ``train``, ``val`` or ``test``: what stands before each row's target."""
+        if split not in self._users:
+            assert self.collaborative is not None
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            rows = before_target(data.every_row(split))
+            self._users[split] = user_states(self.collaborative, rows, self.device)
+        return self._users[split]
+
+    def item_states(self) -> Tensor:
+        """(I + 1, l) what F_I projects, or (I + 1, d) of ``collaborative``; row 0 is zero."""
+        if self._items is None:
+            assert self.item_projector is not None
+            self._items = item_states(
+                self.item_tokens, self.item_projector.size, self.histories.train_counts(),
+                self.cold_share, self.alignment, self.collaborative, self.device,
+            )  # fmt: skip
+        return self._items
+
+    # Tokens ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def table(self) -> ChoiceTable:
+        """The tokens of all prompts."""
+        limit = self.llm.max_length - self.title_tokens - 1  # room for an answer and its end
+        return ChoiceTable(
+            self.tokenizer, self.item_words, self.titles, self.llm.chat_template, limit,
+            self.max_length, self.title_tokens, self.user_token, self._has_slots,
+        )  # fmt: skip
+
+    def row_lengths(self, rows: Rows) -> np.ndarray:
+        """(R,) tokens of each prompt."""
+        return self.table.measure(rows)
+
+    def collator(self, training: bool) -> Collator:
+        """Prompts with their slots."""
+        return ChoiceCollator(self.table, training)
+
+    def soft(self, batch: Batch, split: str) -> AbstractContextManager[None]:
+        """While it is open the language model reads the rows' vectors at their slots."""
+        assert batch.slots is not None
+        where = batch.slots != 0  # (B, L)
+        kind = batch.slots[where]  # (N,)
+        if not len(kind):
+            return nullcontext()
+        owner = where.nonzero()[:, 0]  # (N,)
+        vectors = []
+        if self.user_projector is not None:
+            vectors.append(self.user_projector(self.user_states(split)[batch.row]))  # (B, H)
+        users = sum(map(len, vectors))
+        place = owner.clone()
+        if self.item_projector is not None:
+            is_item = kind != USER
+            distinct, which = kind[is_item].unique(return_inverse=True)
+            vectors.append(self.item_projector(self.item_states()[distinct]))
+            place[is_item] = users + which
+        return soft_tokens(self.model, where, torch.cat(vectors)[place])
+
+    # Training --------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Each row's mean cross-entropy of its answer's tokens, over the rows of the whole global batch."""
+        assert batch.tokens is not None
+        assert batch.token_mask is not None
+        assert batch.answers is not None
+        assert batch.weight is not None  # 0 at rows that only keep ranks in step
+        assert batch.normaliser is not None
+        with self.soft(batch, "train"):
+            logits = last_logits(
+                self.model, batch.tokens, batch.token_mask, batch.answers.shape[1]
+            )  # (B, A, V): the head runs on no other position
+        each = F.cross_entropy(
+            logits.transpose(1, 2), batch.answers, reduction="none", ignore_index=NO_LOSS
+        ).sum(1) / (batch.answers != NO_LOSS).sum(1)  # (B,)
+        loss: Tensor = (each * batch.weight).sum() / batch.normaliser
+        self.log_train_loss(loss)
+        return loss
+
+    def on_train_end(self) -> None:
+        """Sound the alarm when a projector has not moved.
+
+        Raises:
+            ValueError: one is as it was made, or see ``LanguageModelModule``.
+        """
+        super().on_train_end()
+        seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        pairs = zip((self.user_projector, self.item_projector), self._projectors(seed), strict=True)
+        for now, before in pairs:
+            if now is None or before is None:
+                continue
+            start, end = before.state_dict(), now.state_dict()
+            if all(torch.equal(value.cpu(), start[name]) for name, value in end.items()):
+                raise ValueError(
+                    f"a projector has not moved in {self.trainer.global_step} steps: look at the learning "
+                    "rate and the loss"
+                )
+
+    # Evaluation ------------------------------------------------------------------------------------------
+
+    def _reset(self, split: str) -> None:
+        """Fresh sums, and which rows' users are meant."""
+        super()._reset(split)
+        self._split = split
+
+    def encode(self, batch: Batch) -> Listed:
+        """Log-likelihoods of the titles of all candidates, in one pass."""
+        assert batch.tokens is not None
+        assert batch.token_mask is not None
+        assert batch.candidates is not None
+        prompts = [
+            ids[real].tolist()
+            for ids, real in zip(batch.tokens, batch.token_mask.bool(), strict=True)
+        ]
+        titles = [
+            [self.table.title(i) if i else [] for i in row] for row in batch.candidates.tolist()
+        ]
+        with self.soft(batch, self._split):
+            return listed_scores(
+                self.model,
+                prompts,
+                batch.candidates,
+                titles,
+                self.tokenizer.pad_token_id,
+                self.normalise,
+            )
+
+    def score(self, state: Listed, items: Tensor) -> Tensor:
+        """(B, C) of items (C,) or (B, C) that the prompts list; raises ValueError where one does not."""
+        return state.of(items)

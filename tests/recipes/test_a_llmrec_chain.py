@@ -1,0 +1,134 @@
+"""A-LLMRec from the backbone to its table, tiny, through the real command."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+
+from tests.lightning_modules.tiny_bert import LONGEST, write_tiny_bert
+from tests.lightning_modules.tiny_llm import write_tiny_llm
+
+CHAIN = "a_llmrec/movielens_100k"
+SAMPLE = 12  # test rows drawn at random
+
+
+@pytest.fixture(scope="module")
+def tiny_data(tiny_movielens: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of every experiment of this method."""
+    llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
+    return [
+        f"data.root={tiny_movielens}", "data.expected=null", "launch.threads=1",
+        "launch.accelerator=cpu", f"++llm.source={llm}", "++llm.dtype=float32",
+        f"data.test_rows.count={SAMPLE}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stage2() -> list[str]:
+    """24 users are 6 steps an epoch."""
+    return [
+        "backbone.trainer.max_epochs=2", "stages.stage2.module.max_users=24",
+        "stages.stage2.trainer.max_epochs=2", "stages.stage2.module.learning_rate=0.01",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def words(
+    tiny_data: list[str], stage2: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    encoder = write_tiny_bert(tmp_path_factory.mktemp("bert"))
+    return [
+        *tiny_data, *stage2, "stages.alignment.trainer.max_epochs=2",
+        f"stages.alignment.module.encoder.source={encoder}",
+        f"stages.alignment.module.encoder.max_length={LONGEST}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chain(finish: Callable[..., Any], words: list[str]) -> Any:
+    return finish(CHAIN, words)
+
+
+def metrics(run: Any, stage: str) -> dict[str, float]:
+    """The values of a stage of one row."""
+    (values,) = run.json(stage, "metrics.json")["rows"].values()
+    return {name: cell["value"] for name, cell in values.items()}
+
+
+def test_the_whole_chain(chain: Any, run_command: Callable[..., Any], words: list[str]) -> None:
+    state = torch.load(chain.folder("stage2") / "best.ckpt", weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in state} == {"user_projector", "item_projector"}
+    tested = [chain.json(s, "metrics.json") for s in ("reference", "evaluate_backbone", "evaluate")]
+    assert len({row["fingerprint"] for row in tested}) == 1
+    found, backbone = metrics(chain, "evaluate"), metrics(chain, "evaluate_backbone")
+    assert found["all/n"] == backbone["all/n"] == SAMPLE
+    for group in ("cold_item", "warm_item", "cold_user", "warm_user"):
+        assert found[f"{group}/n"] == backbone[f"{group}/n"]
+    scores = pl.read_parquet(next(chain.folder("evaluate").glob("scores.*.parquet")))
+    assert scores["score"].is_finite().all()
+    rows = scores.filter("is_target")
+    assert rows["all"].sum() == SAMPLE
+    # All cold targets are there, also those that were not drawn; the others were drawn.
+    assert rows["cold_item"].sum() == found["cold_item/n"] > rows.filter("all")["cold_item"].sum()
+    assert (rows["all"] | rows["cold_item"]).all()
+    assert not (rows["warm_item"] & ~rows["all"]).any()
+    assert (scores.group_by("row").len()["len"] == 20).all()
+    again = run_command("exp", CHAIN, *words, runs=chain.runs)
+    assert again.returncode == 0
+    assert "running" not in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_killed_in_the_midst_of_an_epoch_it_ends_the_same(
+    chain: Any, run_command: Callable[..., Any], words: list[str], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(chain.runs, runs)
+    shutil.rmtree(runs / chain.folder("stage2").name)
+    words = [*words, "~stages.evaluate", "~stages.evaluate_backbone"]
+    kill = "+callbacks.fault={_target_:faults.KillAtStep,step:9}"
+    killed = run_command("exp", CHAIN, *words, kill, runs=runs)
+    assert killed.returncode == 2, killed.stderr[-2000:]
+    assert "SIGKILL" in killed.stderr
+    done = run_command("exp", CHAIN, *words, runs=runs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resuming" in done.stderr
+    files = [root / chain.folder("stage2").name / "best.ckpt" for root in (chain.runs, runs)]
+    ours, theirs = (torch.load(f, weights_only=True)["state_dict"] for f in files)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.slow
+def test_rows_beside_it(
+    chain: Any,
+    finish: Callable[..., Any],
+    tiny_data: list[str],
+    stage2: list[str],
+    words: list[str],
+) -> None:
+    """Written answers, the language model alone, and SASRec's own vectors without a first stage."""
+    known = {f.name for f in chain.runs.iterdir()}
+    finish(f"{CHAIN}_llm_only", tiny_data, chain.runs)
+    finish(f"{CHAIN}_mlp_llm", [*tiny_data, *stage2], chain.runs)
+    finish(f"{CHAIN}_written", words, chain.runs)
+    made = [f for f in chain.runs.iterdir() if f.name not in known]
+    # SASRec and the reference rows were there already.
+    assert sorted(f.name.split("-")[0] for f in made) == [
+        "a_llmrec.evaluate", "a_llmrec.evaluate", "a_llmrec.evaluate_written", "a_llmrec.stage2",
+    ]  # fmt: skip
+    rates = metrics(chain, "evaluate_written")
+    assert 0 <= rates["all/strict_hit"] <= rates["all/valid_rate"] <= 1
+    assert 0 <= rates["cold_item/substring_hit"] <= 1
+    fingerprint = chain.json("reference", "metrics.json")["fingerprint"]
+    assert all(fingerprint in file.read_text() for file in chain.runs.glob("*/metrics.json"))
+    (fit,) = (f for f in made if f.name.startswith("a_llmrec.stage2"))
+    state = torch.load(fit / "best.ckpt", weights_only=True)["state_dict"]
+    # From SASRec's 64 entries, not from the 128 of an alignment.
+    assert state["item_projector.layers.0.weight"].shape == (64, 64)
