@@ -264,7 +264,10 @@ def test_every_value_of_every_experiment_has_an_origin(name: str) -> None:
 def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
     worst = refused("stages.train.select.metric=val/all/log_loss")
     assert "of which less is better" in worst
-    better = ["stages.train.select.metric=val/all/log_loss", "+stages.train.select.mode=min"]
+    better = [
+        "+stages.train.select={metric: val/all/log_loss, mode: min}",
+        "stages.train.trainer.limit_val_batches=1.0",
+    ]
     check.require_sound(config.composed("tallrec/movie_64shot", better))
 
 
