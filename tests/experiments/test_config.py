@@ -273,7 +273,7 @@ def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
 
 @pytest.mark.parametrize(
     ("override", "words"),
-    [("launch.strategy=foo", "auto, ddp, fsdp"),
+    [("launch.strategy=foo", "auto, ddp, fsdp"), ("launch.strategy=fsdp_cpu_offload", "auto, ddp"),
      ("stages.evaluate.inputs.weights=train/bst.ckpt", "best.ckpt and last"),
      ("stages.train.trainer.max_epochs=0", "nothing would be trained")],
 )  # fmt: skip

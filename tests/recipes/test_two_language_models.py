@@ -177,7 +177,6 @@ def test_the_command_starts_two_processes(
     ("kind", "strategy", "mode", "told"),
     [
         (TALLRecModule, "fsdp", "nf4", "fsdp shards weights"),
-        (TALLRecModule, "fsdp_cpu_offload", None, "launch.strategy=fsdp_cpu_offload is not known"),
         (ListwiseModule, "fsdp", None, "ListwiseModule writes texts"),
         (StageModule, "fsdp", None, "StageModule has no large weights to spread over devices"),
     ],
