@@ -236,7 +236,8 @@ class SequenceDataModule(StageDataModule):
             )
         if examples is not None and method.labelled:
             return self._example_loader(examples)
-        dataset = self._train_dataset()
+        rows = self._train_rows()
+        dataset = TrainDataset(rows, self.seed, method.num_candidates)
         sampler = GlobalBatchSampler(
             lengths=method.row_lengths(dataset.every()),
             batch_size=self.batch_size,
@@ -245,14 +246,14 @@ class SequenceDataModule(StageDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             micro_batches=trainer.accumulate_grad_batches,
-            target_counts=dataset.rows.target_counts,
+            target_counts=rows.target_counts,
         )
         collate = method.collator(training=True)
         if method.num_negatives:
             collate = AttachNegatives(collate, method.num_negatives, method.sequential)
         return self._loader(dataset, sampler, collate)
 
-    def _train_dataset(self) -> TrainDataset:
+    def _train_rows(self) -> TrainRows:
         """A method of sequences learns from the same training events, whatever they were rated."""
         method = self._method()
         rows = TrainRows(
@@ -260,12 +261,15 @@ class SequenceDataModule(StageDataModule):
             method.newest_target,
         )  # fmt: skip
         rows.keep(some_of(len(rows.user), method.most_rows.get(TRAIN), self.seed))
-        return TrainDataset(rows, self.seed, method.num_candidates)
+        return rows
 
     def every_row(self, split: str) -> Rows:
-        """All rows of ``train``, ``val`` or ``test``, numbered as in the trainer's batches."""
+        """All rows of ``train``, ``val`` or ``test``, numbered as in the trainer's batches.
+
+        Those of ``train`` are without the candidates that each epoch draws.
+        """
         if split == "train":
-            return self._train_dataset().every()
+            return TrainDataset(self._train_rows(), self.seed).every()
         held_out = self._validated() if split == "val" else self.rows(self.test_code)
         return EvalDataset(self.histories, held_out, self.seed, self.liked_above).every()
 

@@ -22,16 +22,10 @@ from experiments.messages import short
 COLUMNS = (
     "hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate", "refusal_rate",
 )  # fmt: skip
-# Overrides that say where things are, not what is meant.
-_PLACES = (
-    "launch.",
-    "data.root",
-    "data.interactions",
-    "data.items",
-    "data.cache",
-    "logger",
-    "stale",
-)
+# Overrides that say where the user's files lie: others of these names have another fingerprint.
+PLACES = ("data.root=", "data.interactions=", "data.items=")
+# Those that say where and how things are done, not what is meant.
+_UNTOLD = (*PLACES, "data.cache=", "launch.", "logger", "stale")
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 
@@ -136,7 +130,7 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
     console = _console()
     console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
-    if own := [o for o in experiment.overrides if not o.startswith(_PLACES)]:
+    if own := [o for o in experiment.overrides if not o.startswith(_UNTOLD)]:
         console.print(
             f"{escape(experiment.name)} is meant with {escape(' '.join(own))}", soft_wrap=True
         )

@@ -13,7 +13,7 @@ from experiments import config
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
-from experiments.report import Measured, measured, print_table, row_label
+from experiments.report import PLACES, Measured, measured, print_table, row_label
 from experiments.source_graph import changed_since
 
 COLUMNS = (
@@ -176,8 +176,7 @@ def _telling(overrides: list[str]) -> tuple[str, ...]:
 
     Other files of the same names have another content, and so another fingerprint.
     """
-    places = ("data.root=", "data.interactions=", "data.items=")
-    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "split=", *places)
+    quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "split=", *PLACES)
     return tuple(_without_folders(o) for o in overrides if not o.startswith(quiet))
 
 

@@ -25,6 +25,7 @@ from lightning_modules.a_llmrec.stage1 import Stage1Module
 from lightning_modules.base import RankingModule
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
 from lightning_modules.llm.label_scoring import NO_LOSS, last_logits
+from lightning_modules.llm.prompt_tokens import prompts_of
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.soft_tokens import soft_tokens
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
@@ -312,20 +313,14 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     def encode(self, batch: Batch) -> Listed:
         """Log-likelihoods of the titles of all candidates, in one pass."""
-        assert batch.tokens is not None
-        assert batch.token_mask is not None
         assert batch.candidates is not None
-        prompts = [
-            ids[real].tolist()
-            for ids, real in zip(batch.tokens, batch.token_mask.bool(), strict=True)
-        ]
         titles = [
             [self.table.title(i) if i else [] for i in row] for row in batch.candidates.tolist()
         ]
         with self.soft(batch, self._split):
             return listed_scores(
                 self.model,
-                prompts,
+                prompts_of(batch),
                 batch.candidates,
                 titles,
                 self.tokenizer.pad_token_id,

@@ -17,6 +17,7 @@ from datamodules.types import Batch
 from lightning_modules.a_llmrec.stage2 import Stage2Module
 from lightning_modules.llm.candidate_scoring import Listed
 from lightning_modules.llm.generation import generate, plain
+from lightning_modules.llm.prompt_tokens import prompts_of
 
 Match = Literal["strict", "substring"]
 RATES = ("strict_hit", "substring_hit", "agreement", "valid_rate")
@@ -69,12 +70,7 @@ class WrittenStage2Module(Stage2Module):
 
     def written(self, batch: Batch) -> list[str]:
         """(B,) greedy texts behind the prompts."""
-        assert batch.tokens is not None
-        assert batch.token_mask is not None
-        prompts = [
-            ids[real].tolist()
-            for ids, real in zip(batch.tokens, batch.token_mask.bool(), strict=True)
-        ]
+        prompts = prompts_of(batch)
         with self.soft(batch, self._split):
             tokens = generate(self.model, self.tokenizer, prompts, self.title_tokens + 1)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]

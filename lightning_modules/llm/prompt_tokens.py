@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from datamodules.sources import cache_root
-from datamodules.types import Rows
+from datamodules.types import Batch, Rows
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 2_000  # rows between two ticks of the bar
@@ -171,3 +171,11 @@ def _keys(rows: Rows) -> Sequence[tuple[int, int, int]]:
     assert rows.target is not None
     columns = (rows.start.tolist(), rows.stop.tolist(), rows.target.tolist())
     return list(zip(*columns, strict=True))
+
+
+def prompts_of(batch: Batch) -> list[list[int]]:
+    """(B) token ids without padding."""
+    assert batch.tokens is not None
+    assert batch.token_mask is not None
+    pairs = zip(batch.tokens, batch.token_mask.bool(), strict=True)
+    return [ids[real].tolist() for ids, real in pairs]

@@ -96,10 +96,12 @@ class ItemTextEncoder(nn.Module):
         """Vectors (D, t) of distinct items (D,)."""
         if self.trained == "none":
             return self.table[items]
-        told = self.told[items]
-        order = sorted(items[told].tolist(), key=lambda i: len(self._tokens[i]))
+        rows = [self._tokens[i] for i in items.tolist()]
+        places = self.told[items].nonzero()[:, 0].tolist()
+        places.sort(key=lambda place: len(rows[place]))
         found = []
-        chunks = [order[at : at + self.chunk_size] for at in range(0, len(order), self.chunk_size)]
+        starts = range(0, len(places), self.chunk_size)
+        chunks = [[rows[p] for p in places[at : at + self.chunk_size]] for at in starts]
         for chunk in chunks:
             tokens, mask = (x.to(items.device) for x in self._padded(chunk))
             if torch.is_grad_enabled() and len(chunks) > 1:
@@ -108,15 +110,12 @@ class ItemTextEncoder(nn.Module):
                 found.append(self._encode(tokens, mask))
         vectors = torch.zeros(len(items), self.model.config.hidden_size, device=items.device)
         if found:
-            # Where each of the sorted items stands among ``items``.
-            place = {item: i for i, item in enumerate(items.tolist())}
-            where = torch.tensor([place[i] for i in order], device=items.device)
+            where = torch.tensor(places, device=items.device)
             vectors = vectors.index_put((where,), torch.cat(found).float())
         return vectors
 
-    def _padded(self, items: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Tokens (D, L) padded on the right, and their mask."""
-        rows = [self._tokens[i] for i in items]
+    def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Tokens (D, L) of rows padded on the right, and their mask."""
         tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self._pad)
         length = torch.tensor([len(row) for row in rows])
         return tokens, (torch.arange(tokens.shape[1]) < length[:, None]).long()

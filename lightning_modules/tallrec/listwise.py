@@ -22,8 +22,9 @@ from datamodules.types import Batch, EvalRows, Histories, Rows
 from lightning_modules.calibration import AnswerRates
 from lightning_modules.llm.generation import plain
 from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.prompt_tokens import prompts_of
 from lightning_modules.tallrec.prompts import Question, YesNoPrompt
-from lightning_modules.tallrec.writing import WritingModule, prompts_of
+from lightning_modules.tallrec.writing import WritingModule
 
 _EACH = 32  # tokens for one line: a number, a long title with its quotes, a line break
 

@@ -18,8 +18,9 @@ from datamodules.types import Batch
 from lightning_modules.calibration import AnswerRates
 from lightning_modules.llm.generation import match_answer
 from lightning_modules.llm.label_scoring import LabelTokens, label_tokens, pad_left
+from lightning_modules.llm.prompt_tokens import prompts_of
 from lightning_modules.tallrec.prompts import YesNoPrompt
-from lightning_modules.tallrec.writing import WritingModule, prompts_of
+from lightning_modules.tallrec.writing import WritingModule
 
 THEREFORE = "\n\nSo the answer (Yes. or No.) is:\n"
 _LABEL_WORDS = 4  # tokens that a written answer may have beyond the longer label

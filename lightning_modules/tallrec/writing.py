@@ -14,7 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from datamodules.sources import file_digest
-from datamodules.types import Batch, Collator
+from datamodules.types import Collator
 from lightning_modules.generations import Generations
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.backbones import resolve_dtype
@@ -79,11 +79,3 @@ class WritingModule(TALLRecModule):
         labels = replace(self.answer_tokens, shared=())
         history = HistoryCollator(self.max_length)
         return YesNoCollator(history, self.table, labels, None, self.tokenizer.pad_token_id)
-
-
-def prompts_of(batch: Batch) -> list[list[int]]:
-    """(B) token ids without padding."""
-    assert batch.tokens is not None
-    assert batch.token_mask is not None
-    pairs = zip(batch.tokens, batch.token_mask.bool(), strict=True)
-    return [ids[real].tolist() for ids, real in pairs]

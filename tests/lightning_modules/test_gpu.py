@@ -31,7 +31,7 @@ from lightning_modules.llm.label_scoring import last_logits, pad_left
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, quantized_layers
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
 DEVICE = "cuda"
 LONGEST = 160
@@ -271,9 +271,8 @@ def test_a_fit_with_the_paged_optimizer_resumes(tiny: Path, tmp_path: Path) -> N
 def words(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> list[str]:
     llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
     return [
-        f"data.root={tiny_movielens}", "data.expected=null", "data.examples.count=16",
-        "data.examples.valid=16", f"++llm.source={llm}", "++llm.max_length=1024",
-        "++llm.dtype=bfloat16", "launch.threads=1", "launch.accelerator=gpu", "~stages.reference",
+        *tallrec_words(llm, tiny_movielens, examples=16),
+        "++llm.dtype=bfloat16", "launch.accelerator=gpu", "~stages.reference",
         "++stages.train.module.adapter.dropout=0.0", "++stages.train.trainer.max_epochs=2",
     ]  # fmt: skip
 

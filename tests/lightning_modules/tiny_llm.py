@@ -134,3 +134,12 @@ TINY = {
     "llama": write_tiny_llm, "opt": write_tiny_opt, "gemma": write_tiny_gemma,
     "mistral": write_tiny_mistral,
 }  # fmt: skip
+
+
+def tallrec_words(llm: Path, root: Path, examples: int) -> list[str]:
+    """Overrides that make TALLRec's few-shot experiments small: so many examples, and this language model."""
+    return [
+        f"data.root={root}", "data.expected=null", f"data.examples.count={examples}",
+        f"data.examples.valid={examples}", f"++llm.source={llm}", "++llm.max_length=1024",
+        "launch.threads=1",
+    ]  # fmt: skip

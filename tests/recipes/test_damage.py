@@ -26,24 +26,21 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_results_that_were_cut_are_named(
-    copied: Finished, run_command: Callable[..., Any], tiny: list[str]
-) -> None:
-    cut(copied.folder("evaluate") / "metrics.json")
+@pytest.mark.parametrize(
+    ("stage", "name", "untested", "told"),
+    [("evaluate", "metrics.json", False, "metrics.json is missing or damaged: delete that folder"),
+     ("train", "best.ckpt", True, "best.ckpt cannot be read")],
+)  # fmt: skip
+def test_results_and_weights_that_were_cut_are_named(
+    copied: Finished, run_command: Callable[..., Any], tiny: list[str],
+    stage: str, name: str, untested: bool, told: str,
+) -> None:  # fmt: skip
+    cut(copied.folder(stage) / name)
+    if untested:
+        shutil.rmtree(copied.folder("evaluate"))
     result = run_command("exp", EXPERIMENT, *tiny, runs=copied.runs)
     assert result.returncode == 2
-    assert "metrics.json is missing or damaged: delete that folder" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_weights_that_were_cut_are_named(
-    copied: Finished, run_command: Callable[..., Any], tiny: list[str]
-) -> None:
-    cut(copied.folder("train") / "best.ckpt")
-    shutil.rmtree(copied.folder("evaluate"))
-    result = run_command("exp", EXPERIMENT, *tiny, runs=copied.runs)
-    assert result.returncode == 2
-    assert "best.ckpt cannot be read" in result.stderr
+    assert told in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -21,7 +21,7 @@ from datamodules.sources import cache_root
 from experiments import artifacts, check, config
 from experiments.errors import UserError
 from tests.conftest import REPO
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
 BOTH, FIRST, SECOND = (
     f"tallrec/movie_64shot{end}" for end in ("_two_stage", "_alpaca_only", "")
@@ -46,9 +46,8 @@ def write_instructions(path: Path, answer: str = "It is") -> Path:
 def shrunk(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> list[str]:
     llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
     return [
-        f"data.root={tiny_movielens}", "data.expected=null", "data.examples.count=8",
-        "data.examples.valid=8", f"++llm.source={llm}", "++llm.max_length=1024",
-        "launch.threads=1", "launch.accelerator=cpu", "~stages.reference",
+        *tallrec_words(llm, tiny_movielens, examples=8),
+        "launch.accelerator=cpu", "~stages.reference",
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from tests.conftest import REPO
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
 NAME = "tallrec/movie_64shot"
 
@@ -22,9 +22,8 @@ NAME = "tallrec/movie_64shot"
 def words(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> list[str]:
     llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
     return [
-        f"data.root={tiny_movielens}", "data.expected=null", "data.examples.count=8",
-        "data.examples.valid=8", f"++llm.source={llm}", "++llm.max_length=1024",
-        "launch.threads=1", "launch.accelerator=cpu", "++stages.train.trainer.max_epochs=2",
+        *tallrec_words(llm, tiny_movielens, examples=8),
+        "launch.accelerator=cpu", "++stages.train.trainer.max_epochs=2",
     ]  # fmt: skip
 
 
