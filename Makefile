@@ -52,8 +52,9 @@ list: $(READY) ## List every experiment with its one-line header
 results: $(READY) ## Rewrite experiments/results.md and the README's table from the runs
 	@$(PY) -m experiments.run results
 
-test: $(READY) ## Run the tests (ARGS="-k name" picks some)
-	@$(PY) -c 'import os, shlex, sys, pytest; sys.exit(pytest.main(shlex.split(os.environ["ARGS"])))'
+# A test takes one thread and, at most, some 2 GB: four at once fit a laptop. What is given in ARGS comes later and wins.
+test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)
+	@$(PY) -c 'import os, shlex, sys, pytest; sys.exit(pytest.main(["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *shlex.split(os.environ["ARGS"])]))'
 
 verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
 	@$(PY) -m experiments.run verify
