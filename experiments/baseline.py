@@ -98,7 +98,7 @@ def find(experiments: Mapping[int, Experiment]) -> Baseline:
             f"BASELINE={name!r} is neither a row of {first.name} ({', '.join(rows)}) nor an "
             f"experiment{nearest(name, [*rows, *config.names()])}"
         )
-    shared = [o for o in first.overrides if setting(o).split(".")[0] in PROTOCOL_KEYS]
+    shared = shared_overrides(first)
     words = [*shared, *map(config.as_text, own)]
     runs = {}
     missing = []
@@ -106,7 +106,7 @@ def find(experiments: Mapping[int, Experiment]) -> Baseline:
         other = config.load(name, [*words, f"seed={seed}"])
         if other.config == experiment.config:
             raise UserError(f"BASELINE={name} is the experiment itself: name another one")
-        runs[seed] = other, _tested(other)
+        runs[seed] = other, tested(other)
         if not runs[seed][1]:
             missing.append(str(seed))
     if missing:
@@ -118,7 +118,12 @@ def find(experiments: Mapping[int, Experiment]) -> Baseline:
     return Baseline(name, runs)
 
 
-def _tested(experiment: Experiment) -> list[PlannedStage]:
+def shared_overrides(experiment: Experiment) -> list[str]:
+    """Those that hold for another experiment that is compared with it, as well."""
+    return [o for o in experiment.overrides if setting(o).split(".")[0] in PROTOCOL_KEYS]
+
+
+def tested(experiment: Experiment) -> list[PlannedStage]:
     """The finished tests of its methods, without the reference rows.
 
     Raises:

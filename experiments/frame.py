@@ -18,7 +18,7 @@ STAGE_KEYS = {
 }  # fmt: skip
 TOP_KEYS = {
     "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", "split",
-    "instructions", *GROUPS,
+    "beside", "instructions", *GROUPS,
 }  # fmt: skip
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
@@ -58,6 +58,9 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
         if not isinstance(launch.get(name, False), bool):
             yield f"launch.{name} is {launch[name]!r}, expected true or false"
     yield from _expected_problems(config.get("expected") or [])
+    beside = config.get("beside") or []
+    if not isinstance(beside, list) or not all(isinstance(name, str) for name in beside):
+        yield f"beside is {beside!r}, expected a list of experiments whose rows belong into the table"
     yield from _count_problems("seed", config.get("seed", 0), least=0)
     stages = config.get("stages") or {}
     if not stages:

@@ -1,4 +1,4 @@
-"""What the terminal shows: plans, settings, data reports, results."""
+"""What the terminal shows: plans, settings, results."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from experiments.keys import flatten
 from experiments.messages import short
 
 COLUMNS = (
-    "hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate", "refusal_rate",
+    "hit@1", "hit@3", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate",
+    "refusal_rate",
 )  # fmt: skip
+# Of a whole catalogue few targets are among the first three; of few candidates most are among the first ten.
+_CATALOGUE_ALONE, _CANDIDATES_ALONE = "hit@10", "hit@3"
 # Overrides that say where the user's files lie: others of these names have another fingerprint.
 PLACES = ("data.root=", "data.interactions=", "data.items=")
 # Those that say where and how things are done, not what is meant.
 _UNTOLD = (*PLACES, "data.cache=", "launch.", "logger", "stale")
+WIDE = 120  # columns of a terminal that has room for an interval in every cell
 STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "running": "cyan"}
 
 
@@ -38,7 +42,7 @@ def print_list(experiments: Sequence[tuple[str, str]]) -> None:
 
 def print_plan(name: str, stages: Sequence[Any]) -> None:
     """One line a stage: state, folder, reason."""
-    console = _console()
+    console = open_console()
     console.print(f"[bold]{escape(name)}[/bold]")
     for number, stage in enumerate(stages, start=1):
         style = STATE_STYLE.get(stage.state, "default")
@@ -51,37 +55,7 @@ def print_config(experiment: Experiment, origins: dict[str, str]) -> None:
     leaves = list(flatten(experiment.config))
     width = min(64, max(len(f"{k}: {v}") for k, v in leaves))
     for key, value in leaves:
-        print(f"{f'{key}: {_plain(value)}':<{width}}  # {origin_of(key, origins)}")  # noqa: T201
-
-
-def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """``make data``: counts, filters, doubts, split, groups; expected counts beside ours.
-
-    Returns:
-        The manifest.
-    """
-    manifest: dict[str, Any] = read_json(folder / "manifest.json")
-    for name, part in manifest.get("parts", {}).items():
-        print_data_report(Path(part), config.get("parts", {}).get(name, {}))
-    report, counts = manifest.get("report"), manifest["counts"]
-    console = _console()
-    table = Table(
-        show_header=False,
-        title=f"{manifest['recipe']['name']} (content {manifest['digest']})",
-        title_justify="left",
-    )
-    table.add_column("")
-    table.add_column("")
-    expected = config.get("expected") or {}
-    for name, count in counts.items():
-        table.add_row(name, f"{count:,}{_against(count, expected.get(name))}")
-    for section in _sections(manifest, report) if report else [_recipe_section(manifest)]:
-        table.add_section()
-        for name, text in section:
-            table.add_row(escape(str(name)), escape(str(text)))
-    console.print(table)
-    console.print(f"source: {escape(manifest['source'])}\nfolder: {escape(str(folder))}")
-    return manifest
+        print(f"{f'{key}: {plain(value)}':<{width}}  # {origin_of(key, origins)}")  # noqa: T201
 
 
 @dataclass(frozen=True)
@@ -116,19 +90,32 @@ def measured(experiment: Experiment, stages: Sequence[Any]) -> Iterator[Measured
             )  # fmt: skip
 
 
-def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
-    """The rows of every test stage, by group; rows of unlike fingerprints never share a table."""
+def print_results(
+    experiment: Experiment,
+    stages: Sequence[Any],
+    others: Sequence[tuple[Experiment, Sequence[Any]]] = (),
+) -> None:
+    """The rows of every test stage, by group; rows of unlike fingerprints never share a table.
+
+    Args:
+        experiment, stages: what was run.
+        others: experiments that it lists as ``beside``, with those of their tests that are done.
+    """
     rows = list(measured(experiment, stages))
+    remarks = _add_others(rows, others)
+    console = open_console()
 
     def told(row: Measured, metric: str) -> str:
         if metric.endswith("/n"):
             return f"{(row.values.get(metric) or {'value': 0})['value']:.0f}"
-        return cell(row.values.get(metric), interval=metric.endswith(("/ndcg@10", "/auc")))
+        interval = console.width >= WIDE or metric.endswith(("/ndcg@10", "/auc"))
+        return cell(row.values.get(metric), interval)
 
     print_tables(rows, stages, told)
+    for remark in remarks:
+        console.print(escape(remark), soft_wrap=True)
     labelled = any("all/auc" in r.values and "all/ndcg@10" not in r.values for r in rows)
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
-    console = _console()
     console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
     if own := [o for o in experiment.overrides if not o.startswith(_UNTOLD)]:
         console.print(
@@ -137,6 +124,26 @@ def print_results(experiment: Experiment, stages: Sequence[Any]) -> None:
     console.print("run folders:")
     for stage in stages:
         console.print(f"  {stage.name}: {escape(short(stage.folder))}", soft_wrap=True)
+
+
+def _add_others(
+    rows: list[Measured], others: Sequence[tuple[Experiment, Sequence[Any]]]
+) -> list[str]:
+    """Add other experiments' rows that were measured as ours were; why those of the rest are not there."""
+    fingerprints, files = {r.fingerprint for r in rows}, {r.scores for r in rows}
+    missing, unlike = [], []
+    for other, tested in others:
+        found = [row for row in measured(other, tested) if row.scores not in files]
+        alike = [row for row in found if row.fingerprint in fingerprints]
+        rows += alike
+        files |= {row.scores for row in alike}
+        missing += [other.name] * (not tested)
+        unlike += [other.name] * (bool(found) and not alike)
+    told = {
+        "not run (make exp NAME=... adds a row)": missing,
+        "measured by another protocol, and so not shown": unlike,
+    }
+    return [f"{why}: {', '.join(names)}" for why, names in told.items() if names]
 
 
 def print_tables(
@@ -153,7 +160,7 @@ def print_tables(
         told: a row's cell of a ``group/metric``, and of ``group/n``.
         seeds: a row's number of seeds; a column of its own.
     """
-    console = _console()
+    console = open_console()
     for fingerprint in dict.fromkeys(r.fingerprint for r in rows):
         here = [r for r in rows if r.fingerprint == fingerprint]
         rows_of = "validation" if "scored" in here[0].protocol else "test"
@@ -191,7 +198,9 @@ def _results_table(
     table.add_column("rows")
     table.add_column("method", overflow="fold")
     table.add_column("n", justify="right")
-    columns = [c for c in COLUMNS if any(f"all/{c}" in r.values for r in rows)]
+    sampled = any("all/auc" in r.values for r in rows)
+    idle = _CATALOGUE_ALONE if sampled else _CANDIDATES_ALONE
+    columns = [c for c in COLUMNS if c != idle and any(f"all/{c}" in r.values for r in rows)]
     for column in (*(["seeds"] if seeds else []), *columns):
         table.add_column(column, justify="right")
     groups = dict.fromkeys(
@@ -213,92 +222,8 @@ def _results_table(
     return table
 
 
-def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tuple[str, Any]]]:
-    """The data report's blocks of (name, text)."""
-    filters = [
-        (f"after {step['description']}", _counts_text(step["after"])) for step in report["filters"]
-    ]
-    lengths = "  ".join(f"{q}: {n}" for q, n in report["history_length"].items())
-    ratings = "  ".join(f"{r}: {n:,}" for r, n in report["ratings"].items()) or "none"
-    return [
-        [
-            ("raw file", _counts_text(report["raw"])),
-            *(
-                (k if k.startswith("kept:") else f"skipped: {k}", f"{v:,}")
-                for k, v in report["skipped"].items()
-            ),
-            *filters,
-        ],
-        [
-            ("history length (quantiles)", lengths),
-            ("ratings", ratings),
-            ("repeated user-item pairs", f"{report['repeated_pairs']:,}"),
-        ],
-        _example_section(report.get("examples", {})),
-        [(f"text: {k}", f"{v:,}") for k, v in report["text"].items()],
-        _split_section(report["split"], manifest["counts"]["users"]),
-        [(k.replace("_", " "), f"{v:,}") for k, v in report["groups"].items()],
-        _recipe_section(manifest),
-        [(f"sha256 {name}", digest) for name, digest in manifest["checksums"].items()],
-    ]
-
-
-def _recipe_section(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was done to the rows."""
-    return [
-        (k, v if isinstance(v, str) else "; ".join(_flat(v)) or "none")
-        for k, v in manifest["recipe"].items()
-    ]
-
-
-def _flat(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [f"{k}: {', '.join(_flat(v))}" for k, v in value.items()]
-    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
-
-
-def _example_section(parts: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
-    """Labelled examples by purpose."""
-    return [
-        (f"{code} examples", ", ".join(f"{_plain(v)} {k}" for k, v in counts.items()))
-        for code, counts in parts.items()
-    ]
-
-
-def _split_section(split: dict[str, Any], users: int) -> list[tuple[str, str]]:
-    """Events by purpose, what is new in them, and what time says about leakage."""
-    names = {"cold_users": "users never trained on", "cold_items": "items never trained on"}
-    names |= {"no_history": "without any history"}
-    parts = [
-        (code, ", ".join(f"{n:,} {names.get(k, k)}" for k, n in counts.items()))
-        for code, counts in split.items()
-        if isinstance(counts, dict) and counts["events"]
-    ]
-    held_out = split["test"]["users"]
-    parts.append(("users without a test event", f"{users - held_out:,}"))
-    times = {
-        "leakage": "test targets older than the newest training event",
-        "tied_last_two_users": "users whose last two events share a time",
-        "tied_last_two_share": "the same, as a share",
-        "tied_events_share": "events that share a time with another of their user",
-    }
-    told = [(text, _plain(split[k])) for k, text in times.items() if split[k] is not None]
-    return [*parts, *(told or [("leakage and ties", "not known: the data has no times")])]
-
-
-def _against(count: int, expected: int | None) -> str:
-    if expected is None:
-        return ""
-    if count == expected:
-        return " (as expected)"
-    return f" [red](expected {expected:,}: {count - expected:+,})[/red]"
-
-
-def _counts_text(counts: dict[str, int]) -> str:
-    return ", ".join(f"{v:,} {k}" for k, v in counts.items())
-
-
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value in a few characters: four digits, thousands apart."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -311,9 +236,10 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    _console().print(table)
+    open_console().print(table)
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Where tables are printed."""
     # A file or a pipe gets a width that no table has to be squeezed into.
     return Console(width=None if sys.stdout.isatty() else 180, highlight=False)

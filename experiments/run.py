@@ -21,7 +21,18 @@ import yaml
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json, write_json
-from experiments import artifacts, config, lock, messages, report, results, seeds, verify
+from experiments import (
+    artifacts,
+    beside,
+    config,
+    data_report,
+    lock,
+    messages,
+    report,
+    results,
+    seeds,
+    verify,
+)
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
@@ -79,7 +90,8 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         return 0
     experiment = _load(verb, name, overrides)
     if verb == "exp":
-        report.print_results(experiment, finish(experiment, rerun))
+        stages = finish(experiment, rerun)
+        report.print_results(experiment, stages, list(beside.find(experiment)))
         return 0
     if verb == "plan":
         report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))
@@ -88,7 +100,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     else:
         _python("experiments.check", ["--report", experiment.name, *experiment.overrides])
         for data in experiment.data_sets:
-            manifest = report.print_data_report(_prepared_folder(data), data)
+            manifest = data_report.print_data_report(_prepared_folder(data), data)
             artifacts.require_expected(experiment, data, manifest)
     return 0
 

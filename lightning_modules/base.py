@@ -21,7 +21,7 @@ from lightning_modules.metrics import LogitAUC, RankingMetrics
 from lightning_modules.ranking import RankCounts, rank_candidates, rank_catalogue
 from lightning_modules.stage_module import StageModule
 
-KS = (1, 5, 10, 20)
+KS = (1, 3, 5, 10, 20)
 TOP_K = 100  # best items of each row that a full-ranking test keeps in its scores file
 
 

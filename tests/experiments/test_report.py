@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments import config, messages, report, results
+from datamodules.versioning import write_json
+from experiments import beside, config, messages, report, results
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
 
-BASIC = "sasrec/movielens_100k"
+BASIC, OTHER = "sasrec/movielens_100k", "gru4rec/movielens_100k"
+GROUPS = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
 README = f"# Title\n\nBefore.\n\n{results.START}\nold table\n{results.END}\n\nAfter.\n"
 NAMES = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr")
 
@@ -24,9 +27,8 @@ def protocol(name: str = "movielens-100k") -> dict[str, Any]:
 
 
 def row(value: float, error: float = 0.01) -> dict[str, dict[str, float]]:
-    groups = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
-    cells = {f"{g}/{n}": {"value": value, "stderr": error} for g in groups for n in NAMES}
-    return {**cells, **{f"{g}/n": {"value": 60.0, "stderr": 0.0} for g in groups}}
+    cells = {f"{g}/{n}": {"value": value, "stderr": error} for g in GROUPS for n in NAMES}
+    return {**cells, **{f"{g}/n": {"value": 60.0, "stderr": 0.0} for g in GROUPS}}
 
 
 def write_run(
@@ -169,6 +171,57 @@ def test_the_table_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "stale=rerun" in out
     assert out.rindex("random") > out.index("fingerprint f2")
     assert "nan" not in out
+
+
+def test_rows_of_other_experiments_stand_beside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the same fingerprint, each file once; the rest are named with the reason."""
+    experiment, other = config.load(BASIC), config.load(OTHER)
+    absent, unlike = replace(other, name="group/absent"), replace(other, name="group/unlike")
+    one = write_run(tmp_path, "e-1", {"evaluate": 0.125})
+    two = write_run(tmp_path, "e-2", {"evaluate": 0.25})
+    three = write_run(tmp_path, "e-3", {"evaluate": 0.75}, fingerprint="f2")
+    stages = [[stage("evaluate", folder, "done", "")] for folder in (one, two, three)]
+    others = [(other, stages[1] + stages[0]), (absent, []), (unlike, stages[2])]
+    report.print_results(experiment, stages[0], others)
+    out = capsys.readouterr().out
+    assert out.index("0.1250 ±0.020") < out.index("0.2500 ±0.020")
+    assert out.count("0.1250 ±0.020") == len(GROUPS) * len(NAMES), "a shared stage is one row"
+    assert "0.75" not in out
+    assert "not run (make exp NAME=... adds a row): group/absent" in out
+    assert "not shown: group/unlike" in out
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_catalogue_is_cut_at_ten_and_a_few_candidates_at_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sampled: bool
+) -> None:
+    folder = write_run(tmp_path, "e-1", {"evaluate": 0.125})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    values = metrics["rows"]["evaluate"]
+    values["all/hit@3"] = values["all/hit@10"]
+    values |= {"all/auc": {"value": 0.5, "stderr": None}} if sampled else {}
+    write_json(folder / "metrics.json", metrics)
+    report.print_results(config.load(BASIC), [stage("evaluate", folder, "done", "")])
+    out = capsys.readouterr().out
+    assert ("hit@3" in out, "hit@10" in out) == (sampled, not sampled)
+
+
+def test_what_an_experiment_lists_is_found_by_its_own_data_and_parts(tmp_path: Path) -> None:
+    data = f"data.root={tmp_path}"
+    experiment = config.load("a_llmrec/movielens_100k", [data, "llm=gemma3_270m", "seed=3"])
+    found = {other.name: other for other, tested in beside.find(experiment) if not tested}
+    assert set(found) == {f"a_llmrec/movielens_100k_{kind}" for kind in ("llm_only", "mlp_llm")}
+    for other in found.values():
+        assert other.config["data"] == experiment.config["data"]
+        assert (other.config["llm"], other.config["seed"]) == (experiment.config["llm"], 3)
+
+
+def test_an_experiment_beside_must_exist() -> None:
+    experiment = config.load(BASIC, ["+beside=[sasrec/movielens_100]"])
+    with pytest.raises(UserError, match="beside lists sasrec/movielens_100: no experiment"):
+        list(beside.find(experiment))
 
 
 def test_a_plan_names_state_folder_and_reason(

@@ -22,7 +22,7 @@ from lightning_modules.sasrec import SASRecModule
 
 Finished = Any  # conftest.Finished
 EXPERIMENT = "sasrec/movielens_100k"
-KS = (1, 5, 10, 20)
+KS = (1, 3, 5, 10, 20)
 USER_AVERAGED = ("recall@", "uauc")
 UNIFORM = "data.candidates={_target_:datamodules.candidates.UniformCandidates,count:20}"
 ROWS = {"random", "popularity", "recent_popularity", "markov"}
