@@ -21,7 +21,17 @@ from datamodules.base import SequenceDataModule
 from datamodules.errors import each_or_all_errors
 from datamodules.groups import GROUP_NAMES
 from datamodules.prepared import ROW_COLUMNS, Prepared, store
-from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories, RawData
+from datamodules.row_samples import RowSample
+from datamodules.types import (
+    CONTEXT,
+    SPLIT_NAMES,
+    TEST,
+    TRAIN,
+    VALID,
+    Histories,
+    ItemWords,
+    RawData,
+)
 from datamodules.versioning import package_digest, publish_folder, value_digest
 
 
@@ -33,6 +43,8 @@ class JoinedDataModule(SequenceDataModule):
         train: names of the parts that are learned from.
         valid: names of those that select the best epoch; None = those of ``train``.
         test: names of those that are tested; None = those of ``train``. Of several, each is also a group.
+        words: what the items of all parts are called alike: a prompt is not worded by its domain.
+        test_rows: as in ``SequenceDataModule``.
         allow_mismatch: whether a paper's preset may run on parts of other counts than expected.
         cache: as in ``SequenceDataModule``.
 
@@ -47,10 +59,18 @@ class JoinedDataModule(SequenceDataModule):
         train: Sequence[str],
         valid: Sequence[str] | None = None,
         test: Sequence[str] | None = None,
+        words: ItemWords | None = None,
+        test_rows: RowSample | None = None,
         allow_mismatch: bool = False,
         cache: str | None = None,
     ) -> None:
-        super().__init__("+".join(parts), allow_mismatch=allow_mismatch, cache=cache)
+        super().__init__(
+            "+".join(parts),
+            words=words,
+            test_rows=test_rows,
+            allow_mismatch=allow_mismatch,
+            cache=cache,
+        )
         self.parts = dict(parts)
         self.uses = {
             TRAIN: tuple(train),

@@ -5,7 +5,9 @@ Legend: R rows of a split, I items; widths: d of collaborative vectors, l of wha
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from lightning_modules.llm.prompt_tokens import some_rows
 from lightning_modules.next_item import NextItemModule
 
 ItemTokens = Literal["item", "text", "by_coldness", "collaborative", "random", "none"]
+UnseenItems = Literal["own", "text"]
 _ALIGNED = ("item", "text", "by_coldness")
 _RANDOM = 403  # stream of random numbers
 _AT_ONCE = 1024  # rows whose users are encoded together
@@ -28,12 +31,21 @@ def freeze_sources(
     backbone_weights: str | None,
     user_token: bool,
     item_tokens: ItemTokens,
+    unseen_items: UnseenItems,
 ) -> None:
     """Freeze them, with their weights: behind every soft token is something trained, which stays as it is.
 
     Raises:
-        ValueError: a source or its checkpoint is missing, or there are two.
+        ValueError: a source or its checkpoint is missing, there are two, or a choice is unknown.
     """
+    for name, choice, known in (
+        ("item_tokens", item_tokens, get_args(ItemTokens)),
+        ("unseen_items", unseen_items, get_args(UnseenItems)),
+    ):
+        if choice not in known:
+            raise ValueError(f"{name} is {choice!r}, expected one of {', '.join(known)}")
+    if unseen_items == "text" and alignment is None:
+        raise ValueError("unseen_items=text is rebuilt by an alignment: give one")
     if alignment is not None and backbone is not None:
         raise ValueError("give alignment, which has a backbone, or backbone, not both")
     if backbone is not None:
@@ -71,6 +83,47 @@ def user_states(backbone: NextItemModule, rows: Rows, device: torch.device) -> T
             batch = collate(some_rows(rows, some)).to(device)
             found.append(backbone.user_vectors(batch).float())
     return torch.cat(found)
+
+
+@contextmanager
+def reading_unseen(
+    unseen_items: UnseenItems, alignment: Stage1Module | None, counts: np.ndarray
+) -> Iterator[None]:
+    """While it is open the backbone reads items that it was never trained on as ``Stage2Module`` was told.
+
+    As their texts rebuild them, a history of another domain, whose items the backbone has never met, says
+    something. Items without a text stay as they are; afterwards all are as they were.
+
+    Args:
+        unseen_items: see ``Stage2Module``.
+        alignment: it rebuilds items, and has the backbone.
+        counts: (I + 1,) training events of each item.
+
+    Raises:
+        ValueError: the backbone does not read its histories from its item vectors.
+    """
+    if unseen_items == "own" or alignment is None:
+        yield
+        return
+    backbone = alignment.backbone
+    where = backbone.item_vectors().data_ptr()
+    table = next(
+        (p.data for p in backbone.parameters() if p.data_ptr() == where), None
+    )  # (I + 1, d)
+    if table is None:
+        raise ValueError(
+            f"unseen_items=text needs a backbone with one item table, and {type(backbone).__name__} makes "
+            "its item vectors anew: take sasrec or gru4rec, or unseen_items=own"
+        )
+    unseen = torch.from_numpy(counts == 0).to(table.device) & alignment.encoder.told
+    unseen[0] = False
+    kept = table[unseen]
+    rebuilt = alignment.rebuilt_items("text")
+    try:
+        table[unseen] = rebuilt[unseen].to(table.dtype)
+        yield
+    finally:
+        table[unseen] = kept
 
 
 @torch.inference_mode(False)  # made in a validation, they may still be trained with

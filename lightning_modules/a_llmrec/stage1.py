@@ -266,20 +266,20 @@ class Stage1Module(RankingModule):
 
     def score(self, state: Tensor, items: Tensor) -> Tensor:
         """Products (B, C) with the items' reconstructions."""
-        rebuilt = self._rebuild() if self._rebuilt is None else self._rebuilt
+        rebuilt = self.rebuilt_items() if self._rebuilt is None else self._rebuilt
         with torch.autocast(state.device.type, enabled=False):
             return dot_products(state.float(), rebuilt[items].float())
 
     @torch.no_grad()
-    def _rebuild(self) -> Tensor:
-        """(I + 1, d) what the item autoencoder makes of the joint vectors."""
+    def rebuilt_items(self, joint: Joint | None = None) -> Tensor:
+        """(I + 1, d) what the item autoencoder makes of the joint vectors; see ``joint_vectors``."""
         assert self.item_coder is not None
-        return self.item_coder.decode(self.joint_vectors())
+        return self.item_coder.decode(self.joint_vectors(joint))
 
     def _reset(self, split: str) -> None:
         """Fresh sums, and the items are rebuilt once for all batches."""
         super()._reset(split)
-        self._rebuilt = self._rebuild()
+        self._rebuilt = self.rebuilt_items()
 
     def _log(self, split: str) -> dict[str, Tensor]:
         """Log, and forget the items: the weights will move."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -18,7 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories, ItemWords, Rows
-from lightning_modules.a_llmrec.frozen import ItemTokens, freeze_sources, item_states, user_states
+from lightning_modules.a_llmrec.frozen import (
+    ItemTokens,
+    UnseenItems,
+    freeze_sources,
+    item_states,
+    reading_unseen,
+    user_states,
+)
 from lightning_modules.a_llmrec.model import Projector
 from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable, before_target
 from lightning_modules.a_llmrec.stage1 import Stage1Module
@@ -54,6 +61,8 @@ class Stage2Module(LanguageModelModule, RankingModule):
             its text, "A-LLMRec (SBERT)"; ``by_coldness``: of its text where it is cold and has one;
             ``collaborative``: no alignment, the backbone's own vector (MLP-LLM); ``random``; ``none``.
         cold_share: of the items, the least trained ones, that ``by_coldness`` takes as cold.
+        unseen_items: how x^u's backbone reads items that it never met in training: by their ``own`` vectors,
+            which are random, or as the alignment rebuilds them from their ``text``.
         max_length: newest items that a prompt shows.
         num_candidates: that a training target is chosen among, itself included.
         title_tokens: tokens of a title in its quotes, at most.
@@ -80,6 +89,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         user_token: bool = True,
         item_tokens: ItemTokens = "item",
         cold_share: float = 0.35,
+        unseen_items: UnseenItems = "own",
         max_length: int = 10,
         num_candidates: int = 20,
         title_tokens: int = 32,
@@ -97,9 +107,6 @@ class Stage2Module(LanguageModelModule, RankingModule):
                 "{_target_: datamodules.types.ItemWords, singular: film, plural: films, present: watch, "
                 "past: watched}"
             )
-        if item_tokens not in get_args(ItemTokens):
-            known = ", ".join(get_args(ItemTokens))
-            raise ValueError(f"item_tokens is {item_tokens!r}, expected one of {known}")
         for name, value, least in (
             ("num_candidates", num_candidates, 2), ("title_tokens", title_tokens, 3),
             ("max_users", max_users, 1), ("max_valid", max_valid, 1),
@@ -112,7 +119,8 @@ class Stage2Module(LanguageModelModule, RankingModule):
             raise ValueError(f"adapter {self.adapter.method} adds tokens of its own: take lora")
         self.alignment, self.backbone = alignment, backbone
         self.user_token, self.item_tokens = user_token, item_tokens
-        freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens)
+        self.unseen_items = unseen_items
+        freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items)
         self.cold_share, self.normalise = cold_share, normalise
         self.item_words, self.title_tokens = item_words, title_tokens
         self.titles: list[str | None] = catalog["title"].to_list()  # (I,)
@@ -196,14 +204,13 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     def remarks(self) -> list[str]:
         """What prompts lost."""
-        cut, long = self.table.cut_events, self.table.cut_titles
-        told = [
-            *([f"{cut:,} of the histories' items did not fit into {self.table.limit} tokens"] * (cut > 0)),
-            *([f"{long:,} titles were cut to {self.title_tokens} tokens"] * (long > 0)),
-        ]  # fmt: skip
-        missing = sum(not (title or "").strip() for title in self.titles)
-        told += [f"{missing:,} items have no title and are shown as {NO_TITLE}"] * (missing > 0)
-        return [*super().remarks(), *told]
+        notes = (
+            (self.table.cut_events, f"of the histories' items did not fit into {self.table.limit} tokens"),
+            (self.table.cut_titles, f"titles were cut to {self.title_tokens} tokens"),
+            (sum(not (title or "").strip() for title in self.titles),
+             f"items have no title and are shown as {NO_TITLE}"),
+        )  # fmt: skip
+        return [*super().remarks(), *(f"{count:,} {what}" for count, what in notes if count)]
 
     # What is frozen, computed once -----------------------------------------------------------------------
 
@@ -213,7 +220,8 @@ class Stage2Module(LanguageModelModule, RankingModule):
             assert self.collaborative is not None
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             rows = before_target(data.every_row(split))
-            self._users[split] = user_states(self.collaborative, rows, self.device)
+            with reading_unseen(self.unseen_items, self.alignment, self.histories.train_counts()):
+                self._users[split] = user_states(self.collaborative, rows, self.device)
         return self._users[split]
 
     def item_states(self) -> Tensor:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from lightning_modules.a_llmrec import Stage2Module
-from lightning_modules.a_llmrec.prompts import USER
+from lightning_modules.a_llmrec.prompts import USER, before_target
 from lightning_modules.llm import AdapterSpec, BackboneSpec
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.prompt_tokens import some_rows
-from tests.lightning_modules.a_llmrec_data import CATALOG, Parts, histories
+from tests.lightning_modules.a_llmrec_data import CATALOG, ITEMS, WIDTH, Parts, histories
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,34 @@ def test_a_users_state_has_not_met_the_target(parts: Parts) -> None:
     # Each split's rows have vectors of their own.
     assert not torch.equal(usual.user_states("train")[0], usual.user_states("val")[0])
     assert not torch.equal(usual.user_states("val")[0], usual.user_states("test")[0])
+
+
+def test_an_item_that_nobody_met_is_read_as_its_text_rebuilds_it(parts: Parts) -> None:
+    """Items 5, 7 and 10 are in what stands before the test, and in no training event."""
+    (own, world), (text, _) = parts.stage2(), parts.stage2(unseen_items="text")
+    unseen = torch.tensor([5, 7, 10])
+    assert not text.histories.train_counts()[unseen].any()
+    backbone, align = text.collaborative, text.alignment
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    found = text.user_states("test")
+    assert torch.equal(text.user_states("train"), own.user_states("train"))
+    assert (found != own.user_states("test")).any(1).all()
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+    table = backbone.item_vectors()
+    with torch.no_grad():
+        table[unseen] = align.item_coder.decode(align.text_coder.encode(align.encoder(unseen)))
+        rows = before_target(world.every_row("test"))
+        expected = backbone.user_vectors(backbone.collator(training=False)(rows))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_backbone_without_one_table_cannot_read_texts(parts: Parts) -> None:
+    module, _ = parts.stage2(unseen_items="text")
+    module.collaborative.item_vectors = lambda: torch.zeros(ITEMS + 1, WIDTH)
+    with pytest.raises(ValueError, match="needs a backbone with one item table"):
+        module.user_states("test")
 
 
 def test_what_stands_for_an_item(parts: Parts) -> None:
