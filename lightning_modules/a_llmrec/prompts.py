@@ -38,6 +38,16 @@ def question(words: ItemWords, user_token: bool) -> str:
     )
 
 
+def required_words(words: ItemWords | None) -> ItemWords:
+    """The data's words; raises ValueError where there are none: a prompt would lack its question."""
+    if words is None:
+        raise ValueError(
+            "the data do not say what their items are called: give the data config words, such as {_target_: "
+            "datamodules.types.ItemWords, singular: film, plural: films, present: watch, past: watched}"
+        )
+    return words
+
+
 def before_target(rows: Rows) -> Rows:
     """The rows with ``target``, and ``stop`` at its place: of training rows it is the newest event."""
     if rows.target is not None:

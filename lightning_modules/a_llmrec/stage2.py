@@ -27,7 +27,13 @@ from lightning_modules.a_llmrec.frozen import (
     user_states,
 )
 from lightning_modules.a_llmrec.model import Projector
-from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable, before_target
+from lightning_modules.a_llmrec.prompts import (
+    USER,
+    ChoiceCollator,
+    ChoiceTable,
+    before_target,
+    required_words,
+)
 from lightning_modules.a_llmrec.stage1 import Stage1Module
 from lightning_modules.base import RankingModule
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
@@ -60,6 +66,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         item_tokens: behind each title, ``item``: the latent vector of its collaborative vector; ``text``: of
             its text, "A-LLMRec (SBERT)"; ``by_coldness``: of its text where it is cold and has one;
             ``collaborative``: no alignment, the backbone's own vector (MLP-LLM); ``random``; ``none``.
+        projector_gain: see ``Projector``; None: soft tokens begin about as large as the model's embeddings.
         cold_share: of the items, the least trained ones, that ``by_coldness`` takes as cold.
         unseen_items: how x^u's backbone reads items that it never met in training: by their ``own`` vectors,
             which are random, or as the alignment rebuilds them from their ``text``.
@@ -88,6 +95,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         backbone_weights: str | None = None,
         user_token: bool = True,
         item_tokens: ItemTokens = "item",
+        projector_gain: float | None = None,
         cold_share: float = 0.35,
         unseen_items: UnseenItems = "own",
         max_length: int = 10,
@@ -101,12 +109,6 @@ class Stage2Module(LanguageModelModule, RankingModule):
         super().__init__(
             llm, adapter or AdapterSpec(method="none"), max_length=max_length, **options
         )
-        if item_words is None:
-            raise ValueError(
-                "the data do not say what their items are called: give the data config words, such as "
-                "{_target_: datamodules.types.ItemWords, singular: film, plural: films, present: watch, "
-                "past: watched}"
-            )
         for name, value, least in (
             ("num_candidates", num_candidates, 2), ("title_tokens", title_tokens, 3),
             ("max_users", max_users, 1), ("max_valid", max_valid, 1),
@@ -119,12 +121,11 @@ class Stage2Module(LanguageModelModule, RankingModule):
             raise ValueError(f"adapter {self.adapter.method} adds tokens of its own: take lora")
         self.alignment, self.backbone = alignment, backbone
         self.user_token, self.item_tokens = user_token, item_tokens
-        self.unseen_items = unseen_items
+        self.unseen_items, self.projector_gain = unseen_items, projector_gain
         freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items)
-        self.cold_share, self.normalise = cold_share, normalise
-        self.item_words, self.title_tokens = item_words, title_tokens
+        self.cold_share, self.normalise, self.num_candidates = cold_share, normalise, num_candidates
+        self.item_words, self.title_tokens = required_words(item_words), title_tokens
         self.titles: list[str | None] = catalog["title"].to_list()  # (I,)
-        self.num_candidates = num_candidates
         limits = {TRAIN: max_users, VALID: max_valid}
         self.most_rows = {code: most for code, most in limits.items() if most is not None}
         # As wide as the parts turn out to be.
@@ -177,7 +178,10 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     def _projectors(self, seed: int) -> tuple[Projector | None, Projector | None]:
         """F_U and F_I as they are before training; None where nothing is projected."""
-        width = int(self.model.get_input_embeddings().embedding_dim)
+        table = self.model.get_input_embeddings().weight
+        width, gain = table.shape[1], self.projector_gain
+        if gain is None:
+            gain = float(table.detach().float().square().mean().sqrt())
         with torch.no_grad():
             part = self.collaborative
             size = 0 if part is None else part.item_vectors().shape[1]
@@ -186,8 +190,8 @@ class Stage2Module(LanguageModelModule, RankingModule):
             latent = self.alignment.latent_size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(mix_seeds(seed, _PROJECTORS))
-            user = Projector(size, width, "leaky_relu") if self.user_token else None
-            item = Projector(latent or width, width, "gelu") if self._has_slots else None
+            user = Projector(size, width, "leaky_relu", gain) if self.user_token else None
+            item = Projector(latent or width, width, "gelu", gain) if self._has_slots else None
         return user, item
 
     @property
@@ -327,13 +331,9 @@ class Stage2Module(LanguageModelModule, RankingModule):
         ]
         with self.soft(batch, self._split):
             return listed_scores(
-                self.model,
-                prompts_of(batch),
-                batch.candidates,
-                titles,
-                self.tokenizer.pad_token_id,
+                self.model, prompts_of(batch), batch.candidates, titles, self.tokenizer.pad_token_id,
                 self.normalise,
-            )
+            )  # fmt: skip
 
     def score(self, state: Listed, items: Tensor) -> Tensor:
         """(B, C) of items (C,) or (B, C) that the prompts list; raises ValueError where one does not."""

@@ -233,6 +233,17 @@ def test_a_backbone_without_one_table_cannot_read_texts(parts: Parts) -> None:
         module.user_states("test")
 
 
+def test_soft_tokens_begin_as_large_as_the_models_own(parts: Parts) -> None:
+    """Xavier's weights with a gain: what comes out of the last layer grows with it and in nothing else."""
+    module, _ = parts.stage2()
+    plain, _ = parts.stage2(projector_gain=1.0)
+    size = module.model.get_input_embeddings().weight.square().mean().sqrt()
+    for name in ("user_projector", "item_projector"):
+        ours, paper = getattr(module, name).layers, getattr(plain, name).layers
+        torch.testing.assert_close(ours[3].weight, paper[3].weight * size)
+        assert torch.equal(ours[0].weight, paper[0].weight)
+
+
 def test_what_stands_for_an_item(parts: Parts) -> None:
     alignment = parts.alignment()
     found = {
