@@ -11,13 +11,19 @@ override NAME := $(value NAME)
 override ARGS := $(value ARGS)
 override SEEDS := $(value SEEDS)
 override BASELINE := $(value BASELINE)
+override REQUEST := $(value REQUEST)
+override K := $(value K)
 JOBS ?= 1
-export NAME ARGS SEEDS BASELINE JOBS
+export NAME ARGS SEEDS BASELINE JOBS REQUEST K
+# Shells have a USER of their own: only that of the command line is meant.
+ifeq ($(origin USER),command line)
+export LLMREC_USER := $(value USER)
+endif
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images export list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp plan show data prepare images export recommend list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -45,6 +51,9 @@ images: $(READY) ## Download the item images of an experiment's data
 
 export: $(READY) ## Write a finished language model for plain PEFT and plain transformers
 	@$(PY) -m experiments.export
+
+recommend: $(READY) ## What a finished experiment would show USER=<id> next (K=10, REQUEST="in words")
+	@$(PY) -m experiments.recommend
 
 list: $(READY) ## List every experiment with its one-line header
 	@$(PY) -m experiments.run list

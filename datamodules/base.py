@@ -207,11 +207,8 @@ class SequenceDataModule(StageDataModule):
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
-        found = {
-            **self.prepared.protocol,
-            "content": self.prepared.digest,
-            "mask_seen": self.mask_seen,
-        }
+        digest = self.prepared.digest
+        found = {**self.prepared.protocol, "content": digest, "mask_seen": self.mask_seen}
         return found if self.test_rows is None else {**found, "test_rows": repr(self.test_rows)}
 
     def validation_rows(self) -> int:
@@ -311,6 +308,10 @@ class SequenceDataModule(StageDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Rows of ``test_code``, each exactly once over all devices."""
         return self._eval_loader(self.rows(self.test_code))
+
+    def ask(self, rows: EvalRows) -> None:
+        """Hold these rows out in place of the data's own: what is tested or predicted next is of them."""
+        self._rows[self.test_code] = rows
 
     def raw_users(self, users: np.ndarray) -> polars.Series:
         """Raw ids of internal user ids."""

@@ -57,6 +57,11 @@ class StageDataModule(pl.LightningDataModule):
         """Lightning calls this on one process before the others go on."""
         _ = self.prepared
 
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """As the test's."""
+        loader: DataLoader[Any] = self.test_dataloader()
+        return loader
+
     def _loader(
         self, dataset: Dataset[Any], sampler: Iterable[RowBatch], collate: Callable[[Any], Any]
     ) -> DataLoader[Any]:

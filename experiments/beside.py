@@ -20,13 +20,17 @@ def find(experiment: Experiment) -> Iterator[tuple[Experiment, list[PlannedStage
         UserError: a listed experiment does not exist, or cannot be composed.
     """
     shared = [*shared_overrides(experiment), f"seed={experiment.config['seed']}"]
-    swapped = [o for o in experiment.overrides if setting(o) in SWAPPED]
+    swapped = [o for o in experiment.overrides if _group(o) in SWAPPED]
     for name in experiment.config.get("beside") or []:
         try:
             parts = config.load(name).config if swapped else {}
-            words = [*shared, *(o for o in swapped if setting(o) in parts)]
+            words = [*shared, *(o for o in swapped if _group(o) in parts)]
             other = config.load(name, words)
         except UserError as error:
             raise UserError(f"beside lists {name}: {error}") from error
         if other.config != experiment.config:
             yield other, tested(other)
+
+
+def _group(override: str) -> str:
+    return setting(override).split(".")[0]

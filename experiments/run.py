@@ -98,7 +98,7 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     elif verb == "show":
         report.print_config(experiment, config.origins(experiment.name, experiment.overrides))
     else:
-        _python("experiments.check", ["--report", experiment.name, *experiment.overrides])
+        in_process("experiments.check", ["--report", experiment.name, *experiment.overrides])
         for data in experiment.data_sets:
             manifest = data_report.print_data_report(_prepared_folder(data), data)
             artifacts.require_expected(experiment, data, manifest)
@@ -110,7 +110,7 @@ def _load(verb: str, name: str, overrides: list[str]) -> config.Experiment:
         return config.load(name, overrides)
     except config.FrameError:
         if verb == "exp":
-            _python("experiments.check", [name, *overrides])  # tells all problems, then ends
+            in_process("experiments.check", [name, *overrides])  # tells all problems, then ends
         raise
 
 
@@ -119,7 +119,7 @@ def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[Pla
     stages = artifacts.plan(experiment, cache_root())
     if any(_wanted(s, rerun_stale) for s in stages):
         messages.say(f"{experiment.name}: checking the configuration and the data ...")
-        _python("experiments.check", [experiment.name, *experiment.overrides])
+        in_process("experiments.check", [experiment.name, *experiment.overrides])
         stages = artifacts.plan(experiment, cache_root())
     for number, planned in enumerate(stages, start=1):
         # Looked at again: what an earlier stage has just made may have made this one stale.
@@ -154,7 +154,7 @@ def run_stage(
         write_json(stage.folder / "stage.json", _job(experiment, stage))
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
         (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
-        _python("experiments.stage", [str(stage.folder)], stage.folder)
+        in_process("experiments.stage", [str(stage.folder)], stage.folder)
 
 
 def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:
@@ -202,7 +202,7 @@ def _begun_with(stage: PlannedStage) -> dict[str, str]:
     return stage.sources
 
 
-def _python(module: str, arguments: list[str], folder: Path | None = None) -> None:
+def in_process(module: str, arguments: list[str], folder: Path | None = None) -> None:
     """Run one of our modules in a process of its own, and pass signals on to it.
 
     Raises:

@@ -214,7 +214,7 @@ def _die_with_driver() -> None:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to the bar and to what matters: Lightning's greetings say nothing new."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -234,7 +234,7 @@ def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 a problem the user can mend, 130 stopped by a signal."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
     _die_with_driver()
-    _quiet()
+    quiet()
     try:
         run_stage(Path(argv[0]))
     except (UserError, DataSourceError, DataFormatError) as error:

@@ -72,6 +72,20 @@ def make_trainer(
     )
 
 
+def make_predictor(module: StageModule, launch: dict[str, Any]) -> pl.Trainer:
+    """A Trainer of one device that writes nothing, to ask a finished module.
+
+    Raises:
+        UserError: the device cannot compute what the module needs.
+    """
+    precision = _precision(module, {**launch, "strategy": "auto"})
+    return pl.Trainer(
+        accelerator=launch["accelerator"], devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        plugins=[precision] if precision else [],
+    )  # fmt: skip
+
+
 def _strategy(module: StageModule, launch: dict[str, Any]) -> Strategy | str:
     """Lightning's by its name; ``fsdp`` as the method has it."""
     name: str = launch["strategy"]

@@ -43,6 +43,15 @@ class ScoredBatch:
     scores: Tensor | None  # (B, C) of ``batch.candidates``; None when the catalogue was ranked
 
 
+@dataclass  # not frozen: Lightning moves its tensors to the CPU in place
+class Best:
+    """What a prediction step returns: each row's items, best first."""
+
+    items: Tensor  # (B, K) int64; 0 where there are fewer
+    scores: Tensor  # (B, K)
+    reasons: list[str] | None = None  # (B,) why the first one, of a method that can say so
+
+
 class RankingModule(StageModule):
     """A method is a ``training_step``, an ``encode`` and a ``score``.
 
@@ -61,6 +70,9 @@ class RankingModule(StageModule):
     num_candidates: int = 0
     most_rows: dict[int, int] = {}  # noqa: RUF012 - of a class that has no limits; never changed
     generations: Generations | None = None  # of a method that writes texts; a callback keeps them
+    reads_requests: bool = False  # whether ``request`` means anything
+    request: str | None = None  # what a user asks for, in words; for predictions
+    explains: bool = False  # whether predictions come with reasons, of a method that has them
 
     def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:
         super().__init__()
@@ -97,6 +109,15 @@ class RankingModule(StageModule):
         """What ``label_metric`` is updated with, (B,) each: of the rows' scores (B, 1) and labels."""
         assert batch.label is not None
         return scores[:, 0], batch.label
+
+    @property
+    def retriever(self) -> RankingModule | None:
+        """The model among whose best items this one chooses; None where it ranks a catalogue by itself."""
+        return None
+
+    def reasons(self, batch: Batch, items: Tensor) -> list[str] | None:
+        """(B,) why these items (B,) were chosen; None of a method that cannot say."""
+        return None
 
     # What the data module asks ---------------------------------------------------------------------
 
@@ -151,6 +172,20 @@ class RankingModule(StageModule):
         counts, scores = self.rank(batch, TOP_K)
         self._count("test", batch, counts, scores)
         return ScoredBatch(batch, counts, scores)
+
+    def predict_step(self, batch: Batch, batch_index: int = 0) -> Best:
+        """The best items of each row, of its candidates or of the whole catalogue without what was seen."""
+        if batch.candidates is not None:
+            scores = self.score(self.encode(batch), batch.candidates)  # (B, C)
+            scores, order = scores.sort(dim=1, descending=True, stable=True)
+            items = batch.candidates.gather(1, order)
+        else:
+            counts, _ = self.rank(batch, TOP_K)
+            assert counts is not None
+            assert counts.top_items is not None
+            assert counts.top_scores is not None
+            items, scores = counts.top_items, counts.top_scores
+        return Best(items, scores, self.reasons(batch, items[:, 0]) if self.explains else None)
 
     def on_validation_epoch_start(self) -> None:
         """Fresh sums for every pass."""

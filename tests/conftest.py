@@ -15,7 +15,16 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 USERS, ITEMS, MIN_EVENTS = 60, 80, 8
 GENRES = 19  # flags of a line of u.item
-REQUEST = ("NAME", "ARGS", "SEEDS", "BASELINE", "LLMREC_DRIVER")  # variables that say what to do
+REQUEST = (
+    "NAME",
+    "ARGS",
+    "SEEDS",
+    "BASELINE",
+    "LLMREC_DRIVER",
+    "LLMREC_USER",
+    "K",
+    "REQUEST",
+)  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -107,7 +116,7 @@ def run_command(command_environment: Callable[[Path], dict[str, str]]) -> Comman
     """``run_command("exp", name, *overrides, runs=folder, SEEDS="2")``: the real command, to its end."""
 
     def run(
-        *words: str, runs: Path, timeout: float = 300, **variables: str
+        *words: str, runs: Path, timeout: float = 600, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "experiments.run", *words],

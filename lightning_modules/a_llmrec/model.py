@@ -12,6 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.stage_module import mix_seeds
+
+_PROJECTORS = 402  # stream of random numbers
+
 Scores = Literal["dot", "mean"]
 
 
@@ -119,13 +123,9 @@ class Projector(nn.Module):
     ) -> None:
         super().__init__()
         self.size = size
-        self.layers = nn.Sequential(
-            nn.Linear(size, width),
-            nn.LayerNorm(width),
-            nn.LeakyReLU() if activation == "leaky_relu" else nn.GELU(),
-            nn.Linear(width, width),
-        )
-        first, last = self.layers[0], self.layers[3]
+        act = nn.LeakyReLU() if activation == "leaky_relu" else nn.GELU()
+        first, last = nn.Linear(size, width), nn.Linear(width, width)
+        self.layers = nn.Sequential(first, nn.LayerNorm(width), act, last)
         nn.init.xavier_normal_(first.weight)
         nn.init.xavier_normal_(last.weight, gain)
 
@@ -133,3 +133,43 @@ class Projector(nn.Module):
         """(N, H) of ``x`` (N, size)."""
         projected: Tensor = self.layers(x)
         return projected
+
+
+def make_projectors(
+    seed: int, embeddings: Tensor, user_size: int | None, item_size: int | None, gain: float | None
+) -> tuple[Projector | None, Projector | None]:
+    """F_U and F_I, drawn from the seed; None where there is no size.
+
+    Args:
+        seed: of the run.
+        embeddings: (V, H) of the language model.
+        user_size, item_size: of what is projected.
+        gain: see ``Projector``; None: soft tokens begin about as large as the embeddings.
+    """
+    if gain is None:
+        gain = float(embeddings.detach().float().square().mean().sqrt())
+    width = embeddings.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(mix_seeds(seed, _PROJECTORS))
+        user = None if user_size is None else Projector(user_size, width, "leaky_relu", gain)
+        item = None if item_size is None else Projector(item_size, width, "gelu", gain)
+    return user, item
+
+
+def require_moved(now: nn.Module | None, before: nn.Module | None, steps: int) -> None:
+    """Sound the alarm when what was trained is as it was made.
+
+    Args:
+        now: after so many ``steps``.
+        before: made from the same seed; None where nothing is trained.
+
+    Raises:
+        ValueError: no weight differs.
+    """
+    if now is None or before is None:
+        return
+    start, end = before.state_dict(), now.state_dict()
+    if all(torch.equal(value.cpu(), start[name].cpu()) for name, value in end.items()):
+        raise ValueError(
+            f"a projector has not moved in {steps} steps: look at the learning rate and the loss"
+        )

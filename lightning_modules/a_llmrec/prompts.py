@@ -26,16 +26,41 @@ USER = -1  # in ``Batch.slots``
 # Private code points that no text has: where a prompt's text is cut.
 _USER, _HISTORY, _CANDIDATES = "\ue000", "\ue001", "\ue002"
 _NOTHING = "(nothing so far)"
+LONGEST_REQUEST = 300  # characters
 
 
-def question(words: ItemWords, user_token: bool) -> str:
+def question(words: ItemWords, user_token: bool, request: str | None = None) -> str:
     """The message, with marks where the user's token and the two lists belong; each line ends in a break."""
+    wish = f'They say what they are looking for: "{request}"\n' if request else ""
     who = f"{_USER} stands for one person. They have" if user_token else "Somebody has"
     return (
-        f"{who} {words.past} these {words.plural}, the oldest first:\n{_HISTORY}Which {words.singular} will "
-        f"they {words.present} next? Choose one of these {words.plural}:\n{_CANDIDATES}Answer with its title "
-        "in quotation marks and nothing else."
+        f"{who} {words.past} these {words.plural}, the oldest first:\n{_HISTORY}{wish}Which {words.singular} "
+        f"will they {words.present} next? Choose one of these {words.plural}:\n{_CANDIDATES}Answer with its "
+        "title in quotation marks and nothing else."
     )
+
+
+def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
+    """Texts of others, each as one line that can end neither its quotes nor the message it stands in."""
+    special = {
+        *tokenizer.all_special_tokens,
+        *tokenizer.get_added_vocab(),
+        _USER,
+        _HISTORY,
+        _CANDIDATES,
+    }
+    marks = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+    return [" ".join(marks.sub(" ", text).replace('"', "'").split()) for text in texts]
+
+
+def required_request(request: str, tokenizer: Any) -> str:
+    """A user's words ``as_data``; raises ValueError where nothing is left, or too much."""
+    (kept,) = as_data([request], tokenizer)
+    if not 1 <= len(kept) <= LONGEST_REQUEST:
+        raise ValueError(
+            f"a request has {len(kept)} characters, expected 1 to {LONGEST_REQUEST}: say it in a sentence"
+        )
+    return kept
 
 
 def required_words(words: ItemWords | None) -> ItemWords:
@@ -72,6 +97,7 @@ class ChoiceTable:
         title_tokens: tokens of a quoted title, at most.
         user_token: begin with the user's slot.
         item_tokens: a slot behind each title.
+        request: what the users say that they are looking for.
     """
 
     def __init__(
@@ -85,7 +111,9 @@ class ChoiceTable:
         title_tokens: int = 32,
         user_token: bool = True,
         item_tokens: bool = True,
+        request: str | None = None,
     ) -> None:
+        self.request = None if request is None else required_request(request, tokenizer)
         self.tokenizer, self.words, self.titles = tokenizer, words, titles
         self.chat_template, self.limit = chat_template, limit
         self.max_length, self.title_tokens = max_length, title_tokens
@@ -103,7 +131,9 @@ class ChoiceTable:
         Raises:
             ValueError: the chat template does not show a message once, as it is.
         """
-        text = lay_out(self.tokenizer, self.chat_template, question(self.words, self.user_token))
+        text = lay_out(
+            self.tokenizer, self.chat_template, question(self.words, self.user_token, self.request)
+        )
         parts = re.split(f"[{_USER}{_HISTORY}{_CANDIDATES}]", text)
         if len(parts) != 3 + self.user_token:
             raise ValueError(
@@ -120,7 +150,7 @@ class ChoiceTable:
     @cached_property
     def _quoted(self) -> tuple[np.ndarray, np.ndarray, int]:
         """Tokens of all quoted titles, (I + 2,) where each item's begin, and how many were too long."""
-        plain = [" ".join((title or "").split()).replace('"', "'") for title in self.titles]
+        plain = as_data([title or "" for title in self.titles], self.tokenizer)
         made = self._behind("\n", [f'"{title or NO_TITLE}"' for title in plain])
         (quote,) = self._behind("x", ['"'])
         long = [i for i, ids in enumerate(made) if len(ids) > self.title_tokens]

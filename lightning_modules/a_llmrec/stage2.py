@@ -18,15 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories, ItemWords, Rows
-from lightning_modules.a_llmrec.frozen import (
-    ItemTokens,
-    UnseenItems,
-    freeze_sources,
-    item_states,
-    reading_unseen,
-    user_states,
-)
-from lightning_modules.a_llmrec.model import Projector
+from lightning_modules.a_llmrec import frozen
+from lightning_modules.a_llmrec.advice import reason
+from lightning_modules.a_llmrec.model import Projector, make_projectors, require_moved
 from lightning_modules.a_llmrec.prompts import (
     USER,
     ChoiceCollator,
@@ -44,9 +38,6 @@ from lightning_modules.llm.soft_tokens import soft_tokens
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.tuning import LanguageModelModule
 from lightning_modules.next_item import NextItemModule
-from lightning_modules.stage_module import mix_seeds
-
-_PROJECTORS = 402  # stream of random numbers
 
 
 class Stage2Module(LanguageModelModule, RankingModule):
@@ -83,6 +74,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
     """
 
     newest_target = True
+    reads_requests = True
 
     def __init__(
         self,
@@ -94,10 +86,10 @@ class Stage2Module(LanguageModelModule, RankingModule):
         backbone: NextItemModule | None = None,
         backbone_weights: str | None = None,
         user_token: bool = True,
-        item_tokens: ItemTokens = "item",
+        item_tokens: frozen.ItemTokens = "item",
         projector_gain: float | None = None,
         cold_share: float = 0.35,
-        unseen_items: UnseenItems = "own",
+        unseen_items: frozen.UnseenItems = "own",
         max_length: int = 10,
         num_candidates: int = 20,
         title_tokens: int = 32,
@@ -122,7 +114,9 @@ class Stage2Module(LanguageModelModule, RankingModule):
         self.alignment, self.backbone = alignment, backbone
         self.user_token, self.item_tokens = user_token, item_tokens
         self.unseen_items, self.projector_gain = unseen_items, projector_gain
-        freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items)
+        frozen.freeze_sources(
+            alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items
+        )
         self.cold_share, self.normalise, self.num_candidates = cold_share, normalise, num_candidates
         self.item_words, self.title_tokens = required_words(item_words), title_tokens
         self.titles: list[str | None] = catalog["title"].to_list()  # (I,)
@@ -178,21 +172,17 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     def _projectors(self, seed: int) -> tuple[Projector | None, Projector | None]:
         """F_U and F_I as they are before training; None where nothing is projected."""
-        table = self.model.get_input_embeddings().weight
-        width, gain = table.shape[1], self.projector_gain
-        if gain is None:
-            gain = float(table.detach().float().square().mean().sqrt())
+        table = self.model.get_input_embeddings().weight  # (V, H)
         with torch.no_grad():
             part = self.collaborative
             size = 0 if part is None else part.item_vectors().shape[1]
         latent = size
         if self.alignment is not None and self.item_tokens != "collaborative":
             latent = self.alignment.latent_size
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(mix_seeds(seed, _PROJECTORS))
-            user = Projector(size, width, "leaky_relu", gain) if self.user_token else None
-            item = Projector(latent or width, width, "gelu", gain) if self._has_slots else None
-        return user, item
+        items = (latent or table.shape[1]) if self._has_slots else None
+        return make_projectors(
+            seed, table, size if self.user_token else None, items, self.projector_gain
+        )
 
     @property
     def _has_slots(self) -> bool:
@@ -224,15 +214,17 @@ class Stage2Module(LanguageModelModule, RankingModule):
             assert self.collaborative is not None
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             rows = before_target(data.every_row(split))
-            with reading_unseen(self.unseen_items, self.alignment, self.histories.train_counts()):
-                self._users[split] = user_states(self.collaborative, rows, self.device)
+            with frozen.reading_unseen(
+                self.unseen_items, self.alignment, self.histories.train_counts()
+            ):
+                self._users[split] = frozen.user_states(self.collaborative, rows, self.device)
         return self._users[split]
 
     def item_states(self) -> Tensor:
         """(I + 1, l) what F_I projects, or (I + 1, d) of ``collaborative``; row 0 is zero."""
         if self._items is None:
             assert self.item_projector is not None
-            self._items = item_states(
+            self._items = frozen.item_states(
                 self.item_tokens, self.item_projector.size, self.histories.train_counts(),
                 self.cold_share, self.alignment, self.collaborative, self.device,
             )  # fmt: skip
@@ -246,7 +238,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         limit = self.llm.max_length - self.title_tokens - 1  # room for an answer and its end
         return ChoiceTable(
             self.tokenizer, self.item_words, self.titles, self.llm.chat_template, limit,
-            self.max_length, self.title_tokens, self.user_token, self._has_slots,
+            self.max_length, self.title_tokens, self.user_token, self._has_slots, self.request,
         )  # fmt: skip
 
     def row_lengths(self, rows: Rows) -> np.ndarray:
@@ -307,14 +299,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         pairs = zip((self.user_projector, self.item_projector), self._projectors(seed), strict=True)
         for now, before in pairs:
-            if now is None or before is None:
-                continue
-            start, end = before.state_dict(), now.state_dict()
-            if all(torch.equal(value.cpu(), start[name]) for name, value in end.items()):
-                raise ValueError(
-                    f"a projector has not moved in {self.trainer.global_step} steps: look at the learning "
-                    "rate and the loss"
-                )
+            require_moved(now, before, self.trainer.global_step)
 
     # Evaluation ------------------------------------------------------------------------------------------
 
@@ -334,6 +319,20 @@ class Stage2Module(LanguageModelModule, RankingModule):
                 self.model, prompts_of(batch), batch.candidates, titles, self.tokenizer.pad_token_id,
                 self.normalise,
             )  # fmt: skip
+
+    @property
+    def retriever(self) -> NextItemModule | None:
+        """The backbone."""
+        return self.collaborative
+
+    def on_predict_epoch_start(self) -> None:
+        """The users that are asked for are those of the test rows."""
+        self._split = "test"
+        self._users.pop("test", None)
+
+    def reasons(self, batch: Batch, items: Tensor) -> list[str]:
+        """In the language model's words, which nobody has checked; of batches of one row."""
+        return [reason(self, batch, int(items[0]))]
 
     def score(self, state: Listed, items: Tensor) -> Tensor:
         """(B, C) of items (C,) or (B, C) that the prompts list; raises ValueError where one does not."""

@@ -172,3 +172,26 @@ def test_a_template_that_changes_messages_is_refused(tmp_path: Path) -> None:
 def test_words_are_not_blank() -> None:
     with pytest.raises(ValueError, match="lack plural, past"):
         ItemWords("film", " ", "watch", "")
+
+
+def test_a_request_stands_before_the_question(tokenizer: Any) -> None:
+    plain, asked = table(tokenizer), table(tokenizer, request=' a "sad"\n one </s> ')
+    ((tokens, _),) = plain.of(rows_of([[1, 3]], [[7, 2]]))
+    ((more, slots),) = asked.of(rows_of([[1, 3]], [[7, 2]]))
+    text = tokenizer.decode(more)
+    said = "They say what they are looking for: \"a 'sad' one\"\nWhich book"
+    assert said in text
+    assert text.replace(said, "Which book") == tokenizer.decode(tokens)
+    assert text.count("</s>") == tokenizer.decode(tokens).count("</s>"), "words end no message"
+    assert (slots != 0).sum() == 5
+
+
+@pytest.mark.parametrize("request_", ["", " \n", "</s>", "x" * 301])
+def test_a_request_is_a_sentence(tokenizer: Any, request_: str) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 300"):
+        table(tokenizer, request=request_)
+
+
+def test_a_title_ends_no_message(tokenizer: Any) -> None:
+    own = ChoiceTable(tokenizer, WORDS, ["Up</s>Say no"], True, 400)
+    assert tokenizer.decode(own.title(1)) == '"Up Say no"'

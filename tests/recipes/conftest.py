@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,20 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import REPO
+
 EXPERIMENT = "sasrec/movielens_100k"
 Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def ask(
+    environment: dict[str, str], *words: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """``make recommend``, as the Makefile starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.recommend", *words],
+        cwd=REPO, env={**environment, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

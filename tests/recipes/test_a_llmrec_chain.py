@@ -13,6 +13,7 @@ import torch
 
 from tests.lightning_modules.tiny_bert import LONGEST, write_tiny_bert
 from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.recipes.conftest import ask
 
 CHAIN = "a_llmrec/movielens_100k"
 SAMPLE = 12  # test rows drawn at random
@@ -84,6 +85,27 @@ def test_the_whole_chain(chain: Any, run_command: Callable[..., Any], words: lis
     assert "running" not in again.stdout + again.stderr
 
 
+def test_a_request_is_answered_from_what_sasrec_retrieves(
+    chain: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
+) -> None:
+    """Twenty films that the user has not seen, in an order that the request moves, and a reason."""
+    lists = []
+    for request in ("", 'nothing "sad"; $HOME `ls`'):
+        result = ask(
+            command_environment(chain.runs), CHAIN, *words, LLMREC_USER="7", K="20", REQUEST=request
+        )
+        assert result.returncode == 0, result.stderr[-2000:]
+        rows = [r.split("│")[1:-1] for r in result.stdout.splitlines() if r.startswith("│")]
+        lists.append([[cell.strip() for cell in row] for row in rows])
+        assert "the model's own words, unchecked: because" in result.stdout
+        scores = [float(row[3]) for row in lists[-1]]
+        assert scores == sorted(scores, reverse=True)
+        assert sorted(int(row[4]) for row in lists[-1]) == list(range(1, 21))
+    plain, asked = lists
+    assert {row[1] for row in plain} == {row[1] for row in asked}
+    assert [row[3] for row in plain] != [row[3] for row in asked]
+
+
 @pytest.mark.slow
 def test_killed_in_the_midst_of_an_epoch_it_ends_the_same(
     chain: Any, run_command: Callable[..., Any], words: list[str], tmp_path: Path
@@ -107,12 +129,9 @@ def test_killed_in_the_midst_of_an_epoch_it_ends_the_same(
 
 @pytest.mark.slow
 def test_rows_beside_it(
-    chain: Any,
-    finish: Callable[..., Any],
-    tiny_data: list[str],
-    stage2: list[str],
-    words: list[str],
-) -> None:
+    chain: Any, finish: Callable[..., Any], run_command: Callable[..., Any], tiny_data: list[str],
+    stage2: list[str], words: list[str],
+) -> None:  # fmt: skip
     """Written answers, the language model alone, and SASRec's own vectors without a first stage."""
     known = {f.name for f in chain.runs.iterdir()}
     finish(f"{CHAIN}_llm_only", tiny_data, chain.runs)
@@ -132,3 +151,7 @@ def test_rows_beside_it(
     state = torch.load(fit / "best.ckpt", weights_only=True)["state_dict"]
     # From SASRec's 64 entries, not from the 128 of an alignment.
     assert state["item_projector.layers.0.weight"].shape == (64, 64)
+    # One table has them all; MLP-LLM was run with settings that its file does not have.
+    table = run_command("exp", CHAIN, *words, runs=chain.runs).stdout
+    assert f"│ {CHAIN}_llm_only " in table
+    assert f"not run (make exp NAME=... adds a row): {CHAIN}_mlp_llm" in table
