@@ -172,7 +172,8 @@ def bin_members(targets: pl.DataFrame, edges: Sequence[int] = EDGES) -> list[Boo
     drawn = np.ones(targets.height, bool)
     if "all" in targets.columns:
         drawn = targets["all"].to_numpy()
-    rare = member[:, member[~drawn].any(0)].any(1)  # (N,) of a group that was taken whole
+    whole = np.flatnonzero(member[~drawn].any(0))  # groups that were not only drawn from
+    rare: Bools = np.asarray(member[:, whole].any(1))  # (N,)
     found = [drawn]
     for number in range(len(edges)):
         inside = bins == number

@@ -88,9 +88,10 @@ class FusionModule(UntrainedModule):
             fit_temperature(scores[keep], real, target) for scores in (valid.first, valid.second)
         )
         self.temperatures = first, second
+        first_log, second_log = (part[keep] for part in self._log_probabilities(valid))
         self.gate = fit_gate(
-            *(part[keep] for part in self._log_probabilities(valid)), bins[valid.items[keep]], real,
-            target, len(self.edges), self.smoothness, self.offsets,
+            first_log, second_log, bins[valid.items[keep]], real, target, len(self.edges),
+            self.smoothness, self.offsets,
         )  # fmt: skip
         fused = self.gate(*self._log_probabilities(self.test), bins[self.test.items])
         self.fused = fused.astype(np.float32)
@@ -98,9 +99,8 @@ class FusionModule(UntrainedModule):
     def _log_probabilities(self, pair: ScoredPair) -> tuple[np.ndarray, np.ndarray]:
         """(R, C) of either model."""
         first, second = self.temperatures
-        return log_softmax(pair.first / first, pair.real), log_softmax(
-            pair.second / second, pair.real
-        )
+        scaled = (pair.first / first, pair.second / second)
+        return log_softmax(scaled[0], pair.real), log_softmax(scaled[1], pair.real)
 
     def encode(self, batch: Batch) -> np.ndarray:
         """Places (B,) of the batch's rows in the scores files.

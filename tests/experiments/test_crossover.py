@@ -65,6 +65,21 @@ def test_rows_of_a_sample_for_a_rare_group_count_where_they_bend_nothing() -> No
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_targets_are_found_in_either_kind_of_file(full: bool, tmp_path: Path) -> None:
+    """Whole catalogues have a line a row, candidate lists a line a candidate."""
+    counts = pl.DataFrame({"item_id": ["a", "b", "c"], "count": [0, 7, 12]})
+    rows = {"row": [1, 0], "cold_item": [False, True], "above": [0, 1], "target_id": ["c", "a"]}
+    lists = {
+        "row": [1, 1, 0], "cold_item": [False, False, True], "item_id": ["b", "c", "a"],
+        "is_target": [False, True, True],
+    }  # fmt: skip
+    file = tmp_path / "scores.x.parquet"
+    pl.DataFrame(rows if full else lists).write_parquet(file)
+    found = crossover._targets(file, counts).select("row", "cold_item", "count")
+    assert found.rows() == [(0, True, 0), (1, False, 12)]
+
+
 # ---------------------------------------------------------------- numbers
 
 
