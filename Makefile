@@ -23,7 +23,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images export recommend list results verify test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp plan show data prepare images export recommend list results verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -67,6 +67,9 @@ test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some,
 
 verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
 	@$(PY) -m experiments.run verify
+
+crossover: $(READY) ## Table and plot of a finished run's hit@1 by the target's training count (BASELINE=row)
+	@$(PY) -m experiments.run crossover
 
 lint: $(READY) ## ruff, mypy
 	@$(PY) -m ruff check .

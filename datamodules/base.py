@@ -72,7 +72,7 @@ class SequenceDataModule(StageDataModule):
         image_ids: ``id``: the files are named by the data's own ids; ``title``, or a file: see
             ``image_ids.read_ids``.
         words: what items are called, for methods that write of them.
-        test_rows: test some of the rows alone, all methods the same ones; None tests all.
+        test_rows: test some of the rows alone (of ``test_code``), all methods the same ones; None tests all.
         mask_seen: leave the items of a row's own history out of its ranking.
         order: another order of each history than time (``orders``).
         order_seed: shuffles the histories of a release without times and without an order.
@@ -165,10 +165,10 @@ class SequenceDataModule(StageDataModule):
         return self.prepared.items
 
     def rows(self, code: int) -> EvalRows:
-        """Held-out rows of ``VALID`` or ``TEST``."""
+        """Held-out rows of ``VALID`` or ``TEST``; of those that a test scores the sample, if there is one."""
         if code not in self._rows:
             rows = self.prepared.rows(code)
-            sample = self.test_rows if code == TEST else None
+            sample = self.test_rows if code == self.test_code else None
             self._rows[code] = rows if sample is None else sample(rows)
         return self._rows[code]
 

@@ -44,6 +44,8 @@ class Baseline:
             UserError: the baseline was measured by another protocol, or was left out.
         """
         rows = rows_of(runs)
+        if any(not (r.reference or r.validation) for r in rows):
+            rows = [r for r in rows if not r.validation]  # scored for a later stage to choose by
         if self.runs is None:
             among = [r for r in rows if r.reference or r.label == self.name]
         else:

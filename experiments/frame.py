@@ -66,7 +66,7 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     if not stages:
         yield "no stages: an experiment lists at least one under `stages:`"
     for name, stage in stages.items():
-        yield from _stage_problems(name, stage, list(stages))
+        yield from _stage_problems(name, stage, stages)
 
 
 def _expected_problems(expected: Any) -> Iterator[str]:
@@ -93,7 +93,7 @@ def _expected_problems(expected: Any) -> Iterator[str]:
                 yield f"{where}.{key} is {value!r}, expected a number"
 
 
-def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iterator[str]:
+def _stage_problems(name: str, stage: dict[str, Any], stages: dict[str, Any]) -> Iterator[str]:
     if not isinstance(stage, dict):
         yield f"stages.{name} is {stage!r}, expected a mapping (~stages.{name} leaves the stage out)"
         return
@@ -121,8 +121,16 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: list[str]) -> Iter
                 "begins with /, ~ or ."
             )
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
-        elif str(source).partition("/")[2] not in OUTPUTS:
-            yield f"stages.{name}.inputs.{argument} is {source!r}, but a fit leaves {' and '.join(OUTPUTS)}"
+        elif str(source).partition("/")[2] not in (left := _left_by(upstream, stages[upstream])):
+            run = "test" if left[0] not in OUTPUTS else "fit"
+            yield f"stages.{name}.inputs.{argument} is {source!r}, but a {run} leaves {' and '.join(left)}"
+
+
+def _left_by(name: str, stage: Any) -> tuple[str, ...]:
+    """Files of a finished stage that a later one may read: of a test the scores of each row."""
+    if not isinstance(stage, dict) or stage.get("run") != "test":
+        return OUTPUTS
+    return tuple(f"scores.{row}.parquet" for row in stage.get("modules") or (name,))
 
 
 def _split_problems(where: str, node: dict[str, Any]) -> Iterator[str]:

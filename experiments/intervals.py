@@ -35,6 +35,15 @@ class Difference:
         return f"{self.mean:+.4f} [{self.mean - self.half:+.4f}, {self.mean + self.half:+.4f}]"
 
 
+@dataclass(frozen=True)
+class Interval:
+    """An estimate and the ends of its 95 % interval, which need not lie in its middle."""
+
+    value: float
+    low: float
+    high: float
+
+
 def over_seeds(values: Sequence[float]) -> float:
     """Half of the 95 % interval of the mean of S >= 2 runs that differ in their seed: t s / sqrt(S)."""
     return _student(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
@@ -45,6 +54,29 @@ def _student(free: int) -> float:
     z = _NORMAL
     expanded = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return _T[free - 1] if free <= len(_T) else expanded
+
+
+def of_share(values: Sequence[float]) -> Interval:
+    """Mean of n values in [0, 1] with Wilson's interval (1927), which is no point where all are 0 or all 1.
+
+    Exact shares of hits have it as it is meant; for values between (ties, means over seeds) it is too wide.
+    """
+    n, mean, z2 = len(values), statistics.fmean(values), _NORMAL**2
+    centre, half = mean + z2 / (2 * n), _NORMAL * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n**2))
+    low, high = ((centre + side * half) / (1 + z2 / n) for side in (-1, 1))
+    return Interval(mean, max(0.0, low), min(1.0, high))
+
+
+def of_change(gaps: Sequence[float]) -> Interval:
+    """Mean of n paired differences in [-1, 1] with Agresti & Min's interval (2005).
+
+    Wald's, with one row more on which only ours hits, one on which only theirs does, each counting half, and
+    one on which they agree: it is no point where few rows all agree.
+    """
+    n = len(gaps) + 2
+    mean, square = math.fsum(gaps) / n, (math.fsum(g * g for g in gaps) + 1) / n
+    half = _NORMAL * math.sqrt((square - mean**2) / n)
+    return Interval(statistics.fmean(gaps), max(-1.0, mean - half), min(1.0, mean + half))
 
 
 def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Difference | None:
@@ -71,13 +103,14 @@ def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Differe
 
 
 def paired_rows(
-    ours: Sequence[Path], theirs: Sequence[Path], metrics: Sequence[str]
+    ours: Sequence[Path], theirs: Sequence[Path], metrics: Sequence[str], further: bool = False
 ) -> pl.DataFrame | None:
     """Columns row, user_id, each metric of ours and, with ``_b`` behind its name, of theirs; ordered by row.
 
     Args:
         ours, theirs: scores files, one a seed; what is told is the mean over them.
         metrics: of ``ndcg@k`` and ``hit@k``.
+        further: also rows that a sample (``RowSample``) holds for a rare group's sake alone.
 
     Returns:
         None where a file is missing or is labelled.
@@ -85,7 +118,7 @@ def paired_rows(
     Raises:
         ValueError: the two were not measured on the same rows.
     """
-    a, b = _mean_by_row(ours, metrics), _mean_by_row(theirs, metrics)
+    a, b = (_mean_by_row(files, metrics, further) for files in (ours, theirs))
     if a is None or b is None:
         return None
     both = a.join(b, on=_KEYS, how="inner", suffix="_b").sort("row")
@@ -97,11 +130,13 @@ def paired_rows(
     return both
 
 
-def _mean_by_row(files: Sequence[Path], metrics: Sequence[str]) -> pl.DataFrame | None:
+def _mean_by_row(
+    files: Sequence[Path], metrics: Sequence[str], further: bool
+) -> pl.DataFrame | None:
     """Columns row, user_id and the metrics: the mean over the files."""
     import polars as pl  # not above: it takes Ctrl-C away from whoever imports it
 
-    found = [_row_values(file, metrics) for file in files if file.is_file()]
+    found = [_row_values(file, metrics, further) for file in files if file.is_file()]
     if not found or len(found) < len(files) or any(f is None for f in found):
         return None
     whole = pl.concat([f for f in found if f is not None])
@@ -125,7 +160,7 @@ def scores_columns(file: Path) -> list[str]:
         ) from error
 
 
-def _row_values(file: Path, metrics: Sequence[str]) -> pl.DataFrame | None:
+def _row_values(file: Path, metrics: Sequence[str], further: bool) -> pl.DataFrame | None:
     """The metrics of each row of a scores file; None where rows are labelled."""
     import polars as pl
     import torch  # slow to import, and most commands do without
@@ -135,7 +170,7 @@ def _row_values(file: Path, metrics: Sequence[str]) -> pl.DataFrame | None:
     names, lines = scores_columns(file), pl.scan_parquet(file)
     if "label" in names:
         return None
-    if "all" in names:  # a sample, with rows that are there for a rare group alone
+    if "all" in names and not further:  # a sample, with rows that are there for a rare group alone
         lines = lines.filter("all")
     if "above" in names:  # whole catalogue: one line a row
         rows = lines.select(*_KEYS, "above", "ties").collect()

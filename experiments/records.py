@@ -23,6 +23,8 @@ from lightning_modules.metrics import METRICS_VERSION
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
 
+READ = ("*.ckpt", "scores.*.parquet")  # files that later stages may read, by content
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -50,7 +52,7 @@ def finish(folder: Path, job: dict[str, Any], outcome: Outcome, seconds: float) 
             "device": _device(trainer),
             "commit": job["commit"],
             "python": platform.python_version(),
-            "outputs": {f.name: file_digest(f) for f in sorted(folder.glob("*.ckpt"))},
+            "outputs": {f.name: file_digest(f) for p in READ for f in sorted(folder.glob(p))},
             "versions": {p: v for p in PACKAGES if (v := _version(p))},
             "sources": job["sources"],
         },

@@ -1,8 +1,8 @@
 """The command behind ``make``: plan, then start each missing stage in a process of its own.
 
-``python -m experiments.run [exp|plan|show|data|list|results|verify] [NAME [key=value ...]]``; NAME and
-overrides may also come from the environment (NAME, ARGS), as the Makefile passes them; SEEDS and BASELINE
-always do. No torch here.
+``python -m experiments.run [exp|plan|show|data|list|results|verify|crossover] [NAME [key=value ...]]``;
+NAME and overrides may also come from the environment (NAME, ARGS), as the Makefile passes them; SEEDS and
+BASELINE always do. No torch here.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
 
-VERBS = ("exp", "plan", "show", "data", "list", "results", "verify")
+VERBS = ("exp", "plan", "show", "data", "list", "results", "verify", "crossover")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,6 +87,13 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
             return seeds.run(each, lambda experiment: finish(experiment, rerun))
         for seed, experiment in each.items():
             report.print_plan(f"{name} seed={seed}", artifacts.plan(experiment, cache_root()))
+        return 0
+    if verb == "crossover":
+        from experiments import crossover  # torch and scipy are slow to import
+
+        some = seeds.requested(overrides) if os.environ.get("SEEDS", "").strip() else ()
+        each = {seed: _load(verb, name, [*overrides, f"seed={seed}"]) for seed in some}
+        crossover.tell(each or {0: _load(verb, name, overrides)})
         return 0
     experiment = _load(verb, name, overrides)
     if verb == "exp":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.candidates import training_candidates
+from datamodules.movielens import MovieLensDataModule
 from datamodules.row_samples import RowSample, some_of, take_rows
-from datamodules.types import TRAIN, VALID, EvalRows, Histories
+from datamodules.types import TEST, TRAIN, VALID, EvalRows, Histories
 
 
 def rows_of(cold: list[bool], users: list[int]) -> EvalRows:
@@ -61,6 +64,22 @@ def test_samples_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="SampledTest"):
         RowSample(1)(labelled)
     assert take_rows(labelled, np.array([1])).label is not None
+
+
+def test_what_a_test_scores_is_sampled_and_nothing_else(
+    tiny_movielens: Path, data_cache: Path
+) -> None:
+    """A fit selects on all validation rows; a test of validation rows has the sample of them."""
+    made = []
+    for code in (TEST, VALID):
+        data = MovieLensDataModule(
+            release="100k", root=str(tiny_movielens), cache=str(data_cache), test_rows=RowSample(7)
+        )
+        data.test_code = code
+        made.append(data)
+    tested, validated = made
+    assert len(tested.rows(TEST).user) == len(validated.rows(VALID).user) == 7
+    assert len(tested.rows(VALID).user) == len(validated.rows(TEST).user) == 60
 
 
 def test_all_of_few() -> None:

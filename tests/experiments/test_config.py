@@ -214,7 +214,9 @@ def test_what_the_runner_sets_itself_is_refused_in_trainer(argument: str) -> Non
 
 
 def test_inputs_in_a_circle_are_the_users_problem(tmp_path: Path) -> None:
-    experiment = config.load(BASIC, ["+stages.train.inputs.weights=evaluate/best.ckpt"])
+    experiment = config.load(
+        BASIC, ["+stages.train.inputs.weights=evaluate/scores.evaluate.parquet"]
+    )
     with pytest.raises(UserError, match="train, evaluate form a circle"):
         artifacts.plan(experiment, tmp_path)
 
@@ -275,6 +277,7 @@ def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
     ("override", "words"),
     [("launch.strategy=foo", "auto, ddp, fsdp"), ("launch.strategy=fsdp_cpu_offload", "auto, ddp"),
      ("stages.evaluate.inputs.weights=train/bst.ckpt", "best.ckpt and last"),
+     ("stages.evaluate.inputs.weights=reference/best.ckpt", "a test leaves scores.random.parquet and"),
      ("stages.train.trainer.max_epochs=0", "nothing would be trained")],
 )  # fmt: skip
 def test_what_would_end_late_is_refused_at_once(override: str, words: str) -> None:

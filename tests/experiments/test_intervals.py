@@ -106,3 +106,27 @@ def test_other_rows_are_refused_and_missing_files_tell_nothing(tmp_path: Path) -
     labelled = tmp_path / "labels.parquet"
     pl.DataFrame({"row": [0], "user_id": ["u"], "label": [True]}).write_parquet(labelled)
     assert intervals.paired([labelled], [ours]) is None
+
+
+@pytest.mark.parametrize(("hits", "rows"), [(0, 8), (3, 8), (8, 8), (60, 141)])
+def test_the_interval_of_a_share_is_wilsons(hits: int, rows: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    low, high = stats.binomtest(hits, rows).proportion_ci(method="wilson")
+    found = intervals.of_share([1.0] * hits + [0.0] * (rows - hits))
+    assert found.value == pytest.approx(hits / rows)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)  # 1.960 for 1.95996
+
+
+def test_the_interval_of_a_change_by_hand() -> None:
+    # 5 rows ours alone, 1 theirs alone, 4 alike: mean 4 / 12 and square 7 / 12 with the rows added.
+    found = intervals.of_change([1.0] * 5 + [-1.0] + [0.0] * 4)
+    half = 1.96 * math.sqrt((7 / 12 - (4 / 12) ** 2) / 12)
+    assert found.value == pytest.approx(0.4)
+    assert (found.low, found.high) == pytest.approx((4 / 12 - half, 4 / 12 + half))
+    # Three rows that all agree prove little: 3 / 5 -+ 1.96 sqrt((4 / 5 - 9 / 25) / 5), cut at 1.
+    few = intervals.of_change([1.0] * 3)
+    assert few.low == pytest.approx(0.6 - 1.96 * math.sqrt(0.44 / 5))
+    assert few.high == 1
+    alike = intervals.of_change([0.0] * 8)
+    assert alike.value == 0
+    assert alike.high == -alike.low == pytest.approx(1.96 * math.sqrt(0.1 / 10))

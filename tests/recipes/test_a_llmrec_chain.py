@@ -155,3 +155,21 @@ def test_rows_beside_it(
     table = run_command("exp", CHAIN, *words, runs=chain.runs).stdout
     assert f"│ {CHAIN}_llm_only " in table
     assert f"not run (make exp NAME=... adds a row): {CHAIN}_mlp_llm" in table
+
+
+@pytest.mark.slow
+def test_the_crossover_with_the_language_model(
+    chain: Any, finish: Callable[..., Any], run_command: Callable[..., Any], words: list[str]
+) -> None:
+    """Both models score a sample of the validation rows, too, and are fused by what they say there."""
+    known = {f.name for f in chain.runs.iterdir()}
+    finish(f"{CHAIN}_crossover", words, chain.runs)
+    made = sorted(f.name.split("-")[0] for f in chain.runs.iterdir() if f.name not in known)
+    assert made == ["a_llmrec.validate", "fusion.evaluate_fusion", "sasrec.validate_backbone"]
+    fused = metrics(chain, "evaluate_fusion")
+    assert fused["all/n"] == metrics(chain, "validate")["all/n"] == SAMPLE
+    assert fused["cold_item/n"] == metrics(chain, "evaluate")["cold_item/n"]
+    told = run_command("crossover", f"{CHAIN}_crossover", *words, runs=chain.runs)
+    assert told.returncode == 0, told.stderr[-2000:]
+    assert "evaluate against evaluate_backbone: " in told.stdout
+    assert "evaluate_fusion against evaluate_backbone: " in told.stdout
