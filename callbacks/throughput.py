@@ -1,4 +1,4 @@
-"""How fast a stage was: rows and tokens a second, and how much of it was padding."""
+"""How fast a stage was: rows, users, steps and tokens by the clock, and how much of it was padding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         # Sums stay on the device: asking for one would wait for the GPU after every batch.
         self._sums = torch.zeros(0, dtype=torch.long)
+        self._users: list[torch.Tensor] = []  # of the rows of a test
         self.seconds = 0.0
+        self.steps = 0  # of the optimizer
+        self._first_step: int | None = None
+        self._processes = 1
         self._since: float | None = None
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -27,11 +31,18 @@ class Throughput(pl.Callback):
         return rows, tokens, padding, unpacked
 
     def summary(self) -> dict[str, float]:
-        """Rows a second, and of batches with tokens those a second and the share of padding among all."""
+        """Rows a second, of a test also users, of a fit the seconds of a step; of batches with tokens those a
+        second, and the share of padding among all.
+        """
         rows, tokens, padding, unpacked = self.counts()
         if not rows or not self.seconds:
             return {}
         found = {"rows_per_second": rows / self.seconds}
+        if self.steps:
+            found["seconds_per_step"] = self.seconds / self.steps
+        if self._users:
+            users = len(torch.cat(self._users).unique()) * self._processes
+            found["users_per_second"] = users / self.seconds
         if tokens:
             found["tokens_per_second"] = tokens / self.seconds
             found["padding"] = padding / (tokens + padding)
@@ -45,14 +56,19 @@ class Throughput(pl.Callback):
         if "padding" not in found:
             return None
         without = found.get("padding_without_packing")
+        step, users = found.get("seconds_per_step"), found.get("users_per_second")
         return (
-            f"{found['rows_per_second']:.1f} rows/s, {found['tokens_per_second']:.0f} tokens/s; "
+            ("" if step is None else f"{step:.3g} s a step, ")
+            + ("" if users is None else f"{users:.3g} users/s, ")
+            + f"{found['rows_per_second']:.3g} rows/s, {found['tokens_per_second']:.0f} tokens/s; "
             f"padding was {found['padding']:.1%} of all tokens"
             + ("" if without is None else f", without packing {without:.1%}")
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock runs."""
+        if self._first_step is None:
+            self._first_step = trainer.global_step
         self._go()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,16 +87,19 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count a batch."""
+        self.steps = trainer.global_step - (self._first_step or 0)
         self._count(trainer, batch)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock runs."""
+        self._processes = trainer.world_size
         self._go()
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *unused: Any
     ) -> None:
         """Count a batch."""
+        self._users.append(batch.user)
         self._count(trainer, batch)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -47,7 +47,7 @@ def finish(folder: Path, job: dict[str, Any], outcome: Outcome, seconds: float) 
             "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
             "seconds": round(seconds, 2),
             "throughput": outcome.throughput,
-            "peak_memory_mb": _peak_memory(),
+            "peak_memory_mb": peak_memory(),
             "devices": trainer.world_size,
             "device": _device(trainer),
             "commit": job["commit"],
@@ -79,7 +79,7 @@ def protocol_of(data: StageDataModule, trainer: dict[str, Any]) -> tuple[dict[st
     return protocol, value_digest(protocol)
 
 
-def _peak_memory() -> dict[str, int]:
+def peak_memory() -> dict[str, int]:
     """MiB: resident memory of this process, and of its GPU."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit}

@@ -34,7 +34,7 @@ from datamodules.versioning import read_json, write_json
 from experiments import build
 from experiments.errors import UserError
 from experiments.messages import print_error, say
-from experiments.records import Outcome, finish, protocol_of
+from experiments.records import Outcome, finish, peak_memory, protocol_of
 from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
@@ -119,9 +119,10 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
 def _tell(trainer: pl.Trainer, module: StageModule, speed: Throughput) -> None:
     """What a user should know besides the metrics; of a stage that goes on after a kill, of its last part."""
     if trainer.is_global_zero:
-        for line in (speed.told(), *module.remarks()):
-            if line:
-                say(f"  {line}")
+        told = speed.told()
+        peak = ", ".join(f"{most:,} MiB of the {of}" for of, most in peak_memory().items())
+        for line in (*([told, f"peak memory: {peak}"] if told else []), *module.remarks()):
+            say(f"  {line}")
 
 
 def _impossible(module: StageModule, data: StageDataModule) -> str | None:

@@ -15,7 +15,6 @@ import numpy as np
 import polars
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories, ItemWords, Rows
 from lightning_modules.a_llmrec import frozen
@@ -31,7 +30,7 @@ from lightning_modules.a_llmrec.prompts import (
 from lightning_modules.a_llmrec.stage1 import Stage1Module
 from lightning_modules.base import RankingModule
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
-from lightning_modules.llm.label_scoring import NO_LOSS, last_logits
+from lightning_modules.llm.label_scoring import answer_losses, last_logits
 from lightning_modules.llm.prompt_tokens import prompts_of
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.soft_tokens import soft_tokens
@@ -282,9 +281,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
             logits = last_logits(
                 self.model, batch.tokens, batch.token_mask, batch.answers.shape[1]
             )  # (B, A, V): the head runs on no other position
-        each = F.cross_entropy(
-            logits.transpose(1, 2), batch.answers, reduction="none", ignore_index=NO_LOSS
-        ).sum(1) / (batch.answers != NO_LOSS).sum(1)  # (B,)
+        each = answer_losses(logits, batch.answers)  # (B,)
         loss: Tensor = (each * batch.weight).sum() / batch.normaliser
         self.log_train_loss(loss)
         return loss

@@ -21,13 +21,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def _batch(mask: list[list[int]] | None, rows: int = 2) -> Any:
     return SimpleNamespace(
-        row=torch.arange(rows), token_mask=None if mask is None else torch.tensor(mask)
-    )
+        row=torch.arange(rows), user=torch.arange(rows) // 2,
+        token_mask=None if mask is None else torch.tensor(mask),
+    )  # fmt: skip
 
 
 def test_what_a_fit_reads_is_counted_without_its_validation(clock: Any) -> None:
-    counted, trainer, module = Throughput(), SimpleNamespace(world_size=2), None
+    counted, trainer, module = Throughput(), SimpleNamespace(world_size=2, global_step=7), None
     counted.on_train_epoch_start(trainer, module)
+    trainer.global_step = 9  # resumed behind the seventh step
     counted.on_train_batch_end(trainer, module, None, _batch([[0, 1, 1], [1, 1, 1]]), 0)
     clock.seconds = 4.0
     counted.on_validation_start(trainer, module)
@@ -35,9 +37,14 @@ def test_what_a_fit_reads_is_counted_without_its_validation(clock: Any) -> None:
     counted.on_validation_end(trainer, module)
     clock.seconds = 101.0
     counted.on_train_epoch_end(trainer, module)
-    expected = {"rows_per_second": 4 / 5, "tokens_per_second": 10 / 5, "padding": 1 / 6}
+    expected = {
+        "rows_per_second": 4 / 5,
+        "seconds_per_step": 5 / 2,
+        "tokens_per_second": 10 / 5,
+        "padding": 1 / 6,
+    }
     assert counted.summary() == pytest.approx(expected, abs=1e-4)
-    assert counted.told() == "0.8 rows/s, 2 tokens/s; padding was 16.7% of all tokens"
+    assert counted.told() == "2.5 s a step, 0.8 rows/s, 2 tokens/s; padding was 16.7% of all tokens"
 
 
 def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
@@ -47,12 +54,22 @@ def test_ids_have_no_tokens_and_nothing_has_no_speed(clock: Any) -> None:
     counted.on_test_batch_end(trainer, None, None, _batch(None, rows=3), 0)
     clock.seconds = 2.0
     counted.on_test_end(trainer, None)
-    assert counted.summary() == {"rows_per_second": 1.5}
+    assert counted.summary() == {"rows_per_second": 1.5, "users_per_second": 1.0}
     assert counted.told() is None
 
 
+def test_a_test_of_prompts_tells_its_users(clock: Any) -> None:
+    counted, trainer = Throughput(), SimpleNamespace(world_size=1)
+    counted.on_test_start(trainer, None)
+    for _ in range(2):  # the same user's rows in two batches: one user
+        counted.on_test_batch_end(trainer, None, None, _batch([[0, 1], [1, 1]]), 0)
+    clock.seconds = 4.0
+    counted.on_test_end(trainer, None)
+    assert counted.told() == "0.25 users/s, 1 rows/s, 2 tokens/s; padding was 25.0% of all tokens"
+
+
 def test_packed_rows_are_counted_one_by_one(clock: Any) -> None:
-    counted, trainer = Throughput(), SimpleNamespace(world_size=2)
+    counted, trainer = Throughput(), SimpleNamespace(world_size=2, global_step=0)
     batch = _batch([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     batch.positions = torch.tensor(
         [[0, 1, 2, 0, 1], [0, 1, 2, 0, 1]]
