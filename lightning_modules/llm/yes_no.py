@@ -24,6 +24,7 @@ from lightning_modules.llm.label_scoring import (
     NO_LOSS,
     LabelTokens,
     SharedPrefix,
+    answer_losses,
     label_tokens,
     last_logits,
     margin,
@@ -196,10 +197,7 @@ class YesNoModule(LanguageModelModule, RankingModule):
             )
         assert batch.answers is not None
         logits = self._last_logits(batch, batch.answers.shape[1])
-        each = F.cross_entropy(
-            logits.transpose(1, 2), batch.answers, reduction="none", ignore_index=NO_LOSS
-        )  # (B, A)
-        return each.sum(1) / (batch.answers != NO_LOSS).sum(1)
+        return answer_losses(logits, batch.answers)
 
     def on_train_start(self) -> None:
         """Find what all prompts begin with; neither recomputed activations nor split layers can share it.
