@@ -22,18 +22,17 @@ from lightning_modules.next_item import WITHOUT_NEGATIVES
 from lightning_modules.sasrec import SASRecModule
 from lightning_modules.stage_module import mix_seeds
 
-_PROJECTION = 402  # stream of random numbers
+_PROJECTION = 501  # stream of random numbers
 
 
 class MoRecModule(SASRecModule):
-    """Modality-based recommendation (Yuan et al., SIGIR 2023, arXiv 2303.13835): texts, not item ids.
+    """Modality-based recommendation (Yuan et al., SIGIR 2023, arXiv 2303.13835): texts, no ids.
 
     ``encoder_trained=none`` is what A-LLMRec compares itself with: sentence vectors, computed once and kept,
     and a learned projection. Otherwise the text encoder is trained end to end: the distinct items of a batch
     are encoded once a step, the catalogue once an evaluation. A loss over the whole catalogue (``ce``) then
-    encodes all of it in every step; ``sampled_ce`` with negatives that are shared and drawn by popularity
-    (``shared_negatives``, ``popularity=1``) is the paper's debiased in-batch softmax with a pool that does not
-    depend on how a batch is spread over devices.
+    encodes all of it in every step; ``sampled_ce`` with ``shared_negatives`` and ``popularity=1`` is the
+    paper's debiased in-batch softmax, with a pool that does not depend on how a batch is spread over devices.
 
     Args:
         num_items, catalog: given by the runner from the data.
@@ -87,7 +86,8 @@ class MoRecModule(SASRecModule):
     def items(self) -> TextItems:
         """What stands where SASRec looks ids up."""
         items: Any = self.network.item_embedding
-        return items  # type: ignore[no-any-return]
+        assert isinstance(items, TextItems)
+        return items
 
     # Life ----------------------------------------------------------------------------------------------
 
