@@ -56,8 +56,10 @@ class TextItems(nn.Module):
     def _project(self, texts: Tensor) -> Tensor:
         """(D, t) -> (D, d)."""
         assert self.projection is not None
-        made: Tensor = self.projection(texts.to(self.projection.weight.dtype))
-        return F.gelu(made) if self.activation == "gelu" else made
+        # In half precision items that are near each other would tie.
+        with torch.autocast(texts.device.type, enabled=False):
+            made: Tensor = self.projection(texts.to(self.projection.weight.dtype))
+            return F.gelu(made) if self.activation == "gelu" else made
 
     def rows(self, items: Tensor) -> Tensor:
         """A table (I + 1, d) in which the ids ``items`` (any shape) alone are made; the rest is zero."""

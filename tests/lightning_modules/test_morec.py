@@ -230,6 +230,14 @@ def test_each_distinct_item_of_a_step_is_encoded_once(spec: SentenceEncoderSpec)
     assert len(asked) == 2
 
 
+def test_items_are_told_apart_in_mixed_precision(spec: SentenceEncoderSpec) -> None:
+    module = ready(spec).eval()
+    with torch.no_grad():
+        expected = module.item_vectors()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(module.item_vectors(), expected)
+
+
 @pytest.mark.parametrize("trained", ["none", "last_layer"])
 def test_weights_round_trip(spec: SentenceEncoderSpec, tmp_path: Path, trained: Any) -> None:
     first, second = (ready(spec, seed=s, encoder_trained=trained) for s in (0, 1))
