@@ -10,7 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from datamodules.samplers import hashed_integers
 from datamodules.types import TRAIN, Batch, Rows
+
+_TARGETS = (
+    8  # stream of random numbers besides those of datamodules/samplers.py and BERT4Rec's, 1 to 7
+)
 
 
 @dataclass(frozen=True)
@@ -99,3 +104,36 @@ def _batch(
         length=torch.from_numpy(length.astype(np.int64)),
         times=times,
     )
+
+
+@dataclass(frozen=True)
+class OneTargetCollator:
+    """One training event of each user, and what stands before it, for methods that pay for each state.
+
+    ``sampled``: an event drawn anew in each epoch, as a pure function of (seed, epoch, user), all that have a
+    history alike (a draw that is no training event gives way to the newest one); otherwise the newest.
+    """
+
+    max_length: int
+    sampled: bool = True
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Rows whose ``stop`` is one past their newest training event; other positions have target 0."""
+        place = rows.stop - 1  # (B,) index of the target among all events
+        if self.sampled:
+            first = rows.start + 1
+            drawn = hashed_integers(
+                np.maximum(place - first + 1, 1), _TARGETS, rows.epoch, rows.user, seed=rows.seed
+            )
+            drawn = np.minimum(first + drawn, place)
+            place = np.where(rows.histories.split[drawn] == TRAIN, drawn, place)
+        history, length = _gather(rows.histories.items, rows.start, place, self.max_length)
+        item = rows.histories.items[place].astype(np.int64)  # (B,)
+        if rows.filler is not None:
+            item = np.where(rows.filler, 0, item)
+        targets = np.zeros_like(history)  # (B, T)
+        targets[np.arange(len(item)), np.maximum(length - 1, 0)] = item
+        batch = _batch(rows, history, length)
+        batch.targets = torch.from_numpy(targets)
+        batch.normaliser = torch.tensor(rows.normaliser, dtype=torch.float32)
+        return batch

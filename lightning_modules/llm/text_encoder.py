@@ -108,11 +108,10 @@ class ItemTextEncoder(nn.Module):
                 found.append(checkpoint(self._encode, tokens, mask, use_reentrant=False))
             else:
                 found.append(self._encode(tokens, mask))
-        vectors = torch.zeros(len(items), self.model.config.hidden_size, device=items.device)
-        if found:
-            where = torch.tensor(places, device=items.device)
-            vectors = vectors.index_put((where,), torch.cat(found).float())
-        return vectors
+        made = torch.cat(found) if found else torch.zeros(0, self.model.config.hidden_size)
+        made = made.to(items.device, torch.promote_types(made.dtype, torch.float32))
+        where = torch.tensor(places, device=items.device, dtype=torch.long)
+        return made.new_zeros(len(items), made.shape[1]).index_put((where,), made)
 
     def _padded(self, rows: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Tokens (D, L) of rows padded on the right, and their mask."""

@@ -8,7 +8,7 @@ from string import ascii_lowercase, digits
 WIDTH, LONGEST = 16, 32
 
 
-def write_tiny_bert(folder: Path, seed: int = 0) -> Path:
+def write_tiny_bert(folder: Path, seed: int = 0, dropout: float = 0.1) -> Path:
     """Save model and tokenizer as ``save_pretrained`` does; every letter and digit is a token."""
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -30,6 +30,7 @@ def write_tiny_bert(folder: Path, seed: int = 0) -> Path:
         config = BertConfig(
             vocab_size=len(vocab), hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2,
             intermediate_size=32, max_position_embeddings=LONGEST, initializer_range=0.5,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         )  # fmt: skip
         BertModel(config).save_pretrained(folder)
     return folder

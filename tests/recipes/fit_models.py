@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import torch
 
 from experiments import artifacts, build, config
+from tests.lightning_modules.tiny_bert import LONGEST
 
 DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout")
 
@@ -32,6 +33,8 @@ def fit(name: str, overrides: list[str], root: str, devices: int) -> dict[str, f
     data = build.build(spec["data"])
     data.batch_size, data.seed = 37, 0  # neither divides by 2 nor divides the rows
     node = next(iter(spec["modules"].values()))
+    if "encoder" in node:
+        node["encoder"] |= {"source": os.environ["TINY_BERT"], "max_length": LONGEST}
     arguments = build.signature_of(build.locate(node["_target_"]))
     node |= {key: 0.0 for key in DROPOUTS if key in arguments}
     pl.seed_everything(0, verbose=False)

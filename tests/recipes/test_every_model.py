@@ -34,14 +34,20 @@ def test_a_models_chain_runs(
 ) -> None:  # fmt: skip
     stages = config.load(name).stages
     fits = [n for n, stage in stages.items() if stage["run"] == "fit"]
-    encoders = [n for n, stage in stages.items() if "encoder" in stage.get("module", {})]
+    readers: list[Any] = []  # modules with an encoder, each once: later stages borrow them
+    encoders = []
+    for stage in fits or list(stages):
+        module = stages[stage].get("module", {})
+        if "encoder" in module and module not in readers:
+            readers.append(module)
+            encoder = f"_target_:{module['encoder']['_target_']},source:'{tiny_encoder}'"
+            encoders.append(f"++stages.{stage}.module.encoder={{{encoder},max_length:{LONGEST}}}")
     words = [
         f"data.root={tiny_movielens}", "data.expected=null", "launch.threads=1",
         "launch.accelerator=cpu", "~stages.reference",
         *(f"++stages.{fit}.trainer.max_epochs=2" for fit in fits),
         *(f"++stages.{fit}.trainer.check_val_every_n_epoch=1" for fit in fits),
-        *(f"stages.{stage}.module.encoder.source={tiny_encoder}" for stage in encoders),
-        *(f"stages.{stage}.module.encoder.max_length={LONGEST}" for stage in encoders),
+        *encoders,
     ]  # fmt: skip
     run = finish(name, words)
     (values,) = run.json("evaluate", "metrics.json")["rows"].values()
