@@ -104,9 +104,10 @@ def _ask(
 ) -> Best:
     try:
         data.ask(asking(data.histories, [user], candidates))
-        (best,) = make_predictor(module, launch).predict(module, datamodule=data) or ()
+        predicted: Any = make_predictor(module, launch).predict(module, datamodule=data)
     except ValueError as error:
         raise UserError(str(error)) from error
+    best = predicted[0]  # one user is one batch
     assert isinstance(best, Best)
     return best
 
