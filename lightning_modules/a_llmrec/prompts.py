@@ -12,65 +12,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from string import ascii_uppercase
 from typing import Any
 
 import numpy as np
 import torch
 
 from datamodules.types import NO_TITLE, Batch, ItemWords, Rows
+from lightning_modules.a_llmrec.wording import (
+    CANDIDATES_MARK,
+    HISTORY_MARK,
+    USER_MARK,
+    as_data,
+    question,
+    required_request,
+)
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.label_scoring import NO_LOSS, pad_left
 from lightning_modules.llm.layouts import lay_out
 
 USER = -1  # in ``Batch.slots``
-# Private code points that no text has: where a prompt's text is cut.
-_USER, _HISTORY, _CANDIDATES = "\ue000", "\ue001", "\ue002"
 _NOTHING = "(nothing so far)"
-LONGEST_REQUEST = 300  # characters
-
-
-def question(words: ItemWords, user_token: bool, request: str | None = None) -> str:
-    """The message, with marks where the user's token and the two lists belong; each line ends in a break."""
-    wish = f'They say what they are looking for: "{request}"\n' if request else ""
-    who = f"{_USER} stands for one person. They have" if user_token else "Somebody has"
-    return (
-        f"{who} {words.past} these {words.plural}, the oldest first:\n{_HISTORY}{wish}Which {words.singular} "
-        f"will they {words.present} next? Choose one of these {words.plural}:\n{_CANDIDATES}Answer with its "
-        "title in quotation marks and nothing else."
-    )
-
-
-def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """Texts of others, each as one line that can end neither its quotes nor the message it stands in."""
-    special = {
-        *tokenizer.all_special_tokens,
-        *tokenizer.get_added_vocab(),
-        _USER,
-        _HISTORY,
-        _CANDIDATES,
-    }
-    marks = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-    return [" ".join(marks.sub(" ", text).replace('"', "'").split()) for text in texts]
-
-
-def required_request(request: str, tokenizer: Any) -> str:
-    """A user's words ``as_data``; raises ValueError where nothing is left, or too much."""
-    (kept,) = as_data([request], tokenizer)
-    if not 1 <= len(kept) <= LONGEST_REQUEST:
-        raise ValueError(
-            f"a request has {len(kept)} characters, expected 1 to {LONGEST_REQUEST}: say it in a sentence"
-        )
-    return kept
-
-
-def required_words(words: ItemWords | None) -> ItemWords:
-    """The data's words; raises ValueError where there are none: a prompt would lack its question."""
-    if words is None:
-        raise ValueError(
-            "the data do not say what their items are called: give the data config words, such as {_target_: "
-            "datamodules.types.ItemWords, singular: film, plural: films, present: watch, past: watched}"
-        )
-    return words
 
 
 def before_target(rows: Rows) -> Rows:
@@ -98,6 +60,7 @@ class ChoiceTable:
         user_token: begin with the user's slot.
         item_tokens: a slot behind each title.
         request: what the users say that they are looking for.
+        lettered: each candidate has a letter before it, which is asked for in place of the title.
     """
 
     def __init__(
@@ -112,7 +75,9 @@ class ChoiceTable:
         user_token: bool = True,
         item_tokens: bool = True,
         request: str | None = None,
+        lettered: bool = False,
     ) -> None:
+        self.lettered = lettered
         self.request = None if request is None else required_request(request, tokenizer)
         self.tokenizer, self.words, self.titles = tokenizer, words, titles
         self.chat_template, self.limit = chat_template, limit
@@ -131,10 +96,9 @@ class ChoiceTable:
         Raises:
             ValueError: the chat template does not show a message once, as it is.
         """
-        text = lay_out(
-            self.tokenizer, self.chat_template, question(self.words, self.user_token, self.request)
-        )
-        parts = re.split(f"[{_USER}{_HISTORY}{_CANDIDATES}]", text)
+        asked = question(self.words, self.user_token, self.request, self.lettered)
+        text = lay_out(self.tokenizer, self.chat_template, asked)
+        parts = re.split(f"[{USER_MARK}{HISTORY_MARK}{CANDIDATES_MARK}]", text)
         if len(parts) != 3 + self.user_token:
             raise ValueError(
                 "the chat template changes what a message says: take llm.chat_template=false"
@@ -174,6 +138,23 @@ class ChoiceTable:
             slots.append(mark)
         ends = np.cumsum([0, 0, *map(len, tokens)])
         return np.concatenate(tokens), np.concatenate(slots), ends
+
+    @cached_property
+    def letters(self) -> np.ndarray:
+        """(26,) the token of each letter as an answer begins with it.
+
+        Raises:
+            ValueError: this tokenizer has none of its own for a letter.
+        """
+        made = self._behind("\n", list(ascii_uppercase))
+        if any(len(ids) != 1 for ids in made):
+            raise ValueError("this tokenizer has no token for each letter: score titles instead")
+        return np.array(made, dtype=np.int64)[:, 0]
+
+    @cached_property
+    def _before_title(self) -> list[list[int]]:
+        """Tokens of ``A:``, ``B:`` and so on, as they begin a line."""
+        return self._behind("\n", [f"{letter}:" for letter in ascii_uppercase])
 
     @cached_property
     def _nothing(self) -> np.ndarray:
@@ -222,33 +203,48 @@ class ChoiceTable:
         """Tokens and slots (L,) of each row's prompt."""
         rows = before_target(rows)
         _, shown = self._fitting(rows)
-        return [self._row(rows, row, int(shown[row])) for row in range(len(rows.row))]
-
-    def _row(self, rows: Rows, row: int, shown: int) -> tuple[np.ndarray, np.ndarray]:
         assert rows.candidates is not None
+        return [
+            self.prompt(rows.histories.items[stop - count : stop], candidates)
+            for stop, count, candidates in zip(rows.stop, shown, rows.candidates, strict=True)
+        ]
+
+    def prompt(self, history: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and slots (L,) of the prompt that shows these items (T,) and (C,)."""
         first, second, third, fourth = self.pieces
-        stop = int(rows.stop[row])
-        history = self._list(rows.histories.items[stop - shown : stop])
-        candidates = self._list(rows.candidates[row])
+        shown, listed = self._list(history), self._list(candidates, self.lettered)
         user = np.array([self.tokenizer.pad_token_id] * self.user_token, dtype=np.int64)
-        if not shown:
-            history = (self._nothing, np.zeros_like(self._nothing))
-        tokens = np.concatenate([first, user, second, history[0], third, candidates[0], fourth])
+        if not len(history):
+            shown = (self._nothing, np.zeros_like(self._nothing))
+        tokens = np.concatenate([first, user, second, shown[0], third, listed[0], fourth])
         slots = np.zeros_like(tokens)
         slots[len(first) : len(first) + len(user)] = USER
         at = len(first) + len(user) + len(second)
-        slots[at : at + len(history[1])] = history[1]
-        at += len(history[1]) + len(third)
-        slots[at : at + len(candidates[1])] = candidates[1]
+        slots[at : at + len(shown[1])] = shown[1]
+        at += len(shown[1]) + len(third)
+        slots[at : at + len(listed[1])] = listed[1]
         return tokens, slots
 
-    def _list(self, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lines of items, of which 0 is padding."""
+    def _list(self, items: np.ndarray, lettered: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and slots of the lines of items, of which 0 is padding."""
         tokens, slots, ends = self._lines
-        index = np.concatenate(
-            [np.arange(0), *(np.arange(ends[i], ends[i + 1]) for i in items.tolist())]
-        )
-        return tokens[index], slots[index]
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+        for place, item in enumerate(items.tolist()):
+            if lettered and item:
+                letter = np.array(self._before_title[place])
+                parts.append((letter, np.zeros_like(letter)))
+            line = slice(ends[item], ends[item + 1])
+            parts.append((tokens[line], slots[line]))
+        return np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts])
+
+    def _letter_lengths(self, candidates: np.ndarray) -> np.ndarray:
+        """(R,) tokens of all letters; raises ValueError where there are more candidates than letters."""
+        width = candidates.shape[1]
+        if width > len(ascii_uppercase):
+            raise ValueError(f"{width} candidates are more than there are letters: score titles")
+        each = np.array([len(ids) for ids in self._before_title[:width]])
+        total: np.ndarray = (each * (candidates > 0)).sum(1)
+        return total
 
     def _recent(self, rows: Rows) -> np.ndarray:
         """(R,) items of each history that would be shown if they fit."""
@@ -268,6 +264,8 @@ class ChoiceTable:
         line = np.diff(self._lines[2])  # (I + 1,) tokens
         fixed = sum(map(len, self.pieces)) + self.user_token
         asked = fixed + line[rows.candidates].sum(1)  # (R,)
+        if self.lettered:
+            asked += self._letter_lengths(rows.candidates)
         shown = self._recent(rows)
         place = rows.stop[:, None] - 1 - np.arange(self.max_length)  # (R, T) newest first
         real = np.arange(self.max_length) < shown[:, None]

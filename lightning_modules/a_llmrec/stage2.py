@@ -20,14 +20,9 @@ from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories
 from lightning_modules.a_llmrec import frozen
 from lightning_modules.a_llmrec.advice import reason
 from lightning_modules.a_llmrec.model import Projector, make_projectors, require_moved
-from lightning_modules.a_llmrec.prompts import (
-    USER,
-    ChoiceCollator,
-    ChoiceTable,
-    before_target,
-    required_words,
-)
+from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable, before_target
 from lightning_modules.a_llmrec.stage1 import Stage1Module
+from lightning_modules.a_llmrec.wording import required_words
 from lightning_modules.base import RankingModule
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
 from lightning_modules.llm.label_scoring import answer_losses, last_logits
@@ -74,6 +69,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     newest_target = True
     reads_requests = True
+    lettered = False  # whether a candidate's letter is asked for, not its title
 
     def __init__(
         self,
@@ -238,6 +234,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
         return ChoiceTable(
             self.tokenizer, self.item_words, self.titles, self.llm.chat_template, limit,
             self.max_length, self.title_tokens, self.user_token, self._has_slots, self.request,
+            self.lettered,
         )  # fmt: skip
 
     def row_lengths(self, rows: Rows) -> np.ndarray:

@@ -122,7 +122,9 @@ class Parts:
             self.llm, dtype="float32", chat_template=settings.pop("chat_template", True),
             max_length=settings.pop("llm_length", 512),
         )  # fmt: skip
-        module = Stage2Module(CATALOG, WORDS, llm, **settings)
+        module = settings.pop("kind", Stage2Module)(
+            catalog=CATALOG, item_words=WORDS, llm=llm, **settings
+        )
         world = World(module, held or histories())
         attach(module, world)
         return module, world
