@@ -100,10 +100,11 @@ def test_the_table_shows_the_numbers_of_the_files(finished: Finished) -> None:
     assert set(shown) == set(rows)
     for name, cells in shown.items():
         assert cells[1].strip() == ("all" if cells is table[0] else "")
-        assert float(cells[4]) == pytest.approx(rows[name]["all/hit@1"]["value"], abs=5e-5)
-        assert float(cells[7].split("±")[0]) == pytest.approx(
-            rows[name]["all/ndcg@10"]["value"], abs=5e-5
-        )
+        for cell, metric in ((cells[4], "all/hit@1"), (cells[7], "all/ndcg@10")):
+            value, error = map(float, cell.split("±"))
+            expected = rows[name][metric]
+            assert value == pytest.approx(expected["value"], abs=5e-5)
+            assert error == pytest.approx(1.96 * expected["stderr"], abs=5e-4)
 
 
 def test_what_a_stage_leaves_behind(finished: Finished) -> None:
