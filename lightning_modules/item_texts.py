@@ -29,3 +29,15 @@ def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
         .to_series()
         .to_list()
     )
+
+
+def catalogue_texts(catalog: pl.DataFrame, fields: Sequence[str], num_items: int) -> list[str]:
+    """``item_texts`` of a catalogue that has ``num_items`` items; raises ValueError where it has others."""
+    if len(catalog) != num_items:
+        raise ValueError(f"the catalogue has {len(catalog)} items, expected {num_items}")
+    return item_texts(catalog, fields)
+
+
+def without_texts(told: bool, fields: Sequence[str]) -> str | None:
+    """Why a method that reads texts means nothing on some data; None where any is told."""
+    return None if told else f"no item has a {' or '.join(fields)}"

@@ -21,6 +21,7 @@ class StageModule(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self._weights: Path | None = None  # the checkpoint that was given
 
     def untrainable(self, trainer: pl.Trainer) -> str | None:
         """Why a trainer's settings cannot train this method; None where they can."""
@@ -95,13 +96,31 @@ class StageModule(pl.LightningModule):
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {n: v for n, v in state.items() if n in kept}
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether all that has weights is there; some parts are loaded or sized when a trainer is known."""
+        return True
+
     def load_weights(self, path: str | Path) -> None:
-        """Take the trained weights of a checkpoint.
+        """Take the trained weights of a checkpoint: at once, or when the module's parts are there.
+
+        Raises:
+            ValueError: see ``take_weights``.
+        """
+        self._weights = Path(path)
+        if self.has_parts:
+            self.take_weights()
+
+    def take_weights(self) -> None:
+        """Take those of the checkpoint that was given, if any; a module calls it when its parts are there.
 
         Raises:
             ValueError: a trained weight is missing from the file, unknown to this module, or of another
                 shape; every such name is listed.
         """
+        path = self._weights
+        if path is None:
+            return
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         mine = self.state_dict()
         trained = {n for n, p in self.named_parameters() if p.requires_grad}

@@ -46,54 +46,36 @@ class LetteredStage2Module(Stage2Module):
         """Mean log-probabilities of the candidates' letters."""
         assert batch.candidates is not None
         count = batch.candidates.shape[1]
+        histories = self._histories(batch)
         shifts = sorted({order * count // self.orders for order in range(self.orders)})
-        each = [self._rotated(batch, shift) for shift in shifts]  # (B, C) each
+        each = [self._rotated(batch, histories, shift) for shift in shifts]  # (B, C) each
         return Listed(batch.candidates, torch.stack(each).mean(0))
 
-    def _rotated(self, batch: Batch, shift: int) -> Tensor:
+    def _histories(self, batch: Batch) -> list[np.ndarray]:
+        """(B) the items that each prompt shows, the oldest first: as many fit in any order of candidates."""
+        assert batch.candidates is not None
+        items = [
+            row[:length].cpu().numpy()
+            for row, length in zip(batch.history, batch.length.tolist(), strict=True)
+        ]
+        newest = np.zeros(batch.history.shape, np.int64)  # (B, T)
+        for row, own in enumerate(items):
+            newest[row, : len(own)] = own[::-1]
+        _, shown = self.table.fitting(newest, batch.candidates.cpu().numpy())
+        return [own[len(own) - count :] for own, count in zip(items, shown, strict=True)]
+
+    def _rotated(self, batch: Batch, histories: list[np.ndarray], shift: int) -> Tensor:
         """(B, C) log-probabilities with the candidates moved up by ``shift`` lines, the first ones last."""
         assert batch.candidates is not None
         candidates = batch.candidates.roll(-shift, dims=1)
-        tokens, mask, slots = self._prompts(batch, candidates)
+        listed = zip(histories, candidates.cpu().numpy(), strict=True)
+        made = [self.table.prompt(history, items) for history, items in listed]
+        tokens, mask = pad_left([ids.tolist() for ids, _ in made], self.tokenizer.pad_token_id)
+        slots, _ = pad_left([marks.tolist() for _, marks in made], 0)
+        tokens, mask, slots = (x.to(candidates.device) for x in (tokens, mask, slots))
         asked = replace(batch, tokens=tokens, token_mask=mask, slots=slots)
         with self.soft(asked, self._split), torch.no_grad():
             logits = last_logits(self.model, tokens, mask)[:, -1]  # (B, V)
         letters = torch.from_numpy(self.table.letters[: candidates.shape[1]]).to(logits.device)
         chosen = logits[:, letters].masked_fill(candidates == 0, -torch.inf)
         return chosen.log_softmax(-1).roll(shift, dims=1)
-
-    def _prompts(self, batch: Batch, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, mask and slots (B, L) that show each row as many items as its batch does."""
-        assert batch.slots is not None
-        shown = self._shown(batch)
-        made = []
-        for row, length in enumerate(batch.length.tolist()):
-            history = batch.history[row, length - shown[row] : length].cpu().numpy()
-            made.append(self.table.prompt(history, candidates[row].cpu().numpy()))
-        device = candidates.device
-        pad = self.tokenizer.pad_token_id
-        tokens, mask = pad_left([ids.tolist() for ids, _ in made], pad)
-        slots, _ = pad_left([marks.tolist() for _, marks in made], 0)
-        return tokens.to(device), mask.to(device), slots.to(device)
-
-    def _shown(self, batch: Batch) -> list[int]:
-        """(B,) newest items that fit, whatever the order of the candidates is."""
-        assert batch.candidates is not None
-        found = []
-        for length, history, candidates in zip(
-            batch.length.tolist(),
-            batch.history.cpu().numpy(),
-            batch.candidates.cpu().numpy(),
-            strict=True,
-        ):
-            count = min(length, self.table.max_length)
-            while (
-                count
-                and self._size(history[length - count : length], candidates) > self.table.limit
-            ):
-                count -= 1
-            found.append(count)
-        return found
-
-    def _size(self, history: np.ndarray, candidates: np.ndarray) -> int:
-        return len(self.table.prompt(history, candidates)[0])

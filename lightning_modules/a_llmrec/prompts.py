@@ -251,30 +251,37 @@ class ChoiceTable:
         return np.minimum(rows.stop - rows.start, self.max_length)
 
     def _fitting(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """(R,) tokens of each prompt, and (R,) newest items that it shows.
-
-        Raises:
-            ValueError: rows without candidates, or a prompt that is too long without any history.
-        """
+        """``fitting`` of rows; raises ValueError where they have no candidates, too."""
         if rows.candidates is None:
             raise ValueError(
                 "A-LLMRec chooses among candidates, and these rows have none: give data.candidates a set, "
                 "such as UniformCandidates(count=19)"
             )
-        line = np.diff(self._lines[2])  # (I + 1,) tokens
+        place = rows.stop[:, None] - 1 - np.arange(self.max_length)  # (R, T)
+        real = np.arange(self.max_length) < self._recent(rows)[:, None]
+        newest = np.where(real, rows.histories.items[np.where(real, place, 0)], 0)
+        return self.fitting(newest, rows.candidates)
+
+    def fitting(self, newest: np.ndarray, candidates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(R,) tokens of each prompt, and (R,) newest items that it shows.
+
+        Args:
+            newest: (R, T) items of histories, the newest first, padding (0) behind them.
+            candidates: (R, C) items to choose among, in any order.
+
+        Raises:
+            ValueError: a prompt is too long without any history.
+        """
+        line = np.diff(self._lines[2])  # (I + 1,) tokens; none of padding
         fixed = sum(map(len, self.pieces)) + self.user_token
-        asked = fixed + line[rows.candidates].sum(1)  # (R,)
+        asked = fixed + line[candidates].sum(1)  # (R,)
         if self.lettered:
-            asked += self._letter_lengths(rows.candidates)
-        shown = self._recent(rows)
-        place = rows.stop[:, None] - 1 - np.arange(self.max_length)  # (R, T) newest first
-        real = np.arange(self.max_length) < shown[:, None]
-        each = np.where(real, line[rows.histories.items[np.where(real, place, 0)]], 0)
-        total = np.concatenate([np.zeros((len(each), 1), np.int64), each.cumsum(1)], axis=1)
-        total[:, 0] = len(self._nothing)
-        fits = (asked[:, None] + total <= self.limit) & (
-            np.arange(self.max_length + 1) <= shown[:, None]
+            asked += self._letter_lengths(candidates)
+        total = np.concatenate(
+            [np.full((len(newest), 1), len(self._nothing)), line[newest].cumsum(1)], axis=1
         )
+        there = np.arange(newest.shape[1] + 1) <= (newest > 0).sum(1)[:, None]
+        fits = (asked[:, None] + total <= self.limit) & there
         if not fits.any(1).all():
             worst = int((asked + len(self._nothing)).max())
             raise ValueError(
@@ -282,7 +289,7 @@ class ChoiceTable:
                 "llm.max_length, or lower title_tokens"
             )
         # The most items that fit; total grows with them, but for the line of an empty history.
-        shown = self.max_length - fits[:, ::-1].argmax(1)
+        shown = newest.shape[1] - fits[:, ::-1].argmax(1)
         return asked + np.take_along_axis(total, shown[:, None], axis=1)[:, 0], shown
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import polars
@@ -136,7 +135,6 @@ class Stage1Module(RankingModule):
         # As wide as the backbone and the encoder turn out to be when they have met the data.
         self.item_coder: AutoEncoder | None = None
         self.text_coder: AutoEncoder | None = None
-        self._weights: Path | None = None
         self._items: Tensor | None = None  # (I + 1, d) of the frozen backbone
         self._rebuilt: Tensor | None = None  # (I + 1, d) while an evaluation runs
 
@@ -165,14 +163,12 @@ class Stage1Module(RankingModule):
             torch.manual_seed(mix_seeds(seed, _CODERS))
             self.item_coder = AutoEncoder(self.frozen_items().shape[1], self.latent_size).to(device)
             self.text_coder = AutoEncoder(width, self.latent_size).to(device)
-        if self._weights is not None:
-            super().load_weights(self._weights)
+        self.take_weights()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the encoder is there."""
-        self._weights = Path(path)
-        if self.text_coder is not None:
-            super().load_weights(path)
+    @property
+    def has_parts(self) -> bool:
+        """The sentence encoder, and the autoencoders that are as wide."""
+        return self.text_coder is not None
 
     @property
     def has_weights(self) -> bool:

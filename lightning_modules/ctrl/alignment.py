@@ -6,7 +6,6 @@ Legend: B rows, T history length, I items; widths: d of collaborative vectors, t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +17,7 @@ from datamodules.types import Batch, Collator, Histories
 from lightning_modules.ctrl.model import Alignment, contrast
 from lightning_modules.id_batches import OneTargetCollator
 from lightning_modules.item_text_similarity.model import mean_text
-from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.item_texts import Field, catalogue_texts, without_texts
 from lightning_modules.llm.specs import SentenceEncoderSpec
 from lightning_modules.llm.text_encoder import ItemTextEncoder
 from lightning_modules.sasrec import SASRecModule
@@ -71,19 +70,16 @@ class CTRLAlignmentModule(SASRecModule):
             raise ValueError(
                 f"subspaces must be at least 1 and group_size at least 2, got {subspaces} and {group_size}"
             )
-        if len(catalog) != num_items:
-            raise ValueError(f"the catalogue has {len(catalog)} items, expected {num_items}")
         self.fields, self.subspaces, self.group_size = tuple(fields), subspaces, group_size
-        texts = item_texts(catalog, fields)  # (I,)
+        texts = catalogue_texts(catalog, fields, num_items)  # (I,)
         self.texts = ItemTextEncoder(encoder or SentenceEncoderSpec(), texts, "none")
         self.alignment: Alignment | None = None
-        self._weights: Path | None = None
 
     # Life ----------------------------------------------------------------------------------------------
 
     def impossible(self, histories: Histories) -> str | None:
         """Text is needed."""
-        return None if bool(self.texts.told.any()) else f"no item has a {' or '.join(self.fields)}"
+        return without_texts(bool(self.texts.told.any()), self.fields)
 
     def untrainable(self, trainer: pl.Trainer) -> str | None:
         """A batch has to be in one place."""
@@ -109,14 +105,12 @@ class CTRLAlignmentModule(SASRecModule):
             torch.manual_seed(mix_seeds(trainer.datamodule.seed, _ALIGNMENT))
             made = Alignment(self.network.hidden_size, width, self.subspaces)
         self.alignment = made.to(device)
-        if self._weights is not None:
-            super().load_weights(self._weights)
+        self.take_weights()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the sentence vectors are there."""
-        self._weights = Path(path)
-        if self.alignment is not None:
-            super().load_weights(path)
+    @property
+    def has_parts(self) -> bool:
+        """The layers that are as wide as the sentence vectors."""
+        return self.alignment is not None
 
     # Training ------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from datamodules.types import Batch, Histories
 from lightning_modules.base import UntrainedModule
 from lightning_modules.item_text_similarity.model import centred, mean_text
-from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.item_texts import Field, item_texts, without_texts
 from lightning_modules.llm import SentenceEncoderSpec, encode_texts
 from lightning_modules.next_item import dot_products
 
@@ -66,7 +66,7 @@ class ItemTextSimilarityModule(UntrainedModule):
 
     def impossible(self, histories: Histories) -> str | None:
         """Text is needed."""
-        return None if any(self.texts) else f"no item has a {' or '.join(self.fields)}"
+        return without_texts(any(self.texts), self.fields)
 
     def setup(self, stage: str) -> None:
         """Encode the catalogue where the trainer computes, or read the vectors that an earlier run has kept.

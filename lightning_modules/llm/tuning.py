@@ -80,7 +80,6 @@ class LanguageModelModule(StageModule):
         self.warmup_steps, self.schedule = warmup_steps, schedule
         self.optimizer = optimizer
         self.model: Any = None
-        self._weights: Path | None = None
         self.recomputes = False  # activations, in the backward pass
 
     @cached_property
@@ -171,9 +170,8 @@ class LanguageModelModule(StageModule):
         if self.recomputes:
             recompute_activations(self.model)
         self.add_parts(device, seed)
-        if self._weights is not None:
-            super().load_weights(self._weights)
-        elif self.start is not None:
+        self.take_weights()
+        if self._weights is None and self.start is not None:
             start_adapter(self.model, self.adapter, self.start)
 
     def add_parts(self, device: torch.device, seed: int) -> None:
@@ -205,11 +203,10 @@ class LanguageModelModule(StageModule):
 
     # Checkpoints ---------------------------------------------------------------------------------------
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the model is there."""
-        self._weights = Path(path)
-        if self.model is not None:
-            super().load_weights(path)
+    @property
+    def has_parts(self) -> bool:
+        """The language model."""
+        return self.model is not None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained, and what kind of adapter it is: alpha cannot be read off its weights."""

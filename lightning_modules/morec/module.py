@@ -6,7 +6,6 @@ Legend: B rows, T history length, I items, K negatives, d width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.types import Batch, Histories
-from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.item_texts import Field, catalogue_texts, without_texts
 from lightning_modules.llm.specs import SentenceEncoderSpec
 from lightning_modules.llm.text_encoder import ItemTextEncoder, Trained
 from lightning_modules.morec.model import Activation, TextItems
@@ -71,16 +70,13 @@ class MoRecModule(SASRecModule):
             )
         if not encoder_learning_rate > 0:
             raise ValueError(f"encoder_learning_rate must be above 0, got {encoder_learning_rate}")
-        if len(catalog) != num_items:
-            raise ValueError(f"the catalogue has {len(catalog)} items, expected {num_items}")
-        texts = item_texts(catalog, fields)  # (I,)
+        texts = catalogue_texts(catalog, fields, num_items)  # (I,)
         reader = ItemTextEncoder(
             encoder or SentenceEncoderSpec(), texts, encoder_trained, chunk_size
         )
         self.fields, self.encoder_learning_rate = tuple(fields), encoder_learning_rate
         items: Any = TextItems(reader, self.network.hidden_size, activation)
         self.network.item_embedding = items
-        self._weights: Path | None = None
 
     @property
     def items(self) -> TextItems:
@@ -93,8 +89,7 @@ class MoRecModule(SASRecModule):
 
     def impossible(self, histories: Histories) -> str | None:
         """Text is needed."""
-        told = bool(self.items.encoder.told.any())
-        return None if told else f"no item has a {' or '.join(self.fields)}"
+        return without_texts(bool(self.items.encoder.told.any()), self.fields)
 
     def setup(self, stage: str) -> None:
         """Load the text encoder, or the vectors that it has made.
@@ -114,14 +109,12 @@ class MoRecModule(SASRecModule):
         if frozen:
             self.items.requires_grad_(False)
         self.items.train(self.training)
-        if self._weights is not None:
-            super().load_weights(self._weights)
+        self.take_weights()
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the encoder is there."""
-        self._weights = Path(path)
-        if self.items.projection is not None:
-            super().load_weights(path)
+    @property
+    def has_parts(self) -> bool:
+        """The text encoder, and the projection that is as wide."""
+        return self.items.projection is not None
 
     def remarks(self) -> list[str]:
         """How many items share one vector."""

@@ -6,7 +6,6 @@ Legend: B rows, T history length, I items, N positions with a loss, L tokens, d 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from datamodules.types import Batch, Collator, Histories
 from lightning_modules.id_batches import OneTargetCollator
-from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.item_texts import Field, catalogue_texts, without_texts
 from lightning_modules.llm.backbones import load_sentence_encoder
 from lightning_modules.llm.specs import SentenceEncoderSpec
 from lightning_modules.next_item import NextItemModule
@@ -76,16 +75,14 @@ class RecformerBase(NextItemModule):
             raise ValueError(
                 "RECFORMER has one state a history and no table: windows=newest, table_optimizer=adamw"
             )
-        if len(catalog) != num_items:
-            raise ValueError(f"the catalogue has {len(catalog)} items, expected {num_items}")
         self.catalog, self.fields = catalog, tuple(fields)
+        self.told = any(catalogue_texts(catalog, fields, num_items))
         self.encoder = encoder or SentenceEncoderSpec()
         self.attribute_tokens, self.temperature, self.window = attribute_tokens, temperature, window
         self.every_position, self.chunk_size = every_position, chunk_size
         self.network: Recformer | None = None
         self.item_tokens: ItemTokens | None = None
         self.tokenizer: Any = None
-        self._weights: Path | None = None
         self._read: Tensor | None = None  # (2,) histories, and those of them that were cut
         self._frozen = False
 
@@ -93,8 +90,7 @@ class RecformerBase(NextItemModule):
 
     def impossible(self, histories: Histories) -> str | None:
         """Text is needed."""
-        told = any(item_texts(self.catalog, self.fields))
-        return None if told else f"no item has a {' or '.join(self.fields)}"
+        return without_texts(self.told, self.fields)
 
     def setup(self, stage: str) -> None:
         """Load the encoder and make the items' tokens.
@@ -118,17 +114,15 @@ class RecformerBase(NextItemModule):
         self.train(self.training)
         if self._frozen:
             self.requires_grad_(False)
-        if self._weights is not None:
-            super().load_weights(self._weights)
+        self.take_weights()
 
     def draw_more(self, width: int, vocabulary: int) -> None:
         """Make what a stage has besides the network, of these sizes."""
 
-    def load_weights(self, path: str | Path) -> None:
-        """Take a checkpoint's trained weights when the encoder is there."""
-        self._weights = Path(path)
-        if self.network is not None:
-            super().load_weights(path)
+    @property
+    def has_parts(self) -> bool:
+        """The encoder."""
+        return self.network is not None
 
     def requires_grad_(self, requires_grad: bool = True) -> RecformerBase:
         """Also of what ``setup`` will make: whoever holds this model as a frozen part does so before it."""
