@@ -21,22 +21,40 @@ class GenerationsLog(lightning.Callback):
 
     Args:
         folder: of the stage.
-        name: of the row that is tested.
+        name: of the row that is tested, or of the stage that predicts.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = Path(folder), name
         self.file = self.folder  # of this rank, known when a test starts
 
+    def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """As in a test."""
+        self.on_test_start(trainer, pl_module)
+
+    def on_predict_batch_end(
+        self, trainer: lightning.Trainer, pl_module: Any, *unused: Any
+    ) -> None:
+        """As in a test."""
+        self.on_test_batch_end(trainer, pl_module)
+
+    def on_predict_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Hand over what the other devices have written."""
+        trainer.strategy.barrier()
+        self._hand_over(pl_module)
+
     def on_test_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Hand over what an earlier attempt has written; half a line that a kill has left is cut off."""
         self.file = self.folder / f"generations.{self.name}.{trainer.global_rank:04d}.jsonl"
         cut_half_line(self.file)
         trainer.strategy.barrier()
+        self._hand_over(pl_module)
+        trainer.strategy.barrier()  # nobody appends while another reads
+
+    def _hand_over(self, pl_module: Any) -> None:
         for file in sorted(self.folder.glob(f"generations.{self.name}.*.jsonl")):
             for line in read_lines(file):
                 pl_module.generations.known[line["key"]] = line["tokens"]
-        trainer.strategy.barrier()  # nobody appends while another reads
 
     def on_test_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *unused: Any) -> None:
         """Append what the batch has added."""

@@ -71,6 +71,18 @@ class RunProgress(pl.Callback):
         """Close the bar."""
         self._close("")
 
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin at zero."""
+        self._open(trainer, int(sum(trainer.num_predict_batches)), 0)
+
+    def on_predict_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        """One batch on."""
+        self._advance("")
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close("")
+
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:

@@ -125,11 +125,12 @@ def stage_spec(experiment: Experiment, name: str) -> dict[str, Any]:
 def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) -> str:
     """The hash that names the folder (12 hex digits).
 
-    A test draws nothing and optimises nothing, so its seed, batch size and what is only for a fit are no
-    part of it; the reference rows of one data set are then shared by every experiment and seed.
+    A test or a predict stage draws nothing and optimises nothing, so its seed, batch size and what is only
+    for a fit are no part of it; the reference rows of one data set are then shared by every experiment and
+    seed.
     """
-    test = spec["run"] == "test"
-    trainer = _without(spec["trainer"], FIT_KEYS) if test else spec["trainer"]
+    test, fit = spec["run"] == "test", spec["run"] == "fit"
+    trainer = spec["trainer"] if fit else _without(spec["trainer"], FIT_KEYS)
     scored = {"split": spec["split"]} if test and spec["split"] != "test" else {}
     return value_digest(
         {
@@ -137,13 +138,13 @@ def stage_key(spec: dict[str, Any], data_digest: str, inputs: dict[str, str]) ->
             "run": spec["run"],
             "modules": spec["modules"],
             "inputs": inputs,
-            # What is tested is nothing to a fit.
+            # What is tested is nothing to the others.
             "data": _without(spec["data"], LOCAL_DATA_KEYS + (() if test else ("test_rows",))),
             "digest": data_digest,
             "trainer": trainer,
             "select": spec["select"],
-            "batch_size": None if test else spec["batch_size"],
-            "seed": None if test else spec["seed"],
+            "batch_size": spec["batch_size"] if fit else None,
+            "seed": spec["seed"] if fit else None,
         }
     )
 

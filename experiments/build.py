@@ -18,8 +18,10 @@ from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
 RUNTIME = ("num_items", "num_users", "catalog", "item_words")
-# The input that is no argument: a checkpoint for ``load_weights``.
+# Inputs that are no arguments: a checkpoint for ``load_weights``, and ``catalog.NAME``, a text of each item,
+# which all that read the catalogue see as its column NAME.
 WEIGHTS = "weights"
+CATALOG = "catalog."
 
 
 def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str]:
@@ -31,6 +33,7 @@ def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str
         given: names of arguments that will be filled in besides those of the mapping; ``a.b`` is the argument
             ``b`` of the nested object ``a``.
     """
+    given = tuple(name for name in given if not name.startswith(CATALOG))
     if isinstance(node, list):
         for i, item in enumerate(node):
             yield from problems(item, f"{where}[{i}]")
@@ -176,17 +179,38 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
         node: a mapping with ``_target_``.
         data: holds ``RUNTIME``.
         extra: arguments as they are; ``a.b`` is the argument ``b`` of the nested object ``a``; ``weights`` is
-            a checkpoint that the finished object loads.
+            a checkpoint that the finished object loads, ``catalog.NAME`` a table with a column ``text``.
 
     Raises:
-        UserError: see ``build``.
+        UserError: see ``build``; or a table is not one of this catalogue.
     """
+    told = {name: extra.pop(name) for name in [*extra] if name.startswith(CATALOG)}
+    facts = {name: getattr(data, name, None) for name in RUNTIME}
+    facts["catalog"] = _with_texts(facts["catalog"], told)
+    return _build_on(node, facts, extra)
+
+
+def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:
+    """The catalogue with a column more for each table of texts."""
+    import polars as pl  # a driver that only plans does without
+
+    for name, file in tables.items():
+        table = pl.read_parquet(file)
+        if len(table) != len(catalog):
+            raise UserError(
+                f"{file} has texts of {len(table)} items, and the data has {len(catalog)}"
+            )
+        catalog = catalog.with_columns(table["text"].alias(name.removeprefix(CATALOG)))
+    return catalog
+
+
+def _build_on(node: dict[str, Any], facts: dict[str, Any], extra: dict[str, Any]) -> Any:
     own, inner = _sorted_by_owner(extra)
     weights = own.pop(WEIGHTS, None)
     asked = signature_of(locate(node["_target_"]))
-    given = {name: getattr(data, name) for name in RUNTIME if name in asked}
+    given = {name: fact for name, fact in facts.items() if name in asked}
     nested = [name for name, value in node.items() if name in inner or _asks_of_data(value)]
-    made = {name: build_on(node[name], data, **inner.get(name, {})) for name in nested}
+    made = {name: _build_on(node[name], facts, inner.get(name, {})) for name in nested}
     rest = {name: value for name, value in node.items() if name not in nested}
     built = build(rest, **given, **made, **own)
     if weights is not None:

@@ -22,6 +22,7 @@ from experiments.messages import print_error, say
 from lightning_modules.base import KS, RankingModule, can_select
 from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import RankingMetrics
+from lightning_modules.predicting import PredictingModule
 from lightning_modules.stage_module import StageModule
 
 LOWER_IS_BETTER = ("loss", *Calibration.lower_is_better)
@@ -60,14 +61,24 @@ def _kind_problems(stage: str, spec: dict[str, Any]) -> Iterator[str]:
     except (KeyError, UserError):  # told where constructors are looked at
         return
     for kind in (k for k in kinds if isinstance(k, type) and isinstance(data, type)):
-        ranks = issubclass(kind, RankingModule)
-        if issubclass(kind, StageModule) and ranks != issubclass(data, SequenceDataModule):
+        ranks, predicts = issubclass(kind, RankingModule), issubclass(kind, PredictingModule)
+        reads_users = ranks or predicts
+        if issubclass(kind, StageModule) and reads_users != issubclass(data, SequenceDataModule):
             yield (
                 f"stages.{stage}: {kind.__name__} does not learn from what {data.__name__} holds: give the "
-                f"stage `data:` of {'histories' if ranks else 'instructions'}"
+                f"stage `data:` of {'histories' if reads_users else 'instructions'}"
             )
-        if not ranks and spec["run"] != "fit":
-            yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can be fitted only"
+        if predicts != (spec["run"] == "predict"):
+            can = (
+                "predict only"
+                if predicts
+                else "be fitted and tested"
+                if ranks
+                else "be fitted only"
+            )
+            yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can {can}"
+        elif not ranks and spec["run"] == "test":
+            yield f"stages.{stage}: {kind.__name__} has nothing to test, it can be fitted only"
         yield from _metric_problems(stage, spec["select"] or {}, ranks)
 
 

@@ -23,6 +23,7 @@ TOP_KEYS = {
 # `paper` repeats a published protocol, quirks included, and refuses data of other counts than published.
 PRESETS = ("corrected", "paper")
 RUNS = ("fit", "predict", "test")
+PREDICTIONS = "predictions.parquet"  # the table that a finished predict leaves
 OUTPUTS = ("best.ckpt", "last.ckpt")  # files of a finished fit that a later stage may read
 STRATEGIES = ("auto", "ddp", "fsdp")
 SPLITS = ("test", "valid")  # what a test stage scores; `valid` is for choosing between methods
@@ -122,14 +123,16 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: dict[str, Any]) ->
             )
             yield f"stages.{name}.inputs.{argument} is {source!r}, expected {expected}"
         elif str(source).partition("/")[2] not in (left := _left_by(upstream, stages[upstream])):
-            run = "test" if left[0] not in OUTPUTS else "fit"
+            run = stages[upstream].get("run", "fit")
             yield f"stages.{name}.inputs.{argument} is {source!r}, but a {run} leaves {' and '.join(left)}"
 
 
 def _left_by(name: str, stage: Any) -> tuple[str, ...]:
     """Files of a finished stage that a later one may read: of a test the scores of each row."""
-    if not isinstance(stage, dict) or stage.get("run") != "test":
+    if not isinstance(stage, dict) or stage.get("run") not in ("test", "predict"):
         return OUTPUTS
+    if stage["run"] == "predict":
+        return (PREDICTIONS,)
     return tuple(f"scores.{row}.parquet" for row in stage.get("modules") or (name,))
 
 

@@ -19,11 +19,12 @@ from datamodules.sources import file_digest
 from datamodules.stage_data import StageDataModule
 from datamodules.types import SPLIT_NAMES, TEST
 from datamodules.versioning import value_digest, write_json
+from experiments.frame import PREDICTIONS
 from lightning_modules.metrics import METRICS_VERSION
 
 PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "polars", "numpy")
 
-READ = ("*.ckpt", "scores.*.parquet")  # files that later stages may read, by content
+READ = ("*.ckpt", "scores.*.parquet", PREDICTIONS)  # files that later stages may read, by content
 
 
 @dataclass(frozen=True)

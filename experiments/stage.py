@@ -33,11 +33,13 @@ from datamodules.types import TEST, VALID
 from datamodules.versioning import read_json, write_json
 from experiments import build
 from experiments.errors import UserError
+from experiments.frame import PREDICTIONS
 from experiments.messages import print_error, say
 from experiments.records import Outcome, finish, peak_memory, protocol_of
 from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
+from lightning_modules.predicting import PredictingModule
 from lightning_modules.stage_module import StageModule
 
 
@@ -58,7 +60,7 @@ def run_stage(folder: Path) -> None:
     elif spec["run"] == "test":
         outcome = _test(folder, job, data)
     else:
-        raise UserError(f"run: {spec['run']} needs a module with a predict stage; none has one yet")
+        outcome = _predict(folder, job, data)
     if outcome.trainer.is_global_zero:
         finish(folder, job, outcome, time.time() - started)
 
@@ -193,6 +195,23 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         metrics |= {"left_out": left_out} if left_out else {}
         write_json(folder / "metrics.json", metrics)
     return Outcome(trainer, {"fingerprint": fingerprint}, speeds)
+
+
+def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
+    """Go through the module's things, and keep its table for later stages."""
+    module = _module(next(iter(job["spec"]["modules"].values())), job, data)
+    assert isinstance(module, PredictingModule)  # experiments.check has refused others
+    callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
+    if module.generations is not None:
+        callbacks.append(GenerationsLog(folder, job["stage"]))
+    trainer = make_trainer(folder, job, data, module, callbacks)
+    trainer.predict(module, datamodule=data, return_predictions=False)
+    if trainer.is_global_zero:
+        part = folder / ".predictions.parquet.part"
+        module.table().write_parquet(part)
+        part.replace(folder / PREDICTIONS)
+    _tell(trainer, module, Throughput())
+    return Outcome(trainer, {}, {})
 
 
 def _or_null(value: float) -> float | None:

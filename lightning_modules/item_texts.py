@@ -5,12 +5,16 @@ Legend: I items in the catalogue.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
 import polars as pl
 
-Field = Literal["title", "categories", "description", "brand"]
+# A summary is what a stage of its own wrote (``item_summaries``), the others are the data's.
+Field = Literal["title", "categories", "description", "brand", "summary"]
+_YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
@@ -19,7 +23,15 @@ def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
     Args:
         catalog: columns as ``CATALOG_SCHEMA``; null and blank fields are left out.
         fields: names of text or list columns; the entries of a list are joined by ", ".
+
+    Raises:
+        ValueError: a summary is asked for, and there is none.
     """
+    if "summary" in fields and "summary" not in catalog.columns:
+        raise ValueError(
+            "fields name a summary: give the stage inputs: {catalog.summary: STAGE/predictions.parquet}, "
+            "of a stage that runs ItemSummariesModule"
+        )
     lists = {name for name, kind in catalog.schema.items() if isinstance(kind, pl.List)}
     parts = [pl.col(f).list.join(", ") if f in lists else pl.col(f) for f in fields]
     texts = [part.str.strip_chars() for part in parts]
@@ -29,6 +41,16 @@ def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
         .to_series()
         .to_list()
     )
+
+
+def without_years(titles: Sequence[str]) -> list[str]:
+    """(I,) titles without the year in brackets that they end with, where it tells no two of them apart.
+
+    Digits are tokens of their own in many vocabularies, so that years are half of what films' titles take.
+    """
+    short = [_YEAR.sub("", title) or title for title in titles]
+    meant = Counter(name for name, _ in {*zip(short, titles, strict=True)})
+    return [title if meant[name] > 1 else name for name, title in zip(short, titles, strict=True)]
 
 
 def catalogue_texts(catalog: pl.DataFrame, fields: Sequence[str], num_items: int) -> list[str]:

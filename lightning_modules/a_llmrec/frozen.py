@@ -5,16 +5,19 @@ Legend: R rows of a split, I items; widths: d of collaborative vectors, l of wha
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.types import Rows
+from datamodules.types import Histories, Rows
+from lightning_modules.a_llmrec.prompts import before_target
 from lightning_modules.a_llmrec.stage1 import Stage1Module
+from lightning_modules.base import RankingModule
 from lightning_modules.llm.prompt_tokens import some_rows
 from lightning_modules.next_item import NextItemModule
 
@@ -23,6 +26,77 @@ UnseenItems = Literal["own", "text"]
 _ALIGNED = ("item", "text", "by_coldness")
 _RANDOM = 403  # stream of random numbers
 _AT_ONCE = 1024  # rows whose users are encoded together
+
+
+class ReadsFrozen(RankingModule):
+    """Reads users and items of frozen models, which are as in evaluation whatever is trained.
+
+    A constructor gives ``freeze_sources`` what it was given, and keeps it under these names.
+    """
+
+    alignment: Stage1Module | None
+    backbone: NextItemModule | None
+    item_tokens: ItemTokens
+    unseen_items: UnseenItems
+    cold_share: float
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._users: dict[str, Tensor] = {}  # of each split, (R, d)
+        self._items: Tensor | None = None  # (I + 1, l) or (I + 1, d)
+
+    @property
+    def collaborative(self) -> NextItemModule | None:
+        """The backbone."""
+        return self.backbone if self.alignment is None else self.alignment.backbone
+
+    def impossible(self, histories: Histories) -> str | None:
+        """What the alignment or its backbone cannot read."""
+        part = self.alignment if self.alignment is not None else self.backbone
+        return None if part is None else part.impossible(histories)
+
+    def setup(self, stage: str) -> None:
+        """The frozen parts learn what they need of the data."""
+        for part in (self.alignment, self.backbone):
+            if part is not None:
+                part.setup(stage)
+
+    def train(self, mode: bool = True) -> ReadsFrozen:
+        """What is frozen stays as it is in evaluation."""
+        super().train(mode)
+        for part in (self.alignment, self.backbone):
+            if part is not None:
+                part.eval()
+        return self
+
+    def user_states(self, split: str) -> Tensor:
+        """(R, d) x^u of all rows of ``train``, ``val`` or ``test``: what stands before each row's target."""
+        if split not in self._users:
+            assert self.collaborative is not None
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            rows = before_target(data.every_row(split))
+            counts = self.histories.train_counts()
+            with reading_unseen(self.unseen_items, self.alignment, counts):
+                self._users[split] = user_states(self.collaborative, rows, self.device)
+        return self._users[split]
+
+    def forget_users(self, split: str) -> None:
+        """Read them anew when they are asked for: other rows stand for the split."""
+        self._users.pop(split, None)
+
+    @property
+    @abstractmethod
+    def item_size(self) -> int:
+        """l, or d of ``collaborative``."""
+
+    def item_states(self) -> Tensor:
+        """(I + 1, l) what F_I projects, or (I + 1, d) of ``collaborative``; row 0 is zero."""
+        if self._items is None:
+            self._items = item_states(
+                self.item_tokens, self.item_size, self.histories.train_counts(), self.cold_share,
+                self.alignment, self.collaborative, self.device,
+            )  # fmt: skip
+        return self._items
 
 
 def freeze_sources(

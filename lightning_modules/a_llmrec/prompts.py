@@ -23,13 +23,13 @@ from lightning_modules.a_llmrec.wording import (
     CANDIDATES_MARK,
     HISTORY_MARK,
     USER_MARK,
-    as_data,
     question,
     required_request,
 )
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.label_scoring import NO_LOSS, pad_left
 from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.wording import as_data
 
 USER = -1  # in ``Batch.slots``
 _NOTHING = "(nothing so far)"

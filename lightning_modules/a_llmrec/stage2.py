@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,14 +16,14 @@ import polars
 import torch
 from torch import Tensor
 
-from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, Histories, ItemWords, Rows
-from lightning_modules.a_llmrec import frozen
+from datamodules.types import NO_TITLE, TRAIN, VALID, Batch, Collator, ItemWords, Rows
 from lightning_modules.a_llmrec.advice import reason
+from lightning_modules.a_llmrec.frozen import ItemTokens, ReadsFrozen, UnseenItems, freeze_sources
 from lightning_modules.a_llmrec.model import Projector, make_projectors, require_moved
-from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable, before_target
+from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable
 from lightning_modules.a_llmrec.stage1 import Stage1Module
-from lightning_modules.a_llmrec.wording import required_words
 from lightning_modules.base import RankingModule
+from lightning_modules.item_texts import without_years
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
 from lightning_modules.llm.label_scoring import answer_losses, last_logits
 from lightning_modules.llm.prompt_tokens import prompts_of
@@ -31,10 +31,13 @@ from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.soft_tokens import soft_tokens
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.tuning import LanguageModelModule
+from lightning_modules.llm.wording import required_words
 from lightning_modules.next_item import NextItemModule
 
+ChoiceLoss = Literal["answer", "candidates"]
 
-class Stage2Module(LanguageModelModule, RankingModule):
+
+class Stage2Module(ReadsFrozen, LanguageModelModule, RankingModule):
     """Alignment with a language model (Kim et al., KDD 2024, arXiv 2404.11343, section 4.2).
 
     The projectors F_U and F_I are trained, by the loss of the target's title behind a prompt that lists it
@@ -58,7 +61,10 @@ class Stage2Module(LanguageModelModule, RankingModule):
         max_length: newest items that a prompt shows.
         num_candidates: that a training target is chosen among, itself included.
         title_tokens: tokens of a title in its quotes, at most.
+        years: show the year that a film's title ends with; without them see ``without_years``.
         normalise: score by the mean over a title's tokens, not by their sum.
+        loss: ``answer``: the cross-entropy of the tokens of the target's title and of the end, as published;
+            ``candidates``: of the target among the candidates, by the scores that evaluation ranks by.
         max_users: train on so many users, drawn by the seed; None takes all.
         max_valid: validate on so many rows, drawn by the seed; None takes all.
         options: of the training, see ``LanguageModelModule``.
@@ -81,60 +87,51 @@ class Stage2Module(LanguageModelModule, RankingModule):
         backbone: NextItemModule | None = None,
         backbone_weights: str | None = None,
         user_token: bool = True,
-        item_tokens: frozen.ItemTokens = "item",
+        item_tokens: ItemTokens = "item",
         projector_gain: float | None = None,
         cold_share: float = 0.35,
-        unseen_items: frozen.UnseenItems = "own",
+        unseen_items: UnseenItems = "own",
         max_length: int = 10,
         num_candidates: int = 20,
         title_tokens: int = 32,
+        years: bool = True,
         normalise: bool = True,
+        loss: ChoiceLoss = "answer",
         max_users: int | None = None,
         max_valid: int | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(
-            llm, adapter or AdapterSpec(method="none"), max_length=max_length, **options
-        )
+        adapter = adapter or AdapterSpec(method="none")
+        super().__init__(llm=llm, adapter=adapter, max_length=max_length, **options)
         for name, value, least in (
             ("num_candidates", num_candidates, 2), ("title_tokens", title_tokens, 3),
             ("max_users", max_users, 1), ("max_valid", max_valid, 1),
         ):  # fmt: skip
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, expected at least {least}")
+        if loss not in get_args(ChoiceLoss):
+            raise ValueError(f"loss is {loss!r}, expected {' or '.join(get_args(ChoiceLoss))}")
         if not 0 < cold_share < 1:
             raise ValueError(f"cold_share is {cold_share}, expected a share between 0 and 1")
         if self.adapter.adds_tokens:
             raise ValueError(f"adapter {self.adapter.method} adds tokens of its own: take lora")
-        self.alignment, self.backbone = alignment, backbone
-        self.user_token, self.item_tokens = user_token, item_tokens
-        self.unseen_items, self.projector_gain = unseen_items, projector_gain
-        frozen.freeze_sources(
-            alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items
-        )
-        self.cold_share, self.normalise, self.num_candidates = cold_share, normalise, num_candidates
+        freeze_sources(alignment, backbone, backbone_weights, user_token, item_tokens, unseen_items)
+        self.alignment, self.backbone, self.unseen_items = alignment, backbone, unseen_items
+        self.item_tokens, self.cold_share = item_tokens, cold_share
+        self.user_token, self.projector_gain = user_token, projector_gain
+        self.normalise, self.num_candidates = normalise, num_candidates
+        self.loss = loss
         self.item_words, self.title_tokens = required_words(item_words), title_tokens
-        self.titles: list[str | None] = catalog["title"].to_list()  # (I,)
+        titles = [title or "" for title in catalog["title"]]
+        self.titles = titles if years else without_years(titles)  # (I,)
         limits = {TRAIN: max_users, VALID: max_valid}
         self.most_rows = {code: most for code, most in limits.items() if most is not None}
         # As wide as the parts turn out to be.
         self.user_projector: Projector | None = None
         self.item_projector: Projector | None = None
-        self._users: dict[str, Tensor] = {}  # of each split, (R, d)
-        self._items: Tensor | None = None  # (I + 1, l) or (I + 1, d)
         self._split = "train"
 
-    @property
-    def collaborative(self) -> NextItemModule | None:
-        """The backbone."""
-        return self.backbone if self.alignment is None else self.alignment.backbone
-
     # Life ----------------------------------------------------------------------------------------------
-
-    def impossible(self, histories: Histories) -> str | None:
-        """What the alignment or its backbone cannot read."""
-        part = self.alignment if self.alignment is not None else self.backbone
-        return None if part is None else part.impossible(histories)
 
     def untrainable(self, trainer: pl.Trainer) -> str | None:
         """Without soft tokens and adapter there is nothing to train."""
@@ -145,12 +142,6 @@ class Stage2Module(LanguageModelModule, RankingModule):
     def sharded_strategy(self, devices: int) -> ShardedStrategy:
         """Refuse: projectors outside of the language model would learn apart on each device."""
         raise ValueError("Stage2Module's projectors cannot be spread: take launch.strategy=ddp")
-
-    def setup(self, stage: str) -> None:
-        """The frozen parts learn what they need of the data."""
-        for part in (self.alignment, self.backbone):
-            if part is not None:
-                part.setup(stage)
 
     def configure_model(self) -> None:
         """Load what is frozen, then the language model, then make the projectors."""
@@ -180,50 +171,24 @@ class Stage2Module(LanguageModelModule, RankingModule):
         )
 
     @property
+    def item_size(self) -> int:
+        """Of what F_I projects."""
+        assert self.item_projector is not None
+        return self.item_projector.size
+
+    @property
     def _has_slots(self) -> bool:
         return self.item_tokens != "none"
-
-    def train(self, mode: bool = True) -> Stage2Module:
-        """What is frozen stays as it is in evaluation."""
-        super().train(mode)
-        for part in (self.alignment, self.backbone):
-            if part is not None:
-                part.eval()
-        return self
 
     def remarks(self) -> list[str]:
         """What prompts lost."""
         notes = (
             (self.table.cut_events, f"of the histories' items did not fit into {self.table.limit} tokens"),
             (self.table.cut_titles, f"titles were cut to {self.title_tokens} tokens"),
-            (sum(not (title or "").strip() for title in self.titles),
+            (sum(not title.strip() for title in self.titles),
              f"items have no title and are shown as {NO_TITLE}"),
         )  # fmt: skip
         return [*super().remarks(), *(f"{count:,} {what}" for count, what in notes if count)]
-
-    # What is frozen, computed once -----------------------------------------------------------------------
-
-    def user_states(self, split: str) -> Tensor:
-        """(R, d) x^u of all rows of ``train``, ``val`` or ``test``: what stands before each row's target."""
-        if split not in self._users:
-            assert self.collaborative is not None
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-            rows = before_target(data.every_row(split))
-            with frozen.reading_unseen(
-                self.unseen_items, self.alignment, self.histories.train_counts()
-            ):
-                self._users[split] = frozen.user_states(self.collaborative, rows, self.device)
-        return self._users[split]
-
-    def item_states(self) -> Tensor:
-        """(I + 1, l) what F_I projects, or (I + 1, d) of ``collaborative``; row 0 is zero."""
-        if self._items is None:
-            assert self.item_projector is not None
-            self._items = frozen.item_states(
-                self.item_tokens, self.item_projector.size, self.histories.train_counts(),
-                self.cold_share, self.alignment, self.collaborative, self.device,
-            )  # fmt: skip
-        return self._items
 
     # Tokens ----------------------------------------------------------------------------------------------
 
@@ -242,8 +207,8 @@ class Stage2Module(LanguageModelModule, RankingModule):
         return self.table.measure(rows)
 
     def collator(self, training: bool) -> Collator:
-        """Prompts with their slots."""
-        return ChoiceCollator(self.table, training)
+        """Prompts with their slots, and in training by ``answer`` with the target's title behind."""
+        return ChoiceCollator(self.table, training and self.loss == "answer")
 
     def soft(self, batch: Batch, split: str) -> AbstractContextManager[None]:
         """While it is open the language model reads the rows' vectors at their slots."""
@@ -268,20 +233,29 @@ class Stage2Module(LanguageModelModule, RankingModule):
     # Training --------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Each row's mean cross-entropy of its answer's tokens, over the rows of the whole global batch."""
+        """The mean over the rows of the whole global batch of each row's cross-entropy."""
+        assert batch.weight is not None  # 0 at rows that only keep ranks in step
+        assert batch.normaliser is not None
+        each = (self._answer_losses if self.loss == "answer" else self._choice_losses)(batch)
+        loss: Tensor = (each * batch.weight).sum() / batch.normaliser
+        self.log_train_loss(loss)
+        return loss
+
+    def _answer_losses(self, batch: Batch) -> Tensor:
+        """(B,) mean over the tokens of the target's title and of the end."""
         assert batch.tokens is not None
         assert batch.token_mask is not None
         assert batch.answers is not None
-        assert batch.weight is not None  # 0 at rows that only keep ranks in step
-        assert batch.normaliser is not None
         with self.soft(batch, "train"):
             logits = last_logits(
                 self.model, batch.tokens, batch.token_mask, batch.answers.shape[1]
             )  # (B, A, V): the head runs on no other position
-        each = answer_losses(logits, batch.answers)  # (B,)
-        loss: Tensor = (each * batch.weight).sum() / batch.normaliser
-        self.log_train_loss(loss)
-        return loss
+        return answer_losses(logits, batch.answers)
+
+    def _choice_losses(self, batch: Batch) -> Tensor:
+        """(B,) of the target among the candidates."""
+        assert batch.target is not None
+        return self._listed(batch, "train").losses(batch.target)
 
     def on_train_end(self) -> None:
         """Sound the alarm when a projector has not moved.
@@ -304,11 +278,14 @@ class Stage2Module(LanguageModelModule, RankingModule):
 
     def encode(self, batch: Batch) -> Listed:
         """Log-likelihoods of the titles of all candidates, in one pass."""
+        return self._listed(batch, self._split)
+
+    def _listed(self, batch: Batch, split: str) -> Listed:
         assert batch.candidates is not None
         titles = [
             [self.table.title(i) if i else [] for i in row] for row in batch.candidates.tolist()
         ]
-        with self.soft(batch, self._split):
+        with self.soft(batch, split):
             return listed_scores(
                 self.model, prompts_of(batch), batch.candidates, titles, self.tokenizer.pad_token_id,
                 self.normalise,
@@ -322,7 +299,7 @@ class Stage2Module(LanguageModelModule, RankingModule):
     def on_predict_epoch_start(self) -> None:
         """The users that are asked for are those of the test rows."""
         self._split = "test"
-        self._users.pop("test", None)
+        self.forget_users("test")
 
     def reasons(self, batch: Batch, items: Tensor) -> list[str]:
         """In the language model's words, which nobody has checked; of batches of one row."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Any
 
 from datamodules.types import ItemWords
+from lightning_modules.llm.wording import as_data
 
 # Private code points that no text has: where a prompt's text is cut.
 USER_MARK, HISTORY_MARK, CANDIDATES_MARK = "\ue000", "\ue001", "\ue002"
@@ -27,19 +26,6 @@ def question(
     )
 
 
-def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """Texts of others, each as one line that can end neither its quotes nor the message it stands in."""
-    special = {
-        *tokenizer.all_special_tokens,
-        *tokenizer.get_added_vocab(),
-        USER_MARK,
-        HISTORY_MARK,
-        CANDIDATES_MARK,
-    }
-    marks = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-    return [" ".join(marks.sub(" ", text).replace('"', "'").split()) for text in texts]
-
-
 def required_request(request: str, tokenizer: Any) -> str:
     """A user's words ``as_data``; raises ValueError where nothing is left, or too much."""
     (kept,) = as_data([request], tokenizer)
@@ -48,13 +34,3 @@ def required_request(request: str, tokenizer: Any) -> str:
             f"a request has {len(kept)} characters, expected 1 to {LONGEST_REQUEST}: say it in a sentence"
         )
     return kept
-
-
-def required_words(words: ItemWords | None) -> ItemWords:
-    """The data's words; raises ValueError where there are none: a prompt would lack its question."""
-    if words is None:
-        raise ValueError(
-            "the data do not say what their items are called: give the data config words, such as {_target_: "
-            "datamodules.types.ItemWords, singular: film, plural: films, present: watch, past: watched}"
-        )
-    return words

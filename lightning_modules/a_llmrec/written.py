@@ -15,15 +15,17 @@ from torchmetrics import MeanMetric
 
 from datamodules.types import Batch
 from lightning_modules.a_llmrec.stage2 import Stage2Module
+from lightning_modules.generations import Generations
 from lightning_modules.llm.candidate_scoring import Listed
-from lightning_modules.llm.generation import generate, plain
+from lightning_modules.llm.generation import plain
 from lightning_modules.llm.prompt_tokens import prompts_of
+from lightning_modules.llm.writing import WritesTexts
 
 Match = Literal["strict", "substring"]
 RATES = ("strict_hit", "substring_hit", "agreement", "valid_rate")
 
 
-class WrittenStage2Module(Stage2Module):
+class WrittenStage2Module(WritesTexts, Stage2Module):
     """The second stage when it writes a title, greedily, in place of scoring all of them. For tests alone.
 
     A candidate that the text names has the score 1, all others 0: an answer that names none ties them all,
@@ -45,6 +47,7 @@ class WrittenStage2Module(Stage2Module):
         if match not in get_args(Match):
             raise ValueError(f"match is {match!r}, expected one of {', '.join(get_args(Match))}")
         self.match = match
+        self.generations = Generations()
         self.rates: dict[str, MeanMetric] = {}  # group/name
 
     def encode(self, batch: Batch) -> Listed:
@@ -70,10 +73,9 @@ class WrittenStage2Module(Stage2Module):
 
     def written(self, batch: Batch) -> list[str]:
         """(B,) greedy texts behind the prompts."""
-        prompts = prompts_of(batch)
         with self.soft(batch, self._split):
-            tokens = generate(self.model, self.tokenizer, prompts, self.title_tokens + 1)
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in tokens]
+            tokens = self.write(prompts_of(batch), self.title_tokens + 1, batch.row.tolist())
+        return [self.said(ids) for ids in tokens]
 
     def _count_rates(self, batch: Batch, strict: Tensor, within: Tensor) -> None:
         assert batch.groups is not None

@@ -163,6 +163,11 @@ class Listed:
             )
         return self.scores.gather(1, same.int().argmax(-1))
 
+    def losses(self, target: Tensor) -> Tensor:
+        """(B,) cross-entropy of targets (B,) among the candidates; raises ValueError as ``of`` does."""
+        chosen = self.of(target[:, None])[:, 0]
+        return self.scores.logsumexp(-1) - chosen
+
 
 def listed_scores(
     model: Any,

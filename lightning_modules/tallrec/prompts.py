@@ -6,17 +6,17 @@ wording of our own.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from lightning_modules.item_texts import without_years
+
 LABELS = ("Yes.", "No.")
 Probe = Literal["none", "shuffled", "no_history", "swapped", "masked"]
 _NOTHING = "nothing so far"
-_YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,10 @@ def shown_items(
     Args:
         titles: (I + 1,).
         creators: (I + 1,) author or director; None shows titles alone.
-        years: keep the year that a title ends with in brackets; digits are tokens of their own, so that years
-            are half of a film's.
+        years: keep the year that a title ends with in brackets; without them see ``without_years``.
     """
     if not years:
-        titles = [_YEAR.sub("", title) or title for title in titles]
+        titles = without_years(titles)
     if creators is None:
         return list(titles)
     pairs = zip(titles, creators, strict=True)

@@ -98,8 +98,30 @@ def test_the_loss_is_that_of_all_logits_of_each_row_alone(
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
-def test_rows_that_keep_ranks_in_step_carry_no_loss(parts: Parts) -> None:
-    module, world = parts.stage2()
+@pytest.mark.parametrize("normalise", [True, False])
+def test_the_choice_is_a_softmax_over_the_candidates_scores(parts: Parts, normalise: bool) -> None:
+    module, world = parts.stage2(loss="candidates", normalise=normalise)
+    batch = world.batch("train", normaliser=2.0)
+    assert batch.answers is None  # no prompt gives its answer away
+    total = torch.zeros(())
+    for row in range(2):
+        prompt = embeddings_of(module, batch, row, "train")
+        items = batch.candidates[row].tolist()
+        each = [log_p(module, prompt, module.table.title(item)) for item in items]
+        scores = torch.stack([e.mean() if normalise else e.sum() for e in each])
+        total = total - scores.log_softmax(0)[items.index(int(batch.target[row]))]
+    expected = total / 2
+    found = module.training_step(batch, 0)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(loss, trained) for loss in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["answer", "candidates"])
+def test_rows_that_keep_ranks_in_step_carry_no_loss(parts: Parts, kind: str) -> None:
+    module, world = parts.stage2(loss=kind)
     both = module.training_step(world.batch("train"), 0)
     one = module.training_step(world.batch("train", filler=(0,)), 0)
     other = module.training_step(world.batch("train", filler=(1,)), 0)
@@ -310,7 +332,7 @@ def test_a_backbone_without_alignment_and_users_and_items_of_every_kind(parts: P
     ("options", "words"),
     [({"item_tokens": "joint"}, "item, text, by_coldness"), ({"num_candidates": 1}, "num_candidates"),
      ({"title_tokens": 2}, "title_tokens"), ({"max_users": 0}, "max_users"),
-     ({"cold_share": 1.0}, "cold_share"),
+     ({"cold_share": 1.0}, "cold_share"), ({"loss": "title"}, "answer or candidates"),
      ({"adapter": AdapterSpec("prompt")}, "adds tokens"), ({"alignment": None}, "give one"),
      ({"alignment": None, "user_token": False}, "give one")],
 )  # fmt: skip

@@ -25,6 +25,7 @@ from lightning_modules.llm.backbones import (
     load_tokenizer,
     resolve_dtype,
 )
+from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.specs import AdapterSpec
 from tests.lightning_modules.tiny_llm import (
     LONGEST,
@@ -58,7 +59,7 @@ def test_every_problem_of_a_description_is_named_at_once() -> None:
         BackboneSpec(**settings)
     for name in settings:
         assert f"{name} must be" in str(error.value)
-    with pytest.raises(ValueError, match="a wheel has its version"):
+    with pytest.raises(ValueError, match="names its version"):
         BackboneSpec(SMOLLM2, "0" * 40)
     with pytest.raises(ValueError, match="half precision"):
         BackboneSpec("folder", attention="flash_attention_2", dtype="float32")
@@ -123,6 +124,8 @@ def test_an_llm_file_says_what_it_loads(name: str) -> None:
         assert [wheel.package[-5:] for wheel in source.wheels] == [f"part{i}" for i in range(1, 5)]
         assert [wheel.members[0][-6:] for wheel in source.wheels] == [f"part0{i}" for i in range(4)]
         assert not tree["chat_template"]
+    elif name == "tiny_random":
+        assert build.build(tree["source"]) == RandomModel()
     elif isinstance(tree["source"], dict):
         source = tree["source"]
         assert (source["package"], source["version"]) == (SMOLLM2.package, SMOLLM2.version)

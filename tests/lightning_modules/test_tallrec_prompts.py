@@ -42,6 +42,8 @@ def test_years_are_left_out_at_the_end_of_a_title_alone() -> None:
     shown = ["", "Alien", "2001: A Space Odyssey", "(1984)", "Blade (1998) II"]
     assert shown_items(titles, years=False) == shown
     assert shown_items(["Emma (1815)"], ["Jane Austen"], years=False) == ["Emma by Jane Austen"]
+    remade = ["Sabrina (1954)", "Sabrina (1995)", "Heat (1995)", "Heat (1995)"]
+    assert shown_items(remade, years=False) == [*remade[:2], "Heat", "Heat"]
 
 
 def test_counts_stand_before_the_question() -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_modules.llm.random_models import write_llama, write_tokenizer
+
 WIDTH, LONGEST, WINDOW = 64, 128, 6
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}</s>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 CORPUS = [
     "The user liked Heat (1995) and disliked Jaws (1975).",
     "Will the user like Alien (1979)? Answer Yes or No.",
@@ -17,60 +15,22 @@ CORPUS = [
 ]  # fmt: skip
 
 
-def write_tiny_tokenizer(
-    folder: Path, template: bool = True, pad: str | None = "<pad>", longest: int = LONGEST,
-    begins: bool = False,
-) -> Any:  # fmt: skip
-    """A byte-level BPE that is trained on a few sentences; specials: unk 0, bos 1, eos 2, pad 3.
-
-    ``begins``: texts begin with bos, as LLaMA's and Gemma's do.
-    """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    special = ["<unk>", "<s>", "</s>", "<pad>"]
-    letters = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=letters, show_progress=False
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    if begins:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", special_tokens=[("<s>", 1)]
-        )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=longest,
-        unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=pad,
-    )  # fmt: skip
-    if template:
-        fast.chat_template = TEMPLATE
-    fast.save_pretrained(folder)
-    return fast
+def write_tiny_tokenizer(folder: Path, longest: int = LONGEST, **options: Any) -> Any:
+    """See ``write_tokenizer``; trained on a few sentences."""
+    return write_tokenizer(folder, CORPUS, longest, **options)
 
 
 def write_tiny_llm(
     folder: Path, seed: int = 0, template: bool = True, longest: int = LONGEST, **settings: Any
 ) -> Path:
     """Save a LlamaForCausalLM (2 layers, d = 64) and its tokenizer as ``save_pretrained`` does."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = write_tiny_tokenizer(folder, template, longest=longest)
+    tokenizer = write_tiny_tokenizer(folder, template=template, longest=longest)
     shape = {
         "hidden_size": WIDTH, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True,
         "initializer_range": 0.2,
     }  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), max_position_embeddings=longest,
-            bos_token_id=1, eos_token_id=2, pad_token_id=3, **{**shape, **settings},
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder)
+    write_llama(folder, seed, len(tokenizer), longest, **{**shape, **settings})
     return folder
 
 
