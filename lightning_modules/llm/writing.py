@@ -66,21 +66,22 @@ class WritesTexts(LanguageModelModule):
         Args:
             prompts: token ids.
             max_new_tokens: at most.
-            behind: (B,) the numbers of what else each prompt stands for: of the rows whose vectors it holds.
-                All prompts are then of different rows, and are written anew where any is not known.
+            behind: (B,) the rows that prompts hold vectors of, where they do: equal tokens are then not
+                enough to know an answer again, and rows are written all or none, as vectors are laid out.
         """
-        named = (
-            prompts if behind is None else [[*p, n] for p, n in zip(prompts, behind, strict=True)]
-        )
+        if behind is None:
+            names = [list(prompt) for prompt in prompts]
+        else:
+            names = [[*prompt, row] for prompt, row in zip(prompts, behind, strict=True)]
 
-        def write(asked: list[Sequence[int]]) -> list[list[int]]:
-            whole = prompts if behind is not None else asked
-            made = generate(self.model, self.tokenizer, whole, max_new_tokens)
-            place = {tuple(name): at for at, name in enumerate(named)}
-            return made if behind is None else [made[place[tuple(name)]] for name in asked]
+        def write(unknown: list[Sequence[int]]) -> list[list[int]]:
+            if behind is None:
+                return generate(self.model, self.tokenizer, unknown, max_new_tokens)
+            made = generate(self.model, self.tokenizer, prompts, max_new_tokens)
+            return [made[names.index(list(name))] for name in unknown]
 
         assert self.generations is not None
-        return self.generations.answers(named, f"greedy {max_new_tokens} {self._writer}", write)
+        return self.generations.answers(names, f"greedy {max_new_tokens} {self._writer}", write)
 
     def said(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""

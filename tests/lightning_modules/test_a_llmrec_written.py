@@ -70,6 +70,24 @@ def test_a_text_is_what_the_model_writes_behind_its_vectors(parts: Parts) -> Non
         assert text == module.tokenizer.decode(ids, skip_special_tokens=True)
 
 
+@torch.no_grad()
+def test_answers_are_kept_by_row(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, world = written(parts)
+    module._split = "test"
+    batch = world.batch("test")
+    batch.tokens[1], batch.token_mask[1], batch.slots[1] = (
+        x[0].clone() for x in (batch.tokens, batch.token_mask, batch.slots)
+    )  # the same words about two users
+    texts = module.written(batch)
+    kept = module.generations.take_fresh()
+    assert len({line.key for line in kept}) == len(batch)
+    del module.generations.known[kept[1].key]
+    assert module.written(batch) == texts
+    assert [line.key for line in module.generations.take_fresh()] == [kept[1].key]
+    monkeypatch.setattr("lightning_modules.llm.writing.generate", None)  # nothing is written again
+    assert module.written(batch) == texts
+
+
 @pytest.mark.parametrize("match", ["strict", "substring"])
 @torch.no_grad()
 def test_hits_and_rates(parts: Parts, match: Any, monkeypatch: pytest.MonkeyPatch) -> None:
