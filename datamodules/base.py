@@ -207,8 +207,7 @@ class SequenceDataModule(StageDataModule):
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
-        digest = self.prepared.digest
-        found = {**self.prepared.protocol, "content": digest, "mask_seen": self.mask_seen}
+        found = {**self.prepared.tested(self.test_code), "mask_seen": self.mask_seen}
         return found if self.test_rows is None else {**found, "test_rows": repr(self.test_rows)}
 
     def validation_rows(self) -> int:

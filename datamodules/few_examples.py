@@ -94,6 +94,13 @@ class SampledTest:
         return _limited("SampledTest", table, {TEST: self.count}, self.seed)
 
 
+def asked_by(examples: Examples) -> Examples:
+    """The recipe behind limited ones: what its rows ask, however many of them are learned from or tested."""
+    while isinstance(examples, (FewExamples, SampledTest)):
+        examples = examples.base
+    return examples
+
+
 def _limited(
     name: str, table: ExampleTable, wanted: dict[int, int | None], seed: int
 ) -> ExampleTable:

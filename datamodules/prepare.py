@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from datamodules.examples import ExampleTable
-from datamodules.few_examples import codes_of
+from datamodules.examples import Examples, ExampleTable
+from datamodules.few_examples import asked_by, codes_of
 from datamodules.filters import apply_filters
 from datamodules.parsed import Parsed, parsed
 from datamodules.prepared import Prepared, store
@@ -54,12 +54,12 @@ def _write(part: Path, recipe: Recipe, raw: Parsed, asked: dict[str, Any]) -> No
     items = _numbered(frame["item_id"], raw.catalog(), "item_id")
     users = _numbered(frame["user_id"], raw.users(), "user_id")
     histories, order = _histories(frame, users, items, recipe, raw.note["ordered"])
-    histories, examples = _with_examples(histories, order, recipe)
+    histories, examples, grouped = _with_examples(histories, order, recipe)
     items = items.with_columns(train_count=pl.Series(histories.train_counts()[1:]))
-    tables = {SPLIT_NAMES[c]: _rows(histories, c, recipe, examples) for c in (VALID, TEST)}
+    tables = {SPLIT_NAMES[c]: _rows(histories, c, recipe, examples, grouped) for c in (VALID, TEST)}
     if examples is not None and (examples.code == TRAIN).any():
         tables[SPLIT_NAMES[TRAIN]] = _example_rows(examples, TRAIN)
-    report = data_report(whole, raw, steps, items, histories, recipe.groups)
+    report = data_report(whole, raw, steps, items, histories, recipe.groups.sizes(grouped))
     if examples is not None and recipe.examples is not None:
         liked_above = recipe.examples.liked_above
         report["examples"] = examples_report(examples, histories, liked_above)
@@ -136,21 +136,35 @@ def _internal(raw: pl.Series, ordered: pl.Series) -> np.ndarray:
 
 def _with_examples(
     histories: Histories, order: np.ndarray, recipe: Recipe
-) -> tuple[Histories, ExampleTable | None]:
-    """The labelled examples, and the codes of events that follow from them."""
+) -> tuple[Histories, ExampleTable | None, Histories]:
+    """The labelled examples, the codes of events that follow from them, and those that groups follow from.
+
+    What is cold is cold whatever a method learns from: groups are those of the recipe without its limits.
+    """
     recipe_of = recipe.examples
     if recipe_of is None:
-        return histories, None
+        return histories, None, histories
     first_row = np.full(histories.num_users + 1, len(order), np.int64)  # (U + 1,)
     np.minimum.at(first_row, histories.users, order)
     table = recipe_of(histories, first_row)
-    if recipe_of.limits_training:
-        histories = replace(histories, split=codes_of(table, histories, recipe_of.own_split))
-    return histories, table
+    whole = asked_by(recipe_of)
+    every = table if whole is recipe_of else whole(histories, first_row)
+    return _coded(histories, table, recipe_of), table, _coded(histories, every, whole)
+
+
+def _coded(histories: Histories, table: ExampleTable, recipe: Examples) -> Histories:
+    """With the codes that a recipe gives its events, if it does."""
+    if not recipe.limits_training:
+        return histories
+    return replace(histories, split=codes_of(table, histories, recipe.own_split))
 
 
 def _rows(
-    histories: Histories, code: int, recipe: Recipe, examples: ExampleTable | None
+    histories: Histories,
+    code: int,
+    recipe: Recipe,
+    examples: ExampleTable | None,
+    grouped: Histories,
 ) -> pl.DataFrame:
     """The held-out rows of one split: labelled ones where there are examples, else its events."""
     if examples is not None and (examples.code == code).any():
@@ -165,7 +179,7 @@ def _rows(
             }
         )
     user, target = table["user"].to_numpy(), table["target"].to_numpy()
-    groups, names = recipe.groups(histories, user, target)  # (R, G)
+    groups, names = recipe.groups(grouped, user, target)  # (R, G)
     per_user = np.bincount(user, minlength=histories.num_users + 1)
     columns: dict[str, Any] = {
         "weight": 1.0 / per_user[user],

@@ -57,6 +57,17 @@ class Prepared:
         protocol: dict[str, Any] = self.manifest["recipe"]
         return protocol
 
+    def tested(self, code: int) -> dict[str, Any]:
+        """What two comparable numbers of a split share: what was done to its rows, and what they contain.
+
+        Of labelled rows it is what they show and ask, and their groups; how many others are learned from is
+        the method's affair.
+        """
+        asked = self.manifest.get("asked_digests", {}).get(SPLIT_NAMES[code])
+        if asked is None:
+            return {**self.protocol, "content": self.digest}
+        return {**_what_is_asked(self.protocol), "content": asked}
+
     @cached_property
     def items(self) -> pl.DataFrame:
         """Catalogue in internal order: row ``i`` is item ``i + 1``."""
@@ -111,6 +122,14 @@ class Prepared:
             raise damaged(self.folder, error) from error
 
 
+def _what_is_asked(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe, and those of its parts, without limits on examples."""
+    told = {k: _what_is_asked(v) if isinstance(v, dict) else v for k, v in recipe.items()}
+    if "asks" in told:
+        told["examples"] = told.pop("asks")
+    return told
+
+
 def store(
     folder: Path,
     histories: Histories,
@@ -125,8 +144,17 @@ def store(
     arrays = _arrays(histories)
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
-    digest = _content_digest(arrays, items["item_id"], users["user_id"], tables)
-    write_json(folder / "manifest.json", {**manifest, "digest": digest})
+    ids = (items["item_id"], users["user_id"])
+    digest = _content_digest(arrays, *ids, tables)
+    # What is asked, whatever was learned from: a few-shot row stands beside one of all examples.
+    shown = {name: array for name, array in arrays.items() if name != "split"}
+    asked = {
+        name: _content_digest(shown, *ids, {name: table})
+        for name, table in tables.items()
+        if "label" in table.columns and name != SPLIT_NAMES[TRAIN]
+    }
+    told = {**manifest, "digest": digest} | ({"asked_digests": asked} if asked else {})
+    write_json(folder / "manifest.json", told)
 
 
 def _arrays(histories: Histories) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.candidates import Candidates
 from datamodules.examples import Examples
+from datamodules.few_examples import asked_by
 from datamodules.filters import Filter
 from datamodules.orders import Order
 from datamodules.splits import Split
@@ -65,4 +66,8 @@ class Recipe:
             )
         if self.order is not None:
             told["order"] = repr(self.order)
-        return told if self.examples is None else {**told, "examples": repr(self.examples)}
+        if self.examples is None:
+            return told
+        told["examples"] = repr(self.examples)
+        asks = asked_by(self.examples)
+        return told if asks is self.examples else {**told, "asks": repr(asks)}

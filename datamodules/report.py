@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,17 +16,13 @@ from datamodules.splits import split_report
 from datamodules.types import SPLIT_NAMES, TEST, TRAIN, VALID, Histories
 
 
-class _Sizes(Protocol):
-    def sizes(self, histories: Histories) -> dict[str, int]: ...
-
-
 def data_report(
     frame: pl.DataFrame,
     raw: Parsed,
     steps: list[FilterStep],
     items: pl.DataFrame,
     histories: Histories,
-    groups: _Sizes,
+    groups: dict[str, int],
 ) -> dict[str, Any]:
     """Plain numbers for ``make data`` (shares are of 1).
 
@@ -36,7 +32,7 @@ def data_report(
         steps: what the filters did.
         items: the catalogue that is left, in internal order.
         histories: the events that are left.
-        groups: sizes of cold and warm groups.
+        groups: how large the cold and warm groups are.
     """
     events = np.diff(histories.offsets)[1:]  # (U,)
     quantiles = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)
@@ -53,7 +49,7 @@ def data_report(
         "split": split_report(
             histories.offsets, histories.items, histories.split, histories.timestamps
         ),
-        "groups": groups.sizes(histories),
+        "groups": groups,
     }
 
 

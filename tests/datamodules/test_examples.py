@@ -23,6 +23,7 @@ from datamodules.few_examples import FewExamples, SampledTest, codes_of
 from datamodules.movielens import MovieLensDataModule
 from datamodules.splits import LeaveOneOut, RandomByUser
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Batch, Histories
+from datamodules.versioning import value_digest
 from lightning_modules.base import RankingModule
 
 lengths = st.lists(st.integers(1, 9), min_size=4, max_size=9)
@@ -288,3 +289,36 @@ def test_a_trainer_gets_each_example_once_with_its_label(
     assert ("all/ndcg@10" in module.results) == ranked
     assert "all/uauc" in module.results
     assert ("all/auc" in module.results) != ranked
+
+
+def test_rows_that_ask_the_same_have_one_protocol_however_many_are_learned_from(
+    tiny_movielens: Path, tmp_path: Path
+) -> None:
+    def made(examples: Examples, **options: Any) -> MovieLensDataModule:
+        return MovieLensDataModule(
+            root=str(tiny_movielens), cache=str(tmp_path), examples=examples, **options
+        )
+
+    windows = SlidingWindows(5, 3, 200)
+    few = [
+        FewExamples(windows, 8),
+        FewExamples(windows, 9, seed=1),
+        FewExamples(windows, 8, valid=3),
+    ]
+    alike = [made(e) for e in (windows, *few, SampledTest(windows, 10))]
+    whole, test = alike[0], alike[0].rows(TEST)
+    for data in alike[1:4]:
+        assert data.protocol() == whole.protocol()
+        assert np.array_equal(data.rows(TEST).groups, test.groups)
+    # What was learned from names the folders of stages all the same.
+    assert len({data.prepared.digest for data in alike}) == len(alike)
+    others = [
+        alike[4], made(SlidingWindows(5, 2, 200)), made(SlidingWindows(4, 3, 200)),
+        made(windows, mask_seen=False),
+    ]  # fmt: skip
+    protocols = [value_digest(data.protocol()) for data in (whole, *others)]
+    assert len(set(protocols)) == len(protocols)
+    # Validation rows are other ones where they are limited.
+    for data in alike:
+        data.test_code = VALID
+    assert alike[1].protocol() == whole.protocol() != alike[3].protocol()
