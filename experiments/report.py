@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.versioning import read_json
-from experiments.config import Experiment, origin_of
+from experiments.config import Experiment, header, origin_of
 from experiments.errors import UserError
 from experiments.keys import flatten
 from experiments.messages import short
@@ -36,8 +36,8 @@ STATE_STYLE = {"done": "green", "partial": "yellow", "stale": "magenta", "runnin
 def print_list(experiments: Sequence[tuple[str, str]]) -> None:
     """Every experiment with its header line."""
     width = max(len(name) for name, _ in experiments)
-    for name, header in experiments:
-        print(f"{name:<{width}}  {header}")  # noqa: T201
+    for name, line in experiments:
+        print(f"{name:<{width}}  {line}")  # noqa: T201
 
 
 def print_plan(name: str, stages: Sequence[Any]) -> None:
@@ -112,6 +112,7 @@ def print_results(
         return cell(row.values.get(metric), interval)
 
     print_tables(rows, stages, told)
+    console.print(escape(f"{experiment.name}: {header(experiment.name)}"), soft_wrap=True)
     for remark in remarks:
         console.print(escape(remark), soft_wrap=True)
     labelled = any("all/auc" in r.values and "all/ndcg@10" not in r.values for r in rows)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from filelock import FileLock
 
@@ -184,13 +185,16 @@ def _unpickle(folder: Path, shards: list[Path], target: Path) -> None:
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        weights = torch.load(shard, map_location="cpu", weights_only=True)
-        # Tied weights share memory, which safetensors refuses.
-        save_file(
-            {k: w.clone().contiguous() for k, w in weights.items()},
-            target / name,
-            {"format": "pt"},
-        )
+        # Mapped, not read, where the file allows it: pages of a shard of 10 GB come and go.
+        mapped = is_zipfile(shard)
+        weights = torch.load(shard, map_location="cpu", weights_only=True, mmap=mapped)
+        # Tied weights share memory, which safetensors refuses: all but one of them are copies.
+        owners: set[int] = set()
+        for key, weight in weights.items():
+            place = weight.untyped_storage().data_ptr()
+            weights[key] = weight.clone() if place in owners else weight.contiguous()
+            owners.add(place)
+        save_file(weights, target / name, {"format": "pt"})
         places |= dict.fromkeys(weights, name)
     index = {"metadata": {}, "weight_map": places}
     (target / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
