@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def print_results(
     console.print(escape(f"{experiment.name}: {header(experiment.name)}"), soft_wrap=True)
     for remark in remarks:
         console.print(escape(remark), soft_wrap=True)
-    labelled = any("all/auc" in r.values and "all/ndcg@10" not in r.values for r in rows)
+    labelled = any(is_labelled(r.values) for r in rows)
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
     console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
     if own := [o for o in experiment.overrides if not o.startswith(_UNTOLD)]:
@@ -172,6 +172,11 @@ def print_tables(
         console.print(f"{escape(row)} is left out: {escape(reason)}")
     if any(r.older for r in rows):
         console.print('* made by older code; ARGS="stale=rerun" makes it anew')
+
+
+def is_labelled(metrics: Container[str]) -> bool:
+    """Whether metrics are of rows that are liked or not, and not of ranked ones."""
+    return "all/auc" in metrics and "all/ndcg@10" not in metrics
 
 
 def row_label(experiment: str, stage: str) -> str:

@@ -13,7 +13,7 @@ from experiments import config
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
-from experiments.report import PLACES, Measured, measured, print_table, row_label
+from experiments.report import PLACES, Measured, is_labelled, measured, print_table, row_label
 from experiments.source_graph import changed_since
 
 COLUMNS = (
@@ -24,6 +24,17 @@ COLUMNS = (
     "warm_item/ndcg@10",
     "cold_user/ndcg@10",
     "warm_user/ndcg@10",
+)
+# Of rows that are labelled: nothing of theirs is ranked.
+LABELLED_COLUMNS = (
+    "all/auc",
+    "all/uauc",
+    "all/ece",
+    "all/brier",
+    "cold_item/auc",
+    "warm_item/auc",
+    "cold_user/auc",
+    "warm_user/auc",
 )
 COMPARED_WITH = "popularity"
 START, END = "<!-- results: start (make results) -->", "<!-- results: end -->"
@@ -49,6 +60,11 @@ class Row:
     def validation(self) -> bool:
         """Whether validation rows were scored: for choosing, not for telling."""
         return "scored" in self.protocol
+
+    @property
+    def labelled(self) -> bool:
+        """Whether its rows are likes and dislikes, so that nothing is ranked."""
+        return is_labelled(self.values)
 
     @property
     def seed_count(self) -> str:
@@ -202,31 +218,40 @@ def _document(tables: list[Table]) -> Iterator[str]:
     yield ""
     yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
     yield "different tables must not be compared. ± is half of the 95 % interval over seeds (Student's t);"
-    yield f"the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the 95 % interval of"
-    yield "the paired difference, row by row, of means over seeds; * marks rows made by code that has"
-    yield "changed since."
+    yield f"of ranked rows the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the"
+    yield "95 % interval of the paired difference, row by row, of means over seeds. Labelled rows have AUCs"
+    yield "(pooled, and the mean over users), and where scores are log-odds their calibration. * marks rows"
+    yield "made by code that has changed since."
     for table in tables:
         protocol = table[0][0].protocol
         yield ""
         yield f"## {protocol['name']}, fingerprint {table[0][0].fingerprint}"
         yield ""
-        for key in ("filters", "split", "ties", "candidates", "groups", "mask_seen", "scored"):
-            if key in protocol:
+        for key in (
+            "filters", "split", "ties", "examples", "candidates", "groups", "mask_seen", "scored",
+        ):  # fmt: skip
+            if key in protocol and (key != "candidates" or not table[0][0].labelled):
                 yield f"* {key}: {_words(protocol[key])}"
         yield ""
-        heads = [c.replace("_", " ") for c in COLUMNS]
-        yield "| " + " | ".join(("method", "seeds", *heads, _gain_head(), "commit")) + " |"
-        yield "|---" * (len(COLUMNS) + 4) + "|"
+        columns = _columns(table)
+        heads = [*(c.replace("_", " ") for c in columns), *_gain_head(table)]
+        yield "| " + " | ".join(("method", "seeds", *heads, "commit")) + " |"
+        yield "|---" * (len(heads) + 3) + "|"
         for row, gained in table:
             marks = ["*"] if row.older else []
             label = " ".join([row.label, *(f"`{o}`" for o in row.overrides), *marks])
-            cells = [row.cell(c) for c in COLUMNS]
-            line = (label, row.seed_count, *cells, gained, ", ".join(row.commits))
-            yield "| " + " | ".join(line) + " |"
+            cells = [*(row.cell(c) for c in columns), *([] if row.labelled else [gained])]
+            yield "| " + " | ".join((label, row.seed_count, *cells, ", ".join(row.commits))) + " |"
 
 
-def _gain_head() -> str:
-    return f"ndcg@10 over {COMPARED_WITH}"
+def _columns(table: Table) -> tuple[str, ...]:
+    """What is told of a table's rows: a protocol's are all labelled, or all ranked."""
+    return LABELLED_COLUMNS if table[0][0].labelled else COLUMNS
+
+
+def _gain_head(table: Table) -> list[str]:
+    """The head of the gains, which only ranked rows have."""
+    return [] if table[0][0].labelled else [f"ndcg@10 over {COMPARED_WITH}"]
 
 
 def gain(row: Row, rows: list[Row]) -> str:
@@ -240,18 +265,19 @@ def gain(row: Row, rows: list[Row]) -> str:
 
 def _print(tables: list[Table]) -> None:
     for table in tables:
+        first = table[0][0]
+        columns = [c for c in _columns(table) if c.startswith("all/")]
         lines = [
             [
                 " ".join([r.label, *r.overrides]) + (" *" if r.older else ""), r.seed_count,
-                *(r.cell(c) for c in COLUMNS[:3]), gained,
+                *(r.cell(c) for c in columns), *([] if r.labelled else [gained]),
             ]
             for r, gained in table
         ]  # fmt: skip
-        first = table[0][0]
         scored = f", {first.protocol['scored']} rows" if first.validation else ""
         print_table(
             f"{first.protocol['name']}{scored}, fingerprint {first.fingerprint}",
-            ("method", "seeds", *COLUMNS[:3], _gain_head()), lines,
+            ("method", "seeds", *columns, *_gain_head(table)), lines,
         )  # fmt: skip
 
 
@@ -264,7 +290,7 @@ def _readme_table(rows: list[Row]) -> Iterator[str]:
             continue
         expected = config.load(row.experiment).config.get("expected") or []
         told = {e["metric"]: f"{e['value']} ({e['source']})" for e in expected}
-        usual = "all/ndcg@10" if "all/ndcg@10" in row.values else "all/auc"
+        usual = "all/auc" if row.labelled else "all/ndcg@10"
         for metric in told or {usual: ""}:
             yield (
                 f"| {row.label} | `make exp NAME={row.experiment}` | {metric} | "

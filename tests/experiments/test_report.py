@@ -102,6 +102,47 @@ def test_unlike_fingerprints_stand_in_different_tables(tmp_path: Path, repo: Pat
     assert "0.9000" in second
 
 
+def test_labelled_rows_have_columns_of_their_own(
+    tmp_path: Path, repo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """AUCs and calibration in place of ranks; scores that are no log-odds have dashes in their cells."""
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    numbers = {"all/auc": 0.71, "all/uauc": 0.62, "all/ece": 0.13, "all/brier": 0.25,
+               "cold_item/auc": 0.54, "warm_item/auc": 0.75, "cold_user/auc": None,
+               "warm_user/auc": 0.76}  # fmt: skip
+    plain = {"all/auc": 0.57, "all/uauc": 0.58}
+    for rows in ({"evaluate": numbers}, {"liked_fraction": plain, "popularity": plain}):
+        folder = write_run(
+            tmp_path / "runs", f"t-{len(rows)}", dict.fromkeys(rows, 0.0), fingerprint="f2"
+        )
+        metrics = json.loads((folder / "metrics.json").read_text())
+        for name, values in rows.items():
+            metrics["rows"][name] = {m: {"value": v, "stderr": None} for m, v in values.items()}
+        metrics["protocol"] |= {"examples": "FewExamples(64)"}
+        write_json(folder / "metrics.json", metrics)
+    text = results.write_results(tmp_path / "runs", repo).read_text()
+    ranked, labelled = text.split("## movielens-100k, fingerprint ")[1:]
+    assert "auc" not in ranked
+    assert "| all/hit@10 | all/ndcg@10 | all/mrr |" in ranked
+    assert "| ndcg@10 over popularity | commit |" in ranked
+    head, rule, *lines = [line for line in labelled.splitlines() if line.startswith("|")]
+    assert head == (
+        "| method | seeds | all/auc | all/uauc | all/ece | all/brier | cold item/auc | "
+        "warm item/auc | cold user/auc | warm user/auc | commit |"
+    )
+    assert head.count("|") == rule.count("|")
+    assert lines == [
+        f"| {BASIC} | 1 | 0.7100 | 0.6200 | 0.1300 | 0.2500 | 0.5400 | 0.7500 | - | 0.7600 | abc |",
+        *(f"| {name} `seed=0` | - | 0.5700 | 0.5800 | - | - | - | - | - | - | abc |"
+          for name in ("liked_fraction", "popularity")),
+    ]  # fmt: skip
+    assert "* examples: FewExamples(64)" in labelled
+    assert "candidates" not in labelled
+    out = capsys.readouterr().out.split("fingerprint f2")[1]
+    assert "0.2500" in out
+    assert "over popularity" not in out
+
+
 def test_a_changed_experiment_is_a_row_of_its_own(tmp_path: Path, repo: Path) -> None:
     write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
     changed = ("stages.train.module.dropout=0.5", "seed=0")
