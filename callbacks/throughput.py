@@ -12,7 +12,9 @@ import torch
 class Throughput(pl.Callback):
     """Counts what training or testing has read; the clock stands still while a fit validates.
 
-    Counted in this process alone, since it began: a resumed run knows nothing of what was before.
+    Counted in this process alone, since it began: a resumed run knows nothing of what was before. Tokens that
+    all rows begin with, as many as a module's ``shared_tokens``, count once for each batch of a fit and once
+    for a whole test, since they are computed so often.
     """
 
     def __init__(self) -> None:
@@ -21,6 +23,7 @@ class Throughput(pl.Callback):
         self._users: list[torch.Tensor] = []  # of the rows of a test
         self.seconds = 0.0
         self.steps = 0  # of the optimizer
+        self._shared = 0  # tokens that every row begins with and that are not computed for each
         self._first_step: int | None = None
         self._processes = 1
         self._since: float | None = None
@@ -32,7 +35,8 @@ class Throughput(pl.Callback):
 
     def summary(self) -> dict[str, float]:
         """Rows a second, of a test also users, of a fit the seconds of a step; of batches with tokens those a
-        second, and the share of padding among all.
+        second, the share of padding among all, and how many at the rows' beginning were computed for all of
+        them at once.
         """
         rows, tokens, padding, unpacked = self.counts()
         if not rows or not self.seconds:
@@ -46,6 +50,8 @@ class Throughput(pl.Callback):
         if tokens:
             found["tokens_per_second"] = tokens / self.seconds
             found["padding"] = padding / (tokens + padding)
+            if self._shared:
+                found["shared_tokens"] = self._shared
         if unpacked:
             found["padding_without_packing"] = unpacked / (tokens + unpacked)
         return {name: round(value, 4) for name, value in found.items()}
@@ -56,6 +62,7 @@ class Throughput(pl.Callback):
         if "padding" not in found:
             return None
         without = found.get("padding_without_packing")
+        shared = found.get("shared_tokens")
         step, users = found.get("seconds_per_step"), found.get("users_per_second")
         return (
             ("" if step is None else f"{step:.3g} s a step, ")
@@ -63,6 +70,12 @@ class Throughput(pl.Callback):
             + f"{found['rows_per_second']:.3g} rows/s, {found['tokens_per_second']:.0f} tokens/s; "
             f"padding was {found['padding']:.1%} of all tokens"
             + ("" if without is None else f", without packing {without:.1%}")
+            + (
+                ""
+                if shared is None
+                else f"; the {shared:.0f} that all rows begin with were read once"
+            )
+            + ("" if shared is None or step is None else " a batch")
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -88,7 +101,8 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count a batch."""
         self.steps = trainer.global_step - (self._first_step or 0)
-        self._count(trainer, batch)
+        self._shared = getattr(pl_module, "shared_tokens", 0)
+        self._count(trainer, batch, read=self._shared)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock runs."""
@@ -99,8 +113,10 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *unused: Any
     ) -> None:
         """Count a batch."""
+        first = not self._users
         self._users.append(batch.user)
-        self._count(trainer, batch)
+        self._shared = getattr(pl_module, "shared_tokens", 0)
+        self._count(trainer, batch, read=self._shared if first else 0)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock stands still."""
@@ -115,8 +131,14 @@ class Throughput(pl.Callback):
             self.seconds += time.monotonic() - self._since
             self._since = None
 
-    def _count(self, trainer: pl.Trainer, batch: Any) -> None:
-        """Add a batch's rows, tokens, padding, and the padding that packed rows would have had."""
+    def _count(self, trainer: pl.Trainer, batch: Any, read: int) -> None:
+        """Add a batch's rows, tokens, padding, and the padding that packed rows would have had.
+
+        Args:
+            trainer: tells how many processes count alike.
+            batch: of rows, each of which begins with the shared tokens.
+            read: shared tokens that were computed for this batch.
+        """
         mask = getattr(batch, "token_mask", None)
         told = batch.row if mask is None else mask
         zero = torch.zeros((), dtype=torch.long, device=told.device)
@@ -124,6 +146,7 @@ class Throughput(pl.Callback):
         if mask is not None:
             tokens = mask.sum()
             padding = mask.numel() - tokens
+            tokens = tokens - self._shared * len(mask) + read
             if (positions := getattr(batch, "positions", None)) is not None:  # several rows in one
                 rows = ((positions == 0) & mask.bool()).sum()
                 longest = torch.where(mask.bool(), positions, 0).max() + 1

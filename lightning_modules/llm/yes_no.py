@@ -177,8 +177,7 @@ class YesNoModule(LanguageModelModule, RankingModule):
         """The chosen loss summed over rows, over the rows of the whole global batch."""
         assert batch.normaliser is not None
         assert batch.weight is not None  # 0 at rows that only keep ranks in step
-        # The loss on the prompt needs what each position of its beginning says next.
-        if self._opening and self.loss != "prompt":
+        if self._opening:
             self._prefix = SharedPrefix(self.model, self._opening)
         try:
             each = self._row_losses(batch)
@@ -203,9 +202,15 @@ class YesNoModule(LanguageModelModule, RankingModule):
         """Find what all prompts begin with; neither recomputed activations nor split layers can share it.
 
         Of a split layer that runs twice before the backward pass, the first run would meet weights that the
-        second has let go.
+        second has let go. The loss on the prompt needs what each position of its beginning says next.
         """
-        self._opening = [] if self.recomputes or self.is_sharded else self._shared_opening()
+        whole = self.recomputes or self.is_sharded or self.loss == "prompt"
+        self._opening = [] if whole else self._shared_opening()
+
+    @property
+    def shared_tokens(self) -> int:
+        """Tokens that all prompts begin with, read once for all rows of a training step or an evaluation."""
+        return len(self._opening) if self._prefix is None else self._prefix.length
 
     def remarks(self) -> list[str]:
         """What histories lost."""

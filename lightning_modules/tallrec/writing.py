@@ -20,6 +20,11 @@ class WritingModule(WritesTexts, TALLRecModule):
         super().__init__(**options)
         self.generations = Generations()
 
+    @property
+    def shared_tokens(self) -> int:
+        """None: whoever writes behind a prompt reads all of it."""
+        return 0
+
     def collator(self, training: bool) -> Collator:
         """Prompts alone: what both labels begin with does not stand right behind them."""
         labels = replace(self.answer_tokens, shared=())

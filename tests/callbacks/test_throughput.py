@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 
 from callbacks import throughput
 from callbacks.throughput import Throughput
+from experiments import artifacts, build, config
+
+FILMS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "movielens" / "ml-100k"
 
 
 @pytest.fixture
@@ -86,3 +90,65 @@ def test_packed_rows_are_counted_one_by_one(clock: Any) -> None:
     }
     assert counted.summary() == pytest.approx(expected, abs=1e-4)
     assert str(counted.told()).endswith("padding was 20.0% of all tokens, without packing 11.1%")
+
+
+def test_what_all_rows_begin_with_counts_once_a_training_batch(clock: Any) -> None:
+    counted, trainer = Throughput(), SimpleNamespace(world_size=2, global_step=0)
+    module = SimpleNamespace(shared_tokens=2)
+    counted.on_train_epoch_start(trainer, module)
+    for _ in range(3):  # 2 shared tokens, and 2 and 1 behind them beside one of padding
+        trainer.global_step += 1
+        counted.on_train_batch_end(trainer, module, None, _batch([[1, 1, 1, 1], [0, 1, 1, 1]]), 0)
+    clock.seconds = 10.0
+    counted.on_train_epoch_end(trainer, module)
+    assert counted.counts() == (12, 2 * 3 * (2 + 3), 2 * 3, 0)
+    assert counted.summary()["shared_tokens"] == 2
+    assert counted.told() == (
+        "3.33 s a step, 1.2 rows/s, 3 tokens/s; padding was 16.7% of all tokens; the 2 that all rows "
+        "begin with were read once a batch"
+    )
+
+
+def test_what_all_rows_begin_with_counts_once_a_test(clock: Any) -> None:
+    counted, trainer = Throughput(), SimpleNamespace(world_size=1)
+    module = SimpleNamespace(shared_tokens=2)
+    counted.on_test_start(trainer, module)
+    for _ in range(3):
+        counted.on_test_batch_end(trainer, module, None, _batch([[1, 1, 1, 1], [0, 1, 1, 1]]), 0)
+    clock.seconds = 1.0
+    counted.on_test_end(trainer, module)
+    assert counted.counts() == (6, 2 + 3 * 3, 3, 0)
+    assert str(counted.told()).endswith("; the 2 that all rows begin with were read once")
+
+
+@pytest.mark.skipif(not FILMS.is_dir(), reason="no shared/data beside the repository")
+@pytest.mark.parametrize("training", [True, False])
+def test_few_of_the_tokens_that_are_computed_of_real_films_are_padding(
+    training: bool, clock: Any
+) -> None:
+    """TALLRec's default batches; its openings, which are no padding, are not counted for each row."""
+    options = [f"data.root={FILMS}", "llm=tiny_random"]
+    experiment = config.load("tallrec/movie_64shot", options)
+    spec = artifacts.stage_spec(experiment, "train" if training else "evaluate")
+    (node,) = spec["modules"].values()
+    data: Any = build.build(spec["data"])
+    data.batch_size = spec["batch_size"]
+    module: Any = build.build_on(node, data)
+    trainer = SimpleNamespace(
+        lightning_module=module, datamodule=data, world_size=1, global_rank=0, global_step=0,
+        accumulate_grad_batches=1,
+    )  # fmt: skip
+    module.trainer = data.trainer = trainer
+    loader = data.train_dataloader() if training else data.test_dataloader()
+    reads = SimpleNamespace(shared_tokens=len(module.table.common_prefix()))
+    counted = Throughput()
+    for number, batch in enumerate(loader):
+        if training:
+            counted.on_train_batch_end(trainer, reads, None, batch, number)
+        else:
+            counted.on_test_batch_end(trainer, reads, None, batch, number)
+    rows, tokens, padding, _ = counted.counts()
+    assert rows == (64 if training else 1000)
+    assert tokens > 100 * rows
+    assert reads.shared_tokens > 50
+    assert 0 < padding / (tokens + padding) < 0.1

@@ -15,6 +15,7 @@ from peft import PeftModel
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from callbacks.throughput import Throughput
 from datamodules.loading import AttachLabels
 from datamodules.types import TRAIN, Histories, Rows
 from lightning_modules.llm.label_scoring import last_logits, margin
@@ -163,6 +164,26 @@ def test_training_that_shares_the_opening_has_the_same_gradients(
     assert len(read) == 1 + 2  # once whole; then the opening, and what is behind it
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["margin", "answer", "prompt"])
+def test_the_tokens_that_are_counted_are_those_that_the_model_reads(
+    loss: str, made: Callable[..., Any]
+) -> None:
+    module = made(loss=loss)
+    batch = batch_of(module)
+    module.on_train_start()
+    assert (module.shared_tokens > 8) == (loss != "prompt")
+    read, counted = [], Throughput()
+    module.model.register_forward_pre_hook(
+        lambda model, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    module.training_step(batch, 0)
+    trainer = SimpleNamespace(world_size=1, global_step=1)
+    counted.on_train_batch_end(trainer, module, None, batch, 0)
+    _, tokens, padding, _ = counted.counts()
+    assert tokens + padding == sum(read)
+    assert padding == int((batch.token_mask == 0).sum())
 
 
 def test_recomputed_activations_change_no_gradient(made: Callable[..., Any]) -> None:
