@@ -36,17 +36,19 @@ class WrittenStage2Module(WritesTexts, Stage2Module):
 
     Args:
         match: which texts name a candidate: ``strict`` or ``substring``.
+        constrained: hold the text to the candidates' titles, token by token, so that every row names one and
+            ``valid_rate`` is 1. It is the title that begins best, not the likeliest one.
         options: see ``Stage2Module``.
 
     Raises:
         ValueError: an unknown match.
     """
 
-    def __init__(self, match: Match = "strict", **options: Any) -> None:
+    def __init__(self, match: Match = "strict", constrained: bool = False, **options: Any) -> None:
         super().__init__(**options)
         if match not in get_args(Match):
             raise ValueError(f"match is {match!r}, expected one of {', '.join(get_args(Match))}")
-        self.match = match
+        self.match, self.constrained = match, constrained
         self.generations = Generations()
         self.rates: dict[str, MeanMetric] = {}  # group/name
 
@@ -73,9 +75,17 @@ class WrittenStage2Module(WritesTexts, Stage2Module):
 
     def written(self, batch: Batch) -> list[str]:
         """(B,) greedy texts behind the prompts."""
+        choices = self._titles(batch) if self.constrained else None
         with self.soft(batch, self._split):
-            tokens = self.write(prompts_of(batch), self.title_tokens + 1, batch.row.tolist())
+            tokens = self.write(
+                prompts_of(batch), self.title_tokens + 1, batch.row.tolist(), choices
+            )
         return [self.said(ids) for ids in tokens]
+
+    def _titles(self, batch: Batch) -> list[list[list[int]]]:
+        """(B) the tokens of each candidate's quoted title."""
+        assert batch.candidates is not None
+        return [[self.table.title(i) for i in row if i] for row in batch.candidates.tolist()]
 
     def _count_rates(self, batch: Batch, strict: Tensor, within: Tensor) -> None:
         assert batch.groups is not None

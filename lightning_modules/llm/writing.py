@@ -18,6 +18,8 @@ from lightning_modules.llm.generation import generate
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.tuning import LanguageModelModule
 
+_NEXT = -1  # no token: what follows is a choice
+
 
 class WritesTexts(LanguageModelModule):
     """A language model that writes texts, each once; ``callbacks/generations.py`` keeps them.
@@ -60,28 +62,34 @@ class WritesTexts(LanguageModelModule):
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         behind: Sequence[int] | None = None,
+        choices: Sequence[Sequence[Sequence[int]]] | None = None,
     ) -> list[list[int]]:
         """Greedy continuations of prompts (B,), at most so many tokens each.
 
         Args:
             prompts: token ids.
-            max_new_tokens: at most.
+            max_new_tokens: at most; of no meaning where there are choices.
             behind: (B,) the rows that prompts hold vectors of, where they do: equal tokens are then not
                 enough to know an answer again, and rows are written all or none, as vectors are laid out.
+            choices: (B) lists of token ids, one of which a row must write; None leaves it free.
         """
-        if behind is None:
-            names = [list(prompt) for prompt in prompts]
-        else:
-            names = [[*prompt, row] for prompt, row in zip(prompts, behind, strict=True)]
+        names = [list(prompt) for prompt in prompts]
+        for row, name in enumerate(names):
+            name += [] if behind is None else [behind[row]]
+            name += [] if choices is None else [i for one in choices[row] for i in (_NEXT, *one)]
 
         def write(unknown: list[Sequence[int]]) -> list[list[int]]:
-            if behind is None:
-                return generate(self.model, self.tokenizer, unknown, max_new_tokens)
-            made = generate(self.model, self.tokenizer, prompts, max_new_tokens)
-            return [made[names.index(list(name))] for name in unknown]
+            asked = [names.index(list(name)) for name in unknown]
+            rows = asked if behind is None else list(range(len(names)))
+            held = None if choices is None else [choices[row] for row in rows]
+            texts = [prompts[row] for row in rows]
+            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held)
+            written = dict(zip(rows, made, strict=True))
+            return [written[row] for row in asked]
 
         assert self.generations is not None
-        return self.generations.answers(names, f"greedy {max_new_tokens} {self._writer}", write)
+        how = f"greedy {max_new_tokens}" if choices is None else "greedy choice"
+        return self.generations.answers(names, f"{how} {self._writer}", write)
 
     def said(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""

@@ -40,10 +40,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return Parts(tmp_path_factory.mktemp("parts"))
 
 
-def written(parts: Parts, match: Any = "strict") -> tuple[WrittenStage2Module, World]:
+def written(
+    parts: Parts, match: Any = "strict", constrained: bool = False
+) -> tuple[WrittenStage2Module, World]:
     llm = BackboneSpec(parts.llm, dtype="float32", max_length=512)
     module = WrittenStage2Module(
-        match, catalog=CATALOG, item_words=WORDS, llm=llm, alignment=parts.alignment(), num_candidates=4
+        match, constrained, catalog=CATALOG, item_words=WORDS, llm=llm, alignment=parts.alignment(),
+        num_candidates=4,
     )  # fmt: skip
     world: Any = World(module, histories())
     world.group_names, world.labelled = ("all",), lambda code: False
@@ -86,6 +89,61 @@ def test_answers_are_kept_by_row(parts: Parts, monkeypatch: pytest.MonkeyPatch) 
     assert [line.key for line in module.generations.take_fresh()] == [kept[1].key]
     monkeypatch.setattr("lightning_modules.llm.writing.generate", None)  # nothing is written again
     assert module.written(batch) == texts
+
+
+@torch.no_grad()
+def test_a_held_text_is_a_candidate_that_begins_best(parts: Parts) -> None:
+    """By hand: at each place the likeliest token among those that go on with a title of the row's."""
+    module, world = written(parts, constrained=True)
+    module._reset("test")
+    batch = world.batch("test")
+    texts = module.written(batch)
+    real = batch.token_mask.bool()
+    for row, text in enumerate(texts):
+        left = [
+            [*module.table.title(i), module.tokenizer.eos_token_id]
+            for i in batch.candidates[row].tolist() if i
+        ]  # fmt: skip
+        said: list[int] = []
+        while len(left) > 1:
+            tokens = torch.cat([batch.tokens[row][real[row]], torch.tensor(said, dtype=torch.long)])
+            slots = torch.cat(
+                [batch.slots[row][real[row]], torch.zeros(len(said), dtype=torch.long)]
+            )
+            one = type(batch)(
+                row=batch.row[row : row + 1], user=batch.user[:1], history=batch.history[:1],
+                length=batch.length[:1], slots=slots[None],
+            )  # fmt: skip
+            with module.soft(one, "test"):
+                logits = module.model(tokens[None]).logits[0, -1]
+            said.append(max({ids[len(said)] for ids in left}, key=lambda t: logits[t].item()))
+            left = [ids for ids in left if ids[: len(said)] == said]
+        assert text == module.said(left[0])
+    scores = module.score(module.encode(batch), batch.candidates)
+    assert scores.sum(1).tolist() == [1.0] * len(batch)
+    assert module.rates["all/valid_rate"].compute() == 1
+
+
+@torch.no_grad()
+def test_held_and_free_answers_are_kept_apart(parts: Parts) -> None:
+    """Also those to the same prompt that are held to other titles."""
+    free, world = written(parts)
+    held, _ = written(parts, constrained=True)
+    free._split = held._split = "test"
+    batch = world.batch("test")
+    shown = [[held.shown(i) for i in row if i] for row in batch.candidates.tolist()]
+    said = free.written(batch)
+    assert not any(text.strip('"') in row for text, row in zip(said, shown, strict=True))
+    held.generations = free.generations
+    chosen = held.written(batch)
+    assert all(text.strip('"') in row for text, row in zip(chosen, shown, strict=True))
+    assert len({line.key for line in free.generations.take_fresh()}) == 2 * len(batch)
+    assert (free.written(batch), held.written(batch)) == (said, chosen)
+    assert free.generations.take_fresh() == []
+    batch.candidates[0] = batch.candidates[0].roll(1)
+    batch.candidates[0][0] = 0
+    held.written(batch)
+    assert len(free.generations.take_fresh()) == 1
 
 
 @pytest.mark.parametrize("match", ["strict", "substring"])

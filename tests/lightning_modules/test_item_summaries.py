@@ -48,7 +48,10 @@ def test_short_texts_stay_and_long_ones_are_written_once(
     made = summariser(llm, ["A heist.", LONG, None, LONG + "!"], max_new_tokens=20)
     asked: list[list[int]] = []
 
-    def generate(model: Any, tokenizer: Any, prompts: Any, most: int) -> list[list[int]]:
+    def generate(
+        model: Any, tokenizer: Any, prompts: Any, most: int, choices: Any
+    ) -> list[list[int]]:
+        assert choices is None
         assert most == 20
         asked.extend(prompts)
         return [tokenizer(" A heist.\nIn a town ")["input_ids"] for _ in prompts]
@@ -86,7 +89,7 @@ def test_an_empty_answer_is_no_summary_and_is_told(
 ) -> None:
     made = summariser(llm, [LONG, LONG + "?"])
     monkeypatch.setattr(
-        "lightning_modules.llm.writing.generate", lambda m, t, prompts, n: [[] for _ in prompts]
+        "lightning_modules.llm.writing.generate", lambda m, t, prompts, n, c: [[] for _ in prompts]
     )
     assert made.table()["text"].to_list() == [None, None]
     assert "2 summaries are empty" in made.remarks()[1]
