@@ -20,6 +20,7 @@ from datamodules.loading import AttachLabels
 from datamodules.types import TRAIN, Histories, Rows
 from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
+from lightning_modules.llm.prompt_tokens import some_rows
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.tallrec import TALLRecModule, YesNoPrompt
 from tests.lightning_modules.tiny_llm import TINY
@@ -289,6 +290,72 @@ def test_exports_load_in_plain_peft_and_plain_transformers(
             logits = last_logits(adapted, batch.tokens, batch.token_mask)[:, 0]
             torch.testing.assert_close(margin(logits, module.answer_tokens), expected)
     assert len(AutoTokenizer.from_pretrained(written["merged"])) == len(module.tokenizer)
+
+
+def _exported(
+    method: Any, made: Callable[..., Any], place: Path
+) -> tuple[TALLRecModule, torch.Tensor, dict[str, Path]]:
+    """A module whose trained weights were moved and stored, its margins row by row, and its export."""
+    module = made(AdapterSpec(method))
+    with torch.no_grad():
+        for weight in (p for p in module.parameters() if p.requires_grad):
+            weight.add_(0.05 * torch.randn(weight.shape, generator=torch.manual_seed(3)))
+    checkpoint = {"state_dict": dict(module.state_dict())}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, place / "best.ckpt")
+    module.load_weights(place / "best.ckpt")
+    module.model.eval()
+    with torch.no_grad():
+        expected = torch.cat([module.margins(batch) for batch in _one_by_one(module)])
+        return module, expected, module.export(place / "export", torch.device("cpu"))
+
+
+def _one_by_one(module: TALLRecModule) -> list[Any]:
+    """Batches of one row, so that none is padded."""
+    return [
+        batch_of(module, False, some_rows(ROWS, np.array([row]))) for row in range(len(ROWS.row))
+    ]
+
+
+def _plainly(model: Any, module: TALLRecModule) -> torch.Tensor:
+    """The margins of a model that is called with nothing but tokens."""
+    with torch.no_grad():
+        each = [model(input_ids=batch.tokens).logits[:, -1] for batch in _one_by_one(module)]
+    return margin(torch.cat(each), module.answer_tokens)
+
+
+def test_a_model_that_was_trained_whole_is_exported_as_plain_weights(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    module, expected, written = _exported("full", made, tmp_path)
+    assert set(written) == {"merged"}
+    assert [p.name for p in (tmp_path / "export").iterdir()] == ["merged"]
+    plain = AutoModelForCausalLM.from_pretrained(written["merged"], dtype=torch.float32).eval()
+    torch.testing.assert_close(_plainly(plain, module), expected, atol=1e-4, rtol=0)
+    assert plain.config.use_cache
+    assert len(AutoTokenizer.from_pretrained(written["merged"])) == len(module.tokenizer)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_vectors_before_the_text_are_exported_as_an_adapter_alone(
+    method: Any, made: Callable[..., Any], folder: Path, tmp_path: Path
+) -> None:
+    module, expected, written = _exported(method, made, tmp_path)
+    assert set(written) == {"adapter"}
+    assert [p.name for p in (tmp_path / "export").iterdir()] == ["adapter"]
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    untrained = _plainly(base.eval(), module)
+    adapted = PeftModel.from_pretrained(base, written["adapter"]).eval()
+    torch.testing.assert_close(_plainly(adapted, module), expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(untrained, expected, atol=1e-2)
+
+
+def test_a_model_of_which_nothing_is_trained_is_not_exported(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="nothing was trained, so there is nothing to export"):
+        made(AdapterSpec("none")).export(tmp_path / "export", torch.device("cpu"))
+    assert not (tmp_path / "export").exists()
 
 
 def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:

@@ -8,10 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+import torch
 from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from datamodules.loading import EvalDataset
+from datamodules.types import TEST
+from experiments import build
 from tests.conftest import REPO
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
@@ -23,7 +29,7 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> lis
     llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
     return [
         *tallrec_words(llm, tiny_movielens, examples=8),
-        "launch.accelerator=cpu", "++stages.train.trainer.max_epochs=2",
+        "launch.accelerator=cpu", "++stages.train.trainer.max_epochs=2", "++llm.dtype=float32",
     ]  # fmt: skip
 
 
@@ -52,27 +58,70 @@ def test_a_second_run_has_nothing_to_do(
     assert "running" not in again.stdout + again.stderr
 
 
-def test_a_finished_model_is_exported(
-    finished: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
-) -> None:
-    def export(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def export(
+    finished: Any, command_environment: Callable[[Path], dict[str, str]]
+) -> Callable[..., Any]:
+    """``make export``, as the Makefile starts it."""
+
+    def run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "experiments.export", name, *overrides],
             cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
             check=False,
         )  # fmt: skip
 
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(finished: Any, words: list[str], export: Callable[..., Any]) -> Path:
+    """The folder of the finished model's export."""
     done = export(NAME, *words)
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = finished.folder("train") / "export"
-    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
-    assert (folder / "merged" / "model.safetensors").is_file()
+    return finished.folder("train") / "export"
+
+
+def test_a_finished_model_is_exported(
+    exported: Path, words: list[str], export: Callable[..., Any]
+) -> None:
+    assert (exported / "adapter" / "adapter_model.safetensors").is_file()
+    assert (exported / "merged" / "model.safetensors").is_file()
     none = export("sasrec/movielens_100k")
     assert none.returncode == 2
     assert "trains no language model" in none.stderr
     unfinished = export(NAME, *words, "seed=9")
     assert unfinished.returncode == 2
     assert "has not been run to its end" in unfinished.stderr
+
+
+@torch.no_grad()
+def test_plain_transformers_have_the_scores_of_the_run(finished: Any, exported: Path) -> None:
+    """Each row's prompt alone, whole, through the merged weights; nothing of ours computes."""
+    spec = finished.json("evaluate", "stage.json")["spec"]
+    (node,) = spec["modules"].values()
+    data: Any = build.build(spec["data"])
+    rows = EvalDataset(data.histories, data.rows(TEST), data.seed, data.liked_above).every()
+    texts = build.build_on(node, data).texts(rows, np.zeros(len(rows.row), np.int64))
+    tokenizer = AutoTokenizer.from_pretrained(exported / "merged")
+    model = AutoModelForCausalLM.from_pretrained(exported / "merged", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(node["llm"]["source"], dtype=torch.float32).eval()
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def margin(of: Any, text: str) -> float:
+        yes, no = ids(text + "Yes."), ids(text + "No.")
+        parted = next(i for i, pair in enumerate(zip(yes, no, strict=False)) if pair[0] != pair[1])
+        logits = of(torch.tensor([yes[:parted]])).logits[0, -1]
+        return float(logits[yes[parted]] - logits[no[parted]])
+
+    scores = pl.read_parquet(next(finished.folder("evaluate").glob("scores.*.parquet")))
+    assert scores["row"].to_list() == rows.row.tolist()
+    got = [margin(model, text) for text in texts]
+    assert got == pytest.approx(scores["score"].to_list(), abs=1e-4)
+    untrained = [margin(base, text) for text in texts]
+    assert max(abs(a - b) for a, b in zip(got, untrained, strict=True)) > 0.01
 
 
 def test_a_quantized_model_goes_through_the_same_chain(
