@@ -98,8 +98,13 @@ def _metric_problems(stage: str, select: dict[str, Any], ranks: bool) -> Iterato
 
 
 def _never_validated(stage: str, spec: dict[str, Any]) -> Iterator[str]:
-    """A fit that ends before its first validation, by which it is to choose an epoch."""
+    """A fit that is to choose an epoch by validation, and has none or ends before the first."""
     metric = str((spec["select"] or {}).get("metric", ""))
+    if metric.startswith("val/") and spec["trainer"].get("limit_val_batches") == 0:
+        yield (
+            f"stages.{stage} selects its best epoch by {metric}, but validates on nothing "
+            f"(trainer.limit_val_batches is 0): set stages.{stage}.trainer.limit_val_batches=1.0, too"
+        )
     epochs, every = (spec["trainer"].get(k) for k in ("max_epochs", "check_val_every_n_epoch"))
     if metric.startswith("val/") and epochs and every and 0 < epochs < every:
         yield (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments import artifacts, check, config
+from experiments import artifacts, build, check, config
 from experiments.errors import UserError
 
 ROOT = config.ROOT
@@ -108,10 +108,32 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
                         "Stage2", "WrittenStage2"
                     )
                     same -= {"_target_"}
-                assert {key: reader[key] for key in same} == {key: writer[key] for key in same}
+                usual = build.signature_of(build.locate(writer["_target_"]))
+                told = {key: writer[key] if key in writer else usual[key].default for key in same}
+                assert {key: reader[key] for key in same} == told
                 assert writer.keys() - reader.keys() <= OF_TRAINING
                 exact = {"dtype": None, "quantization": None}
                 assert reader.get("llm", {}) | exact == writer.get("llm", {}) | exact
+
+
+@pytest.mark.parametrize("name", ["tallrec/movie_64shot_probes", "tallrec/movie_64shot_precisions"])
+def test_what_a_prompt_shows_is_set_once_for_all_tests_of_one_model(name: str) -> None:
+    own = ["max_length=5", "creator=false", "years=true", "prompt.counts=false", "adapter.rank=4"]
+    changed = [f"stages.train.module.{word}" for word in own]
+    stages = config.load(name, [*changed, "llm=gemma3_270m", "llm.max_length=700"]).stages
+    trained = stages["train"]["module"]
+    assert (trained["max_length"], trained["creator"], trained["years"]) == (5, False, True)
+    tested = {n: s["module"] for n, s in stages.items() if (s.get("inputs") or {}).get("weights")}
+    assert len(tested) > 2
+    for module in tested.values():
+        for key in ("max_length", "creator", "years", "prompt", "adapter"):
+            assert module[key] == trained[key]
+        exact = {"dtype": None, "quantization": None}
+        assert module["llm"] | exact == trained["llm"] | exact
+    if name.endswith("precisions"):
+        kept = {n: (m["llm"]["dtype"], m["llm"]["quantization"]) for n, m in tested.items()}
+        assert kept == {"evaluate": ("auto", None), "nf4": ("auto", "nf4-dq"),
+                        "bfloat16": ("bfloat16", None)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- what users mistype
@@ -271,6 +293,16 @@ def test_an_epoch_is_not_chosen_for_its_worst_calibration() -> None:
         "stages.train.trainer.limit_val_batches=1.0",
     ]
     check.require_sound(config.composed("tallrec/movie_64shot", better))
+
+
+def test_an_epoch_is_not_chosen_by_a_validation_that_never_comes() -> None:
+    """TALLRec's films validate on nothing, since they choose nothing."""
+    film, chosen = "tallrec/movie_64shot", "+stages.train.select.metric=val/all/auc"
+    never = refused(chosen, name=film)
+    assert "stages.train selects its best epoch by val/all/auc, but validates on nothing" in never
+    assert "set stages.train.trainer.limit_val_batches=1.0, too" in never
+    for fine in ([chosen, "stages.train.trainer.limit_val_batches=1.0"], []):
+        check.require_sound(config.composed(film, fine))
 
 
 @pytest.mark.parametrize(
