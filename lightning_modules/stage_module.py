@@ -12,6 +12,8 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 
 class StageModule(pl.LightningModule):
     """Dropout that a resumed run repeats, and checkpoints of what was trained alone."""
@@ -105,7 +107,7 @@ class StageModule(pl.LightningModule):
         """Take the trained weights of a checkpoint: at once, or when the module's parts are there.
 
         Raises:
-            ValueError: see ``take_weights``.
+            ModelError: see ``take_weights``.
         """
         self._weights = Path(path)
         if self.has_parts:
@@ -115,7 +117,7 @@ class StageModule(pl.LightningModule):
         """Take those of the checkpoint that was given, if any; a module calls it when its parts are there.
 
         Raises:
-            ValueError: a trained weight is missing from the file, unknown to this module, or of another
+            ModelError: a trained weight is missing from the file, unknown to this module, or of another
                 shape; every such name is listed.
         """
         path = self._weights
@@ -132,7 +134,7 @@ class StageModule(pl.LightningModule):
             if state[n].shape != mine[n].shape
         ]
         if problems:
-            raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
+            raise ModelError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
         self.load_state_dict(state, strict=False)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
 from lightning_modules.llm.targets import last_name, linear_paths
@@ -48,20 +49,20 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
         (its dropout works), what is frozen in eval mode.
 
     Raises:
-        ValueError: a target names no layer, or a quantized model is to be trained in full.
+        ModelError: a target names no layer, or a quantized model is to be trained in full.
     """
     model.requires_grad_(False)
     if spec.method == "none":
         return model
     if spec.method == "full":
         if any(_packed(p) for p in model.parameters()):
-            raise ValueError(
+            raise ModelError(
                 "adapter full trains every weight, but the model is quantized: take lora, "
                 "or set quantization=null."
             )
         return model.requires_grad_(True).train()
     if spec.method == "dora" and any(type(p).__name__ == "Int8Params" for p in model.parameters()):
-        raise ValueError(
+        raise ModelError(
             "adapter dora does not work on int8 weights (bitsandbytes 0.50 loses their scales): "
             "take quantization nf4, or lora."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import merged, save_adapter
 from lightning_modules.llm.specs import AdapterSpec
 
@@ -30,10 +31,10 @@ def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path)
         What was written, by kind.
 
     Raises:
-        ValueError: nothing was trained.
+        ModelError: nothing was trained.
     """
     if adapter.method == "none":
-        raise ValueError("its adapter is none: nothing was trained, so there is nothing to export")
+        raise ModelError("its adapter is none: nothing was trained, so there is nothing to export")
     written: dict[str, Path] = {}
     if adapter.method != "full":
         save_adapter(model, folder / ADAPTER)

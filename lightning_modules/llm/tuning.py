@@ -13,6 +13,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.optim import AdamW
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
 from lightning_modules.llm.backbones import (
     load_causal_lm,
@@ -98,7 +99,7 @@ class LanguageModelModule(StageModule):
         if dtype == torch.float32:
             return None
         if dtype == torch.float16 and strategy == "fsdp":
-            raise ValueError(
+            raise ModelError(
                 "launch.strategy=fsdp computes in bfloat16 or float32: take llm.dtype=bfloat16"
             )
         return MixedPrecision("bf16-mixed" if dtype == torch.bfloat16 else "16-mixed", device)
@@ -232,12 +233,12 @@ class LanguageModelModule(StageModule):
         """Sound the alarm when a fit has trained nothing.
 
         Raises:
-            ValueError: the adapter is as it was made, or as it was started from.
+            ModelError: the adapter is as it was made, or as it was started from.
         """
         steps = self.trainer.global_step
         if self.start is not None:
             if starts_like(self.model, self.start):
-                raise ValueError(
+                raise ModelError(
                     f"the adapter is still that of {self.start} after {steps} steps: look at the learning "
                     "rate and the loss"
                 )
@@ -245,7 +246,7 @@ class LanguageModelModule(StageModule):
         # Vectors before the text have no start that tells whether they were trained.
         told = self.adapter.method not in ("none", "full") and not self.adapter.adds_tokens
         if told and adapter_is_untrained(self.model):
-            raise ValueError(
+            raise ModelError(
                 f"the {self.adapter.method} adapter has not moved in {steps} steps: its "
                 "scores are those of the language model alone; look at the learning rate and the loss"
             )

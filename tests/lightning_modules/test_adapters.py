@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import (
     adapter_is_untrained,
     attach_adapter,
@@ -98,9 +99,9 @@ def test_full_trains_every_weight_and_refuses_quantized_ones(tiny: Path) -> None
     model = attach_adapter(_base(tiny), AdapterSpec("full"), seed=0)
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
-    with pytest.raises(ValueError, match=r"full trains every weight.*quantization=null"):
+    with pytest.raises(ModelError, match=r"full trains every weight.*quantization=null"):
         attach_adapter(_base(tiny, "nf4"), AdapterSpec("full"), seed=0)
-    with pytest.raises(ValueError, match="dora does not work on int8"):
+    with pytest.raises(ModelError, match="dora does not work on int8"):
         attach_adapter(_base(tiny, "int8"), AdapterSpec("dora"), seed=0)
 
 
@@ -142,9 +143,9 @@ def test_all_linear_is_every_layer_but_the_output_head(tiny: Path, tmp_path: Pat
 
 
 def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> None:
-    with pytest.raises(ValueError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
+    with pytest.raises(ModelError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("q_proj", "W_pack")), seed=0)
-    with pytest.raises(ValueError, match="no layer called lm_head"):
+    with pytest.raises(ModelError, match="no layer called lm_head"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("lm_head",)), seed=0)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.loading import AttachLabels
 from datamodules.types import TRAIN, Histories, Rows
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
@@ -201,7 +202,7 @@ def test_evaluation_scores_the_item_asked_about(made: Callable[..., Any]) -> Non
         counts, scores = module.rank(batch)
         assert counts is None
         assert torch.equal(scores[:, 0], module.margins(batch))
-    with pytest.raises(ValueError, match="scores the item that a prompt asks about"):
+    with pytest.raises(ModelError, match="scores the item that a prompt asks about"):
         module.score(torch.zeros(3), torch.ones(3, 2))
 
 
@@ -272,7 +273,7 @@ def test_exports_load_in_plain_peft_and_plain_transformers(
 
 def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:
     module = made()
-    with pytest.raises(ValueError, match="lora adapter has not moved in 0 steps"):
+    with pytest.raises(ModelError, match="lora adapter has not moved in 0 steps"):
         module.on_train_end()
     made(AdapterSpec("none")).on_train_end()
     made(AdapterSpec("prompt")).on_train_end()  # its vectors have no start that could tell
