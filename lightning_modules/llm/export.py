@@ -40,7 +40,8 @@ def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path)
         save_adapter(model, folder / ADAPTER)
         written[ADAPTER] = folder / ADAPTER
     if not adapter.adds_tokens:
-        whole = model if adapter.method == "full" else merged(model, _kept_dtype(model))
+        dtype = _kept_dtype(model)
+        whole = model.to(dtype) if adapter.method == "full" else merged(model, dtype)
         whole.config.use_cache = True  # off in training alone
         whole.save_pretrained(folder / MERGED, safe_serialization=True)
         tokenizer.save_pretrained(folder / MERGED)
@@ -49,6 +50,7 @@ def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path)
 
 
 def _kept_dtype(model: Any) -> torch.dtype:
-    """The type of the weights that are neither trained nor quantized."""
+    """The type of the weights that are neither trained nor quantized; without any, what it was loaded in."""
     kept = (p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
-    return next(kept, torch.float32)
+    loaded: torch.dtype = model.config.dtype
+    return next(kept, loaded)

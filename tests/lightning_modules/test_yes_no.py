@@ -271,6 +271,28 @@ def test_exports_load_in_plain_peft_and_plain_transformers(
     assert len(AutoTokenizer.from_pretrained(written["merged"])) == len(module.tokenizer)
 
 
+def test_a_model_trained_whole_is_exported_in_the_type_it_was_loaded_in(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    module = made(AdapterSpec("full"))
+    module.llm = replace(module.llm, dtype="bfloat16")
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1.001)  # less than bfloat16 tells apart, for about half of them
+    checkpoint = {"state_dict": dict(module.state_dict())}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    module.load_weights(tmp_path / "best.ckpt")
+    expected = {n: p.detach().bfloat16() for n, p in module.model.named_parameters()}
+    written = module.export(tmp_path / "export", torch.device("cpu"))
+    assert set(written) == {"merged"}
+    plain = AutoModelForCausalLM.from_pretrained(written["merged"])
+    assert plain.dtype == torch.bfloat16
+    assert all(torch.equal(p, expected[n]) for n, p in plain.named_parameters())
+
+
 def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:
     module = made()
     with pytest.raises(ModelError, match="lora adapter has not moved in 0 steps"):
