@@ -118,12 +118,14 @@ class StageModule(pl.LightningModule):
 
         Raises:
             ModelError: a trained weight is missing from the file, unknown to this module, or of another
-                shape; every such name is listed.
+                shape; every such name is listed. Or see ``require_same_settings``.
         """
         path = self._weights
         if path is None:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self.require_same_settings(path, checkpoint)
+        state = checkpoint["state_dict"]
         mine = self.state_dict()
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         problems = [f"{n} is missing" for n in sorted(trained - state.keys())]
@@ -136,6 +138,13 @@ class StageModule(pl.LightningModule):
         if problems:
             raise ModelError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
         self.load_state_dict(state, strict=False)
+
+    def require_same_settings(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other settings than this module's, where names and shapes do not tell.
+
+        Raises:
+            ModelError: it is one.
+        """
 
 
 def mix_seeds(*parts: int) -> int:

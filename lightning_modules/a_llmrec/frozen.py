@@ -58,6 +58,7 @@ class ReadsFrozen(RankingModule):
 
     def setup(self, stage: str) -> None:
         """The frozen parts learn what they need of the data."""
+        super().setup(stage)
         for part in (self.alignment, self.backbone):
             if part is not None:
                 part.setup(stage)

@@ -298,7 +298,8 @@ def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> No
     with pytest.raises(ModelError, match="lora adapter has not moved in 0 steps"):
         module.on_train_end()
     made(AdapterSpec("none")).on_train_end()
-    made(AdapterSpec("prompt")).on_train_end()  # its vectors have no start that could tell
+    with pytest.raises(ModelError, match="adapter prompt is as it was made after 0 steps"):
+        made(AdapterSpec("prompt")).on_train_end()
 
 
 def test_a_loss_that_does_not_exist_is_refused(made: Callable[..., Any]) -> None:
