@@ -278,8 +278,8 @@ class LanguageModelModule(StageModule):
         self._frozen = {} if self.is_sharded else digests(self._kept())
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:
-        """What is frozen, of all parts."""
-        return ((n, p) for n, p in self.named_parameters() if not p.requires_grad)
+        """What is frozen, of all parts; biases aside, which bitsandbytes' layers cast as they compute."""
+        return ((n, p) for n, p in self.named_parameters() if not p.requires_grad and p.ndim > 1)
 
     def on_train_end(self) -> None:
         """Sound the alarm when a fit has trained nothing, or what is frozen.

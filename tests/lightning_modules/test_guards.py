@@ -17,7 +17,7 @@ from lightning_modules.llm.instruction_tuning import InstructionModule
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from tests.lightning_modules.tiny_llm import LONGEST, write_tiny_llm
+from tests.lightning_modules.tiny_llm import LONGEST, write_tiny_llm, write_tiny_opt
 
 LORA = AdapterSpec(rank=4, dropout=0.0, targets=("q_proj", "v_proj"))
 TOKENS = torch.arange(4, 24).reshape(2, 10)
@@ -171,6 +171,21 @@ def test_what_is_frozen_stays_as_it_is(made: Callable[..., Any], quantization: A
     flat[len(flat) // 2] += 1
     with pytest.raises(RuntimeError, match=rf"{name} is frozen, and has moved in 3 steps"):
         module.on_train_end()
+
+
+def test_biases_that_quantized_layers_cast_are_no_alarm(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    module = made(load=False)
+    folder = str(write_tiny_opt(tmp_path))
+    module.llm = replace(module.llm, source=folder, chat_template=False)
+    module.configure_model()
+    module.on_fit_start()
+    stepped(module)
+    for name, weight in module.named_parameters():
+        if name.endswith("bias"):
+            weight.data = weight.data.bfloat16()
+    module.on_train_end()
 
 
 def test_split_weights_are_not_gathered_to_look_at_them(made: Callable[..., Any]) -> None:
