@@ -26,6 +26,7 @@ from experiments.report import print_table
 from experiments.stage import quiet
 from experiments.trainers import make_predictor
 from lightning_modules.base import Best, RankingModule
+from lightning_modules.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def main(argv: Sequence[str]) -> int:
         (node,) = stage.spec["modules"].values()
         module = build.build_on(node, data, **stage.inputs)
         show(recommend(module, data, launch, user, wish), data, raw, int(count), experiment.name)
-    except (UserError, DataSourceError, DataFormatError) as error:
+    except (UserError, DataSourceError, DataFormatError, ModelError) as error:
         print_error(error)
         return 2
     except KeyboardInterrupt:

@@ -39,6 +39,7 @@ from experiments.records import Outcome, finish, peak_memory, protocol_of
 from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
+from lightning_modules.errors import ModelError
 from lightning_modules.predicting import PredictingModule
 from lightning_modules.stage_module import StageModule
 
@@ -257,7 +258,7 @@ def main(argv: list[str]) -> int:
     quiet()
     try:
         run_stage(Path(argv[0]))
-    except (UserError, DataSourceError, DataFormatError) as error:
+    except (UserError, DataSourceError, DataFormatError, ModelError) as error:
         print_error(error)
         return 2
     except (KeyboardInterrupt, SystemExit, SIGTERMException):  # Lightning turns Ctrl-C into an exit

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 ScoreBlock = Callable[[Tensor], Tensor]  # items (C,) int64 -> scores (B, C)
 
 _EXACT = 2**24  # a float32 sum of so many zeros and ones is exact
@@ -36,14 +38,14 @@ class RankCounts:
 
 
 def require_no_nan(scores: Tensor, what: str = "score") -> None:
-    """Raise ValueError with the row numbers if any of the scores (B, C) is NaN."""
+    """Raise ModelError with the row numbers if any of the scores (B, C) is NaN."""
     if bool(scores.sum().isfinite()):  # one cheap pass; only a sum that is not finite needs a look
         return
     bad = scores.isnan()
     if bool(bad.any()):
         rows = bad.any(dim=1).nonzero().flatten().tolist()
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        raise ValueError(
+        raise ModelError(
             f"NaN {what} in {len(rows)} of {len(scores)} rows (batch rows {shown}): a NaN cannot "
             "be ranked; look for a diverged model or an empty history."
         )

@@ -12,6 +12,8 @@ from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 
 class StageModule(pl.LightningModule):
     """Dropout that a resumed run repeats, and checkpoints of what was trained alone."""
@@ -105,7 +107,7 @@ class StageModule(pl.LightningModule):
         """Take the trained weights of a checkpoint: at once, or when the module's parts are there.
 
         Raises:
-            ValueError: see ``take_weights``.
+            ModelError: see ``take_weights``.
         """
         self._weights = Path(path)
         if self.has_parts:
@@ -115,13 +117,15 @@ class StageModule(pl.LightningModule):
         """Take those of the checkpoint that was given, if any; a module calls it when its parts are there.
 
         Raises:
-            ValueError: a trained weight is missing from the file, unknown to this module, or of another
-                shape; every such name is listed.
+            ModelError: a trained weight is missing from the file, unknown to this module, or of another
+                shape; every such name is listed. Or see ``require_same_settings``.
         """
         path = self._weights
         if path is None:
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self.require_same_settings(path, checkpoint)
+        state = checkpoint["state_dict"]
         mine = self.state_dict()
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         problems = [f"{n} is missing" for n in sorted(trained - state.keys())]
@@ -132,8 +136,15 @@ class StageModule(pl.LightningModule):
             if state[n].shape != mine[n].shape
         ]
         if problems:
-            raise ValueError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
+            raise ModelError(f"{path} does not fit {type(self).__name__}: {'; '.join(problems)}")
         self.load_state_dict(state, strict=False)
+
+    def require_same_settings(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other settings than this module's, where names and shapes do not tell.
+
+        Raises:
+            ModelError: it is one.
+        """
 
 
 def mix_seeds(*parts: int) -> int:

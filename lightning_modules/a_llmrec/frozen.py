@@ -18,6 +18,7 @@ from datamodules.types import Histories, Rows
 from lightning_modules.a_llmrec.prompts import before_target
 from lightning_modules.a_llmrec.stage1 import Stage1Module
 from lightning_modules.base import RankingModule
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.prompt_tokens import some_rows
 from lightning_modules.next_item import NextItemModule
 
@@ -57,6 +58,7 @@ class ReadsFrozen(RankingModule):
 
     def setup(self, stage: str) -> None:
         """The frozen parts learn what they need of the data."""
+        super().setup(stage)
         for part in (self.alignment, self.backbone):
             if part is not None:
                 part.setup(stage)
@@ -174,7 +176,7 @@ def reading_unseen(
         counts: (I + 1,) training events of each item.
 
     Raises:
-        ValueError: the backbone does not read its histories from its item vectors.
+        ModelError: the backbone does not read its histories from its item vectors.
     """
     if unseen_items == "own" or alignment is None:
         yield
@@ -185,7 +187,7 @@ def reading_unseen(
         (p.data for p in backbone.parameters() if p.data_ptr() == where), None
     )  # (I + 1, d)
     if table is None:
-        raise ValueError(
+        raise ModelError(
             f"unseen_items=text needs a backbone with one item table, and {type(backbone).__name__} makes "
             "its item vectors anew: take sasrec or gru4rec, or unseen_items=own"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.errors import ModelError
 from lightning_modules.stage_module import mix_seeds
 
 _PROJECTORS = 402  # stream of random numbers
@@ -164,12 +165,12 @@ def require_moved(now: nn.Module | None, before: nn.Module | None, steps: int) -
         before: made from the same seed; None where nothing is trained.
 
     Raises:
-        ValueError: no weight differs.
+        ModelError: no weight differs.
     """
     if now is None or before is None:
         return
     start, end = before.state_dict(), now.state_dict()
     if all(torch.equal(value.cpu(), start[name].cpu()) for name, value in end.items()):
-        raise ValueError(
+        raise ModelError(
             f"a projector has not moved in {steps} steps: look at the learning rate and the loss"
         )

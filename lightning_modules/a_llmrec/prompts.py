@@ -26,6 +26,7 @@ from lightning_modules.a_llmrec.wording import (
     question,
     required_request,
 )
+from lightning_modules.errors import ModelError
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.label_scoring import NO_LOSS, pad_left
 from lightning_modules.llm.layouts import lay_out
@@ -94,13 +95,13 @@ class ChoiceTable:
         Without a user's slot the first piece is empty.
 
         Raises:
-            ValueError: the chat template does not show a message once, as it is.
+            ModelError: the chat template does not show a message once, as it is.
         """
         asked = question(self.words, self.user_token, self.request, self.lettered)
         text = lay_out(self.tokenizer, self.chat_template, asked)
         parts = re.split(f"[{USER_MARK}{HISTORY_MARK}{CANDIDATES_MARK}]", text)
         if len(parts) != 3 + self.user_token:
-            raise ValueError(
+            raise ModelError(
                 "the chat template changes what a message says: take llm.chat_template=false"
             )
         begin: list[int] = self.tokenizer(parts[0], add_special_tokens=not self.chat_template)[
@@ -144,11 +145,11 @@ class ChoiceTable:
         """(26,) the token of each letter as an answer begins with it.
 
         Raises:
-            ValueError: this tokenizer has none of its own for a letter.
+            ModelError: this tokenizer has none of its own for a letter.
         """
         made = self._behind("\n", list(ascii_uppercase))
         if any(len(ids) != 1 for ids in made):
-            raise ValueError("this tokenizer has no token for each letter: score titles instead")
+            raise ModelError("this tokenizer has no token for each letter: score titles instead")
         return np.array(made, dtype=np.int64)[:, 0]
 
     @cached_property
@@ -175,7 +176,7 @@ class ChoiceTable:
         made = cut([anchor + text for text in texts])
         for text, ids in zip(texts, made, strict=True):
             if ids[: len(start)] != start:
-                raise ValueError(
+                raise ModelError(
                     f"this tokenizer joins {anchor!r} and what follows in {anchor + text!r} into one token: "
                     "choose another language model"
                 )
@@ -238,10 +239,10 @@ class ChoiceTable:
         return np.concatenate([t for t, _ in parts]), np.concatenate([s for _, s in parts])
 
     def _letter_lengths(self, candidates: np.ndarray) -> np.ndarray:
-        """(R,) tokens of all letters; raises ValueError where there are more candidates than letters."""
+        """(R,) tokens of all letters; raises ModelError where there are more candidates than letters."""
         width = candidates.shape[1]
         if width > len(ascii_uppercase):
-            raise ValueError(f"{width} candidates are more than there are letters: score titles")
+            raise ModelError(f"{width} candidates are more than there are letters: score titles")
         each = np.array([len(ids) for ids in self._before_title[:width]])
         total: np.ndarray = (each * (candidates > 0)).sum(1)
         return total
@@ -251,9 +252,9 @@ class ChoiceTable:
         return np.minimum(rows.stop - rows.start, self.max_length)
 
     def _fitting(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """``fitting`` of rows; raises ValueError where they have no candidates, too."""
+        """``fitting`` of rows; raises ModelError where they have no candidates, too."""
         if rows.candidates is None:
-            raise ValueError(
+            raise ModelError(
                 "A-LLMRec chooses among candidates, and these rows have none: give data.candidates a set, "
                 "such as UniformCandidates(count=19)"
             )
@@ -270,7 +271,7 @@ class ChoiceTable:
             candidates: (R, C) items to choose among, in any order.
 
         Raises:
-            ValueError: a prompt is too long without any history.
+            ModelError: a prompt is too long without any history.
         """
         line = np.diff(self._lines[2])  # (I + 1,) tokens; none of padding
         fixed = sum(map(len, self.pieces)) + self.user_token
@@ -284,7 +285,7 @@ class ChoiceTable:
         fits = (asked[:, None] + total <= self.limit) & there
         if not fits.any(1).all():
             worst = int((asked + len(self._nothing)).max())
-            raise ValueError(
+            raise ModelError(
                 f"a prompt without any history has {worst} tokens, but {self.limit} are allowed: raise "
                 "llm.max_length, or lower title_tokens"
             )

@@ -14,6 +14,7 @@ import polars as pl
 from torch import Tensor
 
 from datamodules.types import ItemWords
+from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
 from lightning_modules.item_texts import Field, item_texts
 from lightning_modules.llm.layouts import lay_out
@@ -94,7 +95,7 @@ class ItemSummariesModule(WritesTexts, PredictingModule):
         """Tokens of what is asked about an item.
 
         Raises:
-            ValueError: they and the answer are more than the language model reads.
+            ModelError: they and the answer are more than the language model reads.
         """
         text, _ = self._read[number]
         asked = (
@@ -106,7 +107,7 @@ class ItemSummariesModule(WritesTexts, PredictingModule):
         special = not self.llm.chat_template
         ids: list[int] = self.tokenizer(laid_out, add_special_tokens=special)["input_ids"]
         if len(ids) + self.max_new_tokens > self.llm.max_length:
-            raise ValueError(
+            raise ModelError(
                 f"a prompt of {len(ids)} tokens and a summary of {self.max_new_tokens} do not fit into "
                 f"llm.max_length={self.llm.max_length}: lower text_tokens"
             )

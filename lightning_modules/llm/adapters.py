@@ -1,7 +1,7 @@
 """What of a language model is trained: adapters, all of it, or nothing. The only place with PEFT.
 
-Adapters are float32 whatever the model is kept in, and are stored in PEFT's own format, so that plain PEFT
-reads them.
+What is trained is float32 whatever the model is kept in: steps of a small learning rate are below bfloat16's
+rounding, and would be lost. Adapters are stored in PEFT's own format, so that plain PEFT reads them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
 from lightning_modules.llm.targets import last_name, linear_paths
@@ -44,24 +45,24 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
         seed: of its initial weights; the random streams are left as they were.
 
     Returns:
-        A ``PeftModel``, or ``model`` itself for ``full`` and ``none``. What is trained is in training mode
-        (its dropout works), what is frozen in eval mode.
+        A ``PeftModel``, or ``model`` itself for ``full`` and ``none``. What is trained is float32 and in
+        training mode (its dropout works), what is frozen in eval mode.
 
     Raises:
-        ValueError: a target names no layer, or a quantized model is to be trained in full.
+        ModelError: a target names no layer, or a quantized model is to be trained in full.
     """
     model.requires_grad_(False)
     if spec.method == "none":
         return model
     if spec.method == "full":
         if any(_packed(p) for p in model.parameters()):
-            raise ValueError(
+            raise ModelError(
                 "adapter full trains every weight, but the model is quantized: take lora, "
                 "or set quantization=null."
             )
-        return model.requires_grad_(True).train()
+        return _in_float32(model.requires_grad_(True).train())
     if spec.method == "dora" and any(type(p).__name__ == "Int8Params" for p in model.parameters()):
-        raise ValueError(
+        raise ModelError(
             "adapter dora does not work on int8 weights (bitsandbytes 0.50 loses their scales): "
             "take quantization nf4, or lora."
         )
@@ -108,6 +109,7 @@ def _own_randomness() -> AbstractContextManager[None]:
 
 
 def _in_float32(adapted: Any) -> Any:
+    """The model, what is trainable of it in float32."""
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -17,6 +17,7 @@ import torch
 
 from datamodules.sources import DataSourceError
 from lightning_modules.devices import multiplies_bfloat16
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
@@ -78,12 +79,12 @@ def resolve_dtype(spec: BackboneSpec | DType, device: torch.device | str) -> tor
     AVX512_BF16 or AMX), else float32.
 
     Raises:
-        ValueError: float16 on a CPU, where it overflows and is slower than float32.
+        ModelError: float16 on a CPU, where it overflows and is slower than float32.
     """
     name = spec.dtype if isinstance(spec, BackboneSpec) else spec
     device = torch.device(device)
     if name == "float16" and device.type == "cpu":
-        raise ValueError("float16 is for GPUs: take auto or float32 on a CPU.")
+        raise ModelError("float16 is for GPUs: take auto or float32 on a CPU.")
     if name != "auto":
         found: torch.dtype = getattr(torch, name)
         return found
@@ -98,7 +99,7 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
 
     Raises:
         DataSourceError: the files cannot be had or loaded, or the model reads less than ``spec.max_length``.
-        ValueError: a chat template is asked for and there is none, or nothing can be padded with.
+        ModelError: a chat template is asked for and there is none, or nothing can be padded with.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -107,7 +108,7 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
         config = AutoConfig.from_pretrained(folder, **_OFFLINE).get_text_config()
     if spec.chat_template and not tokenizer.chat_template:
-        raise ValueError(
+        raise ModelError(
             f"{folder} has no chat template: set chat_template=false, or take an instruction-tuned model."
         )
     _require_room(folder, spec.max_length, tokenizer, config, "language model")
@@ -122,7 +123,7 @@ def _pad_token(tokenizer: Any, rows: int) -> str:
     for token in (tokenizer.pad_token, *spare, tokenizer.unk_token, tokenizer.eos_token):
         if token is not None and known.get(token, rows) < rows:
             return str(token)
-    raise ValueError("the tokenizer has neither a pad, nor an unk, nor an eos token to pad with.")
+    raise ModelError("the tokenizer has neither a pad, nor an unk, nor an eos token to pad with.")
 
 
 def load_causal_lm(

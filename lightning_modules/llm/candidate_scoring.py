@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.masks import attention_mask
 
 Tokens = Sequence[int]
@@ -110,7 +111,7 @@ def candidate_log_likelihoods(
     """
     attention = getattr(model.config, "_attn_implementation", "sdpa")
     if attention not in ("sdpa", "eager"):
-        raise ValueError(
+        raise ModelError(
             f"attention={attention} takes no mask of our own: score candidates with attention=sdpa"
         )
     tree = plant(prompts, candidates, pad)
@@ -152,12 +153,12 @@ class Listed:
         """Scores (B, C) of items, (C,) for all rows or (B, C).
 
         Raises:
-            ValueError: a prompt does not list an item.
+            ModelError: a prompt does not list an item.
         """
         asked = items.expand(len(self.candidates), -1)  # (B, C')
         same = asked[:, :, None] == self.candidates[:, None, :]  # (B, C', C)
         if not bool(same.any(-1).all()):
-            raise ValueError(
+            raise ModelError(
                 "only candidates that a prompt lists can be scored: give data.candidates a set, such as "
                 "UniformCandidates(count=19)"
             )

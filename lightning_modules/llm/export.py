@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import merged, save_adapter
 from lightning_modules.llm.specs import AdapterSpec
 
@@ -30,16 +31,17 @@ def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path)
         What was written, by kind.
 
     Raises:
-        ValueError: nothing was trained.
+        ModelError: nothing was trained.
     """
     if adapter.method == "none":
-        raise ValueError("its adapter is none: nothing was trained, so there is nothing to export")
+        raise ModelError("its adapter is none: nothing was trained, so there is nothing to export")
     written: dict[str, Path] = {}
     if adapter.method != "full":
         save_adapter(model, folder / ADAPTER)
         written[ADAPTER] = folder / ADAPTER
     if not adapter.adds_tokens:
-        whole = model if adapter.method == "full" else merged(model, _kept_dtype(model))
+        dtype = _kept_dtype(model)
+        whole = model.to(dtype) if adapter.method == "full" else merged(model, dtype)
         whole.config.use_cache = True  # off in training alone
         whole.save_pretrained(folder / MERGED, safe_serialization=True)
         tokenizer.save_pretrained(folder / MERGED)
@@ -48,6 +50,7 @@ def export_model(model: Any, tokenizer: Any, adapter: AdapterSpec, folder: Path)
 
 
 def _kept_dtype(model: Any) -> torch.dtype:
-    """The type of the weights that are neither trained nor quantized."""
+    """The type of the weights that are neither trained nor quantized; without any, what it was loaded in."""
     kept = (p.dtype for p in model.parameters() if not p.requires_grad and p.is_floating_point())
-    return next(kept, torch.float32)
+    loaded: torch.dtype = model.config.dtype
+    return next(kept, loaded)

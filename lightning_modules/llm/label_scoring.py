@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.masks import attention_mask
 
 NO_LOSS = -100  # in place of an answer token: nothing is foretold there
@@ -44,17 +45,17 @@ def label_tokens(
         labels: the positive one, then the negative one.
 
     Raises:
-        ValueError: the labels are not two, one begins with the other, or the prompt's end would be tokenised
+        ModelError: the labels are not two, one begins with the other, or the prompt's end would be tokenised
             in another way before a label.
     """
     if len(labels) != 2:
-        raise ValueError(f"expected two labels (yes and no), got {list(labels)}")
+        raise ModelError(f"expected two labels (yes and no), got {list(labels)}")
     before = _ids(tokenizer, prompt, special_tokens)
     ends = []
     for label in labels:
         whole = _ids(tokenizer, prompt + label, special_tokens)
         if whole[: len(before)] != before:
-            raise ValueError(
+            raise ModelError(
                 f"the prompt's end and the label {label!r} share a token: end the prompt with a line break"
             )
         ends.append(whole[len(before) :])
@@ -62,7 +63,7 @@ def label_tokens(
     while same < min(map(len, ends)) and ends[0][same] == ends[1][same]:
         same += 1
     if same == min(map(len, ends)):
-        raise ValueError(
+        raise ModelError(
             f"the label {labels[0]!r} begins with {labels[1]!r}, or the other way round"
         )
     full = (tuple(ends[0]), tuple(ends[1]))

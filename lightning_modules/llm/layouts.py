@@ -28,7 +28,18 @@ def alpaca(instruction: str, input_text: str = "") -> str:
 def chat(tokenizer: Any, instruction: str, input_text: str = "") -> str:
     """The same as one message of a user, in the tokenizer's chat template, up to where the answer begins."""
     turn = {"role": "user", "content": _content(instruction, input_text)}
-    text: str = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    return _in_turns(tokenizer, [turn], asks=True)
+
+
+def _in_turns(tokenizer: Any, messages: Sequence[dict[str, str]], asks: bool) -> str:
+    """Messages in the tokenizer's chat template; with ``asks`` up to where an answer begins.
+
+    Models that could think before they answer (Qwen3) are told not to: the answer is read or trained right
+    behind the prompt. Templates that do not know the word pass over it.
+    """
+    text: str = tokenizer.apply_chat_template(
+        [*messages], tokenize=False, add_generation_prompt=asks, enable_thinking=False
+    )
     return text
 
 
@@ -54,7 +65,7 @@ def lay_out_shown(
 
     As Brown et al., "Language Models are Few-Shot Learners", NeurIPS 2020 (arXiv 2005.14165): the task is
     told once, before the first input. In a chat every input is a message of the user and every answer one of
-    the assistant.
+    the assistant, which the template shows as it shows earlier turns (Qwen3's: without a block of thoughts).
     """
     if not shown:
         return lay_out(tokenizer, chat_template, instruction, input_text)
@@ -70,12 +81,7 @@ def lay_out_shown(
             {"role": "assistant", "content": answer},
         )
     ]
-    text: str = tokenizer.apply_chat_template(
-        [*messages, {"role": "user", "content": input_text}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    return text
+    return _in_turns(tokenizer, [*messages, {"role": "user", "content": input_text}], asks=True)
 
 
 def answered(
@@ -88,7 +94,7 @@ def answered(
             {"role": "user", "content": _content(instruction, input_text)},
             {"role": "assistant", "content": output},
         ]
-        whole: str = tokenizer.apply_chat_template(turns, tokenize=False)
+        whole = _in_turns(tokenizer, turns, asks=False)
         if whole.startswith(prompt):  # some templates open an answer otherwise than they show one
             return prompt, whole[len(prompt) :].rstrip()
     return prompt, output + (tokenizer.eos_token or "")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+
 
 def layer_windows(model: Any) -> dict[str, int | None] | None:
     """How many tokens a layer of each kind sees, itself among them (None: all); None of unknown kinds.
@@ -39,11 +41,11 @@ def attention_mask(
         read: (B, K) places of those that are read.
 
     Raises:
-        ValueError: it has layers of another kind.
+        ModelError: it has layers of another kind.
     """
     windows = layer_windows(model)
     if windows is None:
-        raise ValueError(
+        raise ModelError(
             "this language model has layers that take no mask of our own: choose another, or set "
             "packing=false where rows are packed"
         )

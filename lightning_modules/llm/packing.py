@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.types import TokenBatch
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.label_scoring import NO_LOSS
 from lightning_modules.llm.masks import attention_mask
 from lightning_modules.llm.specs import Attention
@@ -134,7 +135,7 @@ def require_rows_apart(model: Any, attention: Attention) -> None:
         attention: likewise.
 
     Raises:
-        ValueError: it does. Some models take no mask, or have layers without attention.
+        ModelError: it does. Some models take no mask, or have layers without attention.
     """
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2]], device=model.device)
     columns = torch.tensor([4, 5, 6], device=model.device)
@@ -145,7 +146,7 @@ def require_rows_apart(model: Any, attention: Attention) -> None:
             torch.manual_seed(0)  # the same dropout
             found.append(packed_logits(model, tokens, positions, columns, attention))
     if (found[0] - found[1]).abs().max() > _FOREIGN * found[0].std():
-        raise ValueError(
+        raise ModelError(
             "this language model lets packed rows see one another: set packing=false, or another "
             "llm.attention"
         )

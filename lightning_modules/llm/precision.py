@@ -21,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.backbones import resolve_dtype
 from lightning_modules.llm.specs import BackboneSpec, DType, Quantization
 
@@ -97,7 +98,7 @@ class QLoRAPrecision(Precision):
         """Check what ``configure_model`` built, and set how it is computed; converts nothing.
 
         Raises:
-            ValueError: see ``problems``; all of them are named.
+            ModelError: see ``problems``; all of them are named.
         """
         trainer = _trainer(module)
         if trainer is not None:
@@ -108,7 +109,7 @@ class QLoRAPrecision(Precision):
             self.device = next(iter(layers.values())).weight.device
         dtype = self.compute_dtype(self.device)
         if found := list(problems(module, layers, fitting, dtype)):
-            raise ValueError(f"QLoRAPrecision: {'; '.join(found)}")
+            raise ModelError(f"QLoRAPrecision: {'; '.join(found)}")
         for layer in layers.values():
             layer.support_avx512bf16_for_cpu = False  # see backbones.load_causal_lm
             layer.compute_dtype, layer.compute_type_is_set = dtype, True
@@ -204,10 +205,10 @@ def _keep_in_float32(module: nn.Module) -> None:
 
 
 def refuse_sharding(strategy: object) -> None:
-    """Raise ValueError for a strategy, or the name of one, that splits weights over devices."""
+    """Raise ModelError for a strategy, or the name of one, that splits weights over devices."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if isinstance(strategy, _SHARDING) or name.startswith(("fsdp", "deepspeed")):
-        raise ValueError(
+        raise ModelError(
             f"{name} shards weights, which bitsandbytes' layers cannot be: take strategy ddp (each device "
             "holds one quantized copy) or set quantization=null."
         )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from datamodules.sources import cache_root
 from datamodules.types import Batch, Rows
+from lightning_modules.errors import ModelError
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 2_000  # rows between two ticks of the bar
@@ -137,7 +138,7 @@ def tokenise(
     The oldest events are left out one by one; the item asked about and where the answer begins never are.
 
     Raises:
-        ValueError: a prompt is too long even without any history.
+        ModelError: a prompt is too long even without any history.
     """
     skip = np.zeros(len(rows.row), dtype=np.int64)
 
@@ -149,7 +150,7 @@ def tokenise(
     events = rows.stop - rows.start
     while long := [i for i, ids in enumerate(made) if len(ids) > limit]:
         if hopeless := [i for i in long if skip[i] >= events[i]]:
-            raise ValueError(
+            raise ModelError(
                 f"a prompt without any history has {len(made[hopeless[0]])} tokens, but {limit} are allowed: "
                 "raise llm.max_length"
             )

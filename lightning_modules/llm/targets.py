@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_modules.errors import ModelError
+
 
 def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
     """Full names of the linear layers that ``targets`` stands for.
@@ -14,7 +16,7 @@ def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> l
     tower: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
 
     Raises:
-        ValueError: a target names no layer; the names that exist are told.
+        ModelError: a target names no layer; the names that exist are told.
     """
     head = model.get_output_embeddings()
     found = [
@@ -30,7 +32,7 @@ def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> l
     if unknown or not chosen:
         names = ", ".join(sorted({last_name(name) for name in found}))
         missing = ", ".join(unknown) or "its targets"
-        raise ValueError(f"the model has no layer called {missing}; it has {names or 'none'}.")
+        raise ModelError(f"the model has no layer called {missing}; it has {names or 'none'}.")
     return chosen
 
 

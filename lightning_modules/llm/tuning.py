@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,8 +12,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from torch import Tensor
 from torch.optim import AdamW
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import adapter_is_untrained, attach_adapter
 from lightning_modules.llm.backbones import (
     load_causal_lm,
@@ -21,6 +24,15 @@ from lightning_modules.llm.backbones import (
     resolve_dtype,
 )
 from lightning_modules.llm.export import export_model
+from lightning_modules.llm.guards import (
+    digests,
+    has_constant_start,
+    moved,
+    require_frozen,
+    require_same_adapter,
+    require_source,
+    require_trained,
+)
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, refuse_sharding
@@ -81,6 +93,8 @@ class LanguageModelModule(StageModule):
         self.optimizer = optimizer
         self.model: Any = None
         self.recomputes = False  # activations, in the backward pass
+        self._begun: dict[str, str] = {}  # digests of what is trained, before any step
+        self._frozen: dict[str, str] = {}  # and of what is not
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -98,7 +112,7 @@ class LanguageModelModule(StageModule):
         if dtype == torch.float32:
             return None
         if dtype == torch.float16 and strategy == "fsdp":
-            raise ValueError(
+            raise ModelError(
                 "launch.strategy=fsdp computes in bfloat16 or float32: take llm.dtype=bfloat16"
             )
         return MixedPrecision("bf16-mixed" if dtype == torch.bfloat16 else "16-mixed", device)
@@ -121,6 +135,16 @@ class LanguageModelModule(StageModule):
                     "optimizer: adamw (its state is spread, too), or launch.strategy=ddp"
                 )
         return super().untrainable(trainer)
+
+    def setup(self, stage: str) -> None:
+        """Refuse to test an adapter without weights, before the language model is loaded.
+
+        Raises:
+            ModelError: see ``require_source``.
+        """
+        super().setup(stage)
+        if stage in ("test", "predict") and self.model is None:
+            require_source(self.adapter, self._weights or self.start)
 
     def configure_model(self) -> None:
         """Load the language model onto this rank's own device and attach the adapter, once."""
@@ -148,8 +172,13 @@ class LanguageModelModule(StageModule):
         self._keep_pace(self.trainer.num_val_batches)
 
     def on_test_start(self) -> None:
-        """Ranks keep pace."""
+        """Ranks keep pace, and what is tested was trained."""
+        require_trained(self.model, self.adapter, self._weights or self.start)
         self._keep_pace(self.trainer.num_test_batches)
+
+    def on_predict_start(self) -> None:
+        """What is asked was trained."""
+        require_trained(self.model, self.adapter, self._weights or self.start)
 
     def _keep_pace(self, batches: list[int | float]) -> None:
         """Read a token for each batch that other ranks have more: split layers run on all ranks or none."""
@@ -173,6 +202,12 @@ class LanguageModelModule(StageModule):
         self.take_weights()
         if self._weights is None and self.start is not None:
             start_adapter(self.model, self.adapter, self.start)
+        # Not at the fit's start: a fit that is resumed begins elsewhere.
+        self._begun = digests(self._adapted())
+
+    def _adapted(self) -> Iterator[tuple[str, Tensor]]:
+        """What of the language model is trained."""
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def add_parts(self, device: torch.device, seed: int) -> None:
         """What a method trains beside the language model: made when that is there, before any weights are."""
@@ -199,6 +234,7 @@ class LanguageModelModule(StageModule):
         plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
         config = plugin.quantization_config(device) if plugin else None
         self._load(self.llm, device, config, seed=0)
+        require_trained(self.model, self.adapter, self._weights or self.start)
         return export_model(self.model, self.tokenizer, self.adapter, folder)
 
     # Checkpoints ---------------------------------------------------------------------------------------
@@ -212,6 +248,15 @@ class LanguageModelModule(StageModule):
         """Keep what was trained, and what kind of adapter it is: alpha cannot be read off its weights."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC] = asdict(self.adapter)
+
+    def require_same_settings(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """The adapter's, which ``on_save_checkpoint`` has kept.
+
+        Raises:
+            ModelError: see ``require_same_adapter``.
+        """
+        super().require_same_settings(path, checkpoint)
+        require_same_adapter(path, checkpoint.get(SPEC), self.adapter)
 
     # Training ------------------------------------------------------------------------------------------
 
@@ -228,24 +273,38 @@ class LanguageModelModule(StageModule):
         )
         return scheduled(optimizer, share)
 
+    def on_fit_start(self) -> None:
+        """Note what must not move. Of split weights nobody holds enough to look at without gathering them."""
+        self._frozen = {} if self.is_sharded else digests(self._kept())
+
+    def _kept(self) -> Iterator[tuple[str, Tensor]]:
+        """What is frozen, of all parts; biases aside, which bitsandbytes' layers cast as they compute."""
+        return ((n, p) for n, p in self.named_parameters() if not p.requires_grad and p.ndim > 1)
+
     def on_train_end(self) -> None:
-        """Sound the alarm when a fit has trained nothing.
+        """Sound the alarm when a fit has trained nothing, or what is frozen.
 
         Raises:
-            ValueError: the adapter is as it was made, or as it was started from.
+            ModelError: the adapter is as it was made, or as it was started from.
+            RuntimeError: see ``require_frozen``.
         """
         steps = self.trainer.global_step
+        if self._frozen:
+            require_frozen(self._frozen, digests(self._kept()), steps)
         if self.start is not None:
             if starts_like(self.model, self.start):
-                raise ValueError(
+                raise ModelError(
                     f"the adapter is still that of {self.start} after {steps} steps: look at the learning "
                     "rate and the loss"
                 )
-            return
-        # Vectors before the text have no start that tells whether they were trained.
-        told = self.adapter.method not in ("none", "full") and not self.adapter.adds_tokens
-        if told and adapter_is_untrained(self.model):
-            raise ValueError(
-                f"the {self.adapter.method} adapter has not moved in {steps} steps: its "
-                "scores are those of the language model alone; look at the learning rate and the loss"
+        elif has_constant_start(self.adapter):
+            if adapter_is_untrained(self.model):
+                raise ModelError(
+                    f"the {self.adapter.method} adapter has not moved in {steps} steps: its "
+                    "scores are those of the language model alone; look at the learning rate and the loss"
+                )
+        elif self._begun and not moved(self._begun, digests(self._adapted())):
+            raise ModelError(
+                f"adapter {self.adapter.method} is as it was made after {steps} steps: look at the learning "
+                "rate and the loss"
             )

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from datamodules.types import Batch, Collator, Rows
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
+from lightning_modules.errors import ModelError
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.label_scoring import (
     NO_LOSS,
@@ -249,7 +250,7 @@ class YesNoModule(LanguageModelModule, RankingModule):
     def score(self, state: Tensor, items: Tensor) -> Tensor:
         """(B, 1), of the item that the prompt asks about."""
         if items.shape != (len(state), 1):
-            raise ValueError(
+            raise ModelError(
                 f"{type(self).__name__} scores the item that a prompt asks about, got {tuple(items.shape)}: "
                 "give data.examples a recipe"
             )

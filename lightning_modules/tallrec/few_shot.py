@@ -13,6 +13,7 @@ import numpy as np
 
 from datamodules.samplers import hashed_order
 from datamodules.types import Rows
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.tallrec.module import TALLRecModule
 from lightning_modules.tallrec.prompts import Question
@@ -33,7 +34,7 @@ def balanced_draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     for stream, kind in ((LIKED, True), (DISLIKED, False)):
         places = np.flatnonzero(labels == kind)
         if len(places) < count // 2:
-            raise ValueError(
+            raise ModelError(
                 f"{count} demonstrations need {count // 2} training examples of each label, but "
                 f"{len(places)} are {'likes' if kind else 'dislikes'}: ask for fewer demonstrations"
             )
@@ -74,12 +75,12 @@ class FewShotModule(TALLRecModule):
         """The demonstrations as rows (K,) of the training examples.
 
         Raises:
-            ValueError: the data has no training examples, or too few of a label.
+            ModelError: the data has no training examples, or too few of a label.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         examples = data.prepared.examples()
         if examples is None:
-            raise ValueError(
+            raise ModelError(
                 "the data has no training examples to show: give data.examples a recipe"
             )
         row = balanced_draw(examples.label, self.demonstrations, self.seed)

@@ -10,6 +10,7 @@ import torch
 
 from lightning_modules.a_llmrec import Stage2Module
 from lightning_modules.a_llmrec.prompts import USER, before_target
+from lightning_modules.errors import ModelError
 from lightning_modules.llm import AdapterSpec, BackboneSpec
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.prompt_tokens import some_rows
@@ -193,7 +194,7 @@ def test_projectors_learn_and_all_else_stays_bit_identical(
 
 def test_a_fit_that_trains_nothing_is_told(parts: Parts) -> None:
     module, _ = parts.stage2()
-    with pytest.raises(ValueError, match="a projector has not moved in 1 steps"):
+    with pytest.raises(ModelError, match="a projector has not moved in 1 steps"):
         module.on_train_end()
 
 

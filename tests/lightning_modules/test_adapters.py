@@ -9,10 +9,12 @@ from typing import Any
 import peft
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import (
     adapter_is_untrained,
     attach_adapter,
@@ -98,10 +100,35 @@ def test_full_trains_every_weight_and_refuses_quantized_ones(tiny: Path) -> None
     model = attach_adapter(_base(tiny), AdapterSpec("full"), seed=0)
     assert all(p.requires_grad for p in model.parameters())
     assert model.training
-    with pytest.raises(ValueError, match=r"full trains every weight.*quantization=null"):
+    with pytest.raises(ModelError, match=r"full trains every weight.*quantization=null"):
         attach_adapter(_base(tiny, "nf4"), AdapterSpec("full"), seed=0)
-    with pytest.raises(ValueError, match="dora does not work on int8"):
+    with pytest.raises(ModelError, match="dora does not work on int8"):
         attach_adapter(_base(tiny, "int8"), AdapterSpec("dora"), seed=0)
+
+
+def test_full_trains_in_float32_what_is_computed_in_bfloat16(tiny: Path) -> None:
+    loaded = _base(tiny, dtype="bfloat16")
+    expected = {n: p.float() for n, p in loaded.named_parameters()}
+    model = attach_adapter(loaded, AdapterSpec("full"), seed=0)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    assert all(p.dtype == torch.float32 and torch.equal(p, expected[n]) for n, p in start.items())
+    assert model.lm_head.weight is model.get_input_embeddings().weight  # still one weight
+    seen: list[torch.dtype] = []
+    model.model.layers[0].mlp.up_proj.register_forward_hook(
+        lambda m, i, out: seen.append(out.dtype)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    with MixedPrecision("bf16-mixed", "cpu").forward_context():
+        loss = model(TOKENS, labels=TOKENS).loss
+    loss.backward()
+    optimizer.step()
+    assert seen == [torch.bfloat16]
+    # Adam's first step is the learning rate, whatever the gradient; bfloat16 weights of 0.2 are 1e-3 apart.
+    steps = [(p - start[n]).abs() for n, p in model.named_parameters()]
+    assert sum(int((s > 5e-6).sum()) for s in steps) > 0.98 * sum(s.numel() for s in steps)
+    assert sum(
+        int((start[n].bfloat16() == p.bfloat16()).sum()) for n, p in model.named_parameters()
+    ) > 0.9 * sum(s.numel() for s in steps)  # a model kept in bfloat16 would have stood still
 
 
 def test_dropout_works_in_the_adapter_and_not_in_the_frozen_model(tmp_path: Path) -> None:
@@ -142,9 +169,9 @@ def test_all_linear_is_every_layer_but_the_output_head(tiny: Path, tmp_path: Pat
 
 
 def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> None:
-    with pytest.raises(ValueError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
+    with pytest.raises(ModelError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("q_proj", "W_pack")), seed=0)
-    with pytest.raises(ValueError, match="no layer called lm_head"):
+    with pytest.raises(ModelError, match="no layer called lm_head"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("lm_head",)), seed=0)
 
 

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from datamodules.sources import DataSourceError
 from experiments import build, config
+from lightning_modules.errors import ModelError
 from lightning_modules.llm import backbones
 from lightning_modules.llm.backbones import (
     SMOLLM2,
@@ -87,7 +88,7 @@ def test_auto_is_bfloat16_where_it_is_multiplied_natively(monkeypatch: pytest.Mo
         )
         assert resolve_dtype(BackboneSpec(), "cuda:0") == expected
     assert resolve_dtype(BackboneSpec(dtype="float16"), "cuda") == torch.float16
-    with pytest.raises(ValueError, match="float16 is for GPUs"):
+    with pytest.raises(ModelError, match="float16 is for GPUs"):
         resolve_dtype(BackboneSpec(dtype="float16"), "cpu")
 
 
@@ -169,7 +170,7 @@ def test_padding_never_adds_a_row(special: dict[str, Any], rows: int, expected: 
             return {**vocab, "[PAD]": 5} if self.pad_token == "[PAD]" else vocab
 
     assert backbones._pad_token(Words(), rows) == expected
-    with pytest.raises(ValueError, match="neither a pad, nor an unk, nor an eos"):
+    with pytest.raises(ModelError, match="neither a pad, nor an unk, nor an eos"):
         backbones._pad_token(Words(), 0)
 
 
@@ -177,7 +178,7 @@ def test_what_cannot_be_read_is_refused(tiny: Path, tmp_path: Path) -> None:
     plain = shutil.copytree(tiny, tmp_path / "plain")
     write_tiny_tokenizer(plain, template=False)
     (plain / "chat_template.jinja").unlink()
-    with pytest.raises(ValueError, match="no chat template: set chat_template=false"):
+    with pytest.raises(ModelError, match="no chat template: set chat_template=false"):
         load_tokenizer(_spec(plain))
     assert load_tokenizer(_spec(plain, chat_template=False)).padding_side == "left"
     with pytest.raises(DataSourceError, match="at most 128 tokens, but max_length is 129"):

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from datamodules.instructions import InstructionDataModule
 from datamodules.sources import DataSourceError
 from datamodules.types import InstructionRows
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import save_adapter
 from lightning_modules.llm.backbones import load_tokenizer
 from lightning_modules.llm.instruction_tokens import (
@@ -329,7 +330,7 @@ def test_a_fit_starts_from_an_adapter_and_goes_on_training_it(
     }
     found = weights_of(module)
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-    with pytest.raises(ValueError, match=r"still that of .* after 3 steps"):
+    with pytest.raises(ModelError, match=r"still that of .* after 3 steps"):
         module.on_train_end()
     next(p for p in module.parameters() if p.requires_grad).data += 1
     module.on_train_end()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.label_scoring import (
     NO_LOSS,
     SharedPrefix,
@@ -53,11 +54,11 @@ def test_what_both_labels_begin_with_stands_behind_the_prompt(tiny: Any) -> None
 
 def test_labels_that_cannot_be_told_apart_are_refused(tiny: Any) -> None:
     tokenizer, _ = tiny
-    with pytest.raises(ValueError, match="two labels"):
+    with pytest.raises(ModelError, match="two labels"):
         label_tokens(tokenizer, "?\n", ("Yes",))
-    with pytest.raises(ValueError, match="begins with"):
+    with pytest.raises(ModelError, match="begins with"):
         label_tokens(tokenizer, "?\n", ("Yes", "Yes it is"))
-    with pytest.raises(ValueError, match="share a token"):
+    with pytest.raises(ModelError, match="share a token"):
         label_tokens(tokenizer, "Answer Ye", ("s", "No"))
 
 

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator, CUDAAccelerator
 from torch.optim import AdamW
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm import tuning
 from lightning_modules.llm.instruction_tuning import InstructionModule
 from lightning_modules.llm.sharding import ShardedStrategy
@@ -81,7 +82,7 @@ def test_an_optimizer_that_the_device_cannot_run_is_told(spec: BackboneSpec) -> 
 
 def test_float16_and_shards_do_not_go_together(tmp_path: Path) -> None:
     half = InstructionModule(BackboneSpec(str(tmp_path), dtype="float16"), ADAPTER)
-    with pytest.raises(ValueError, match=r"take llm\.dtype=bfloat16"):
+    with pytest.raises(ModelError, match=r"take llm\.dtype=bfloat16"):
         half.precision_plugin("cuda", "fsdp")
     assert half.precision_plugin("cuda", "ddp").precision == "16-mixed"
     assert isinstance(half.sharded_strategy(3), pl.strategies.ModelParallelStrategy)

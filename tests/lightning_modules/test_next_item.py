@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.types import Batch
+from lightning_modules.errors import ModelError
 from lightning_modules.popularity import RandomModule
 from lightning_modules.sasrec import SASRecModule
 
@@ -116,7 +117,7 @@ def test_weights_round_trip_and_misfits_are_listed(tmp_path: Path) -> None:
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     wider = SASRecModule(num_items=9, max_length=4, hidden_size=16, num_blocks=3)
-    with pytest.raises(ValueError, match=r"blocks\.2.* is missing.*item_embedding.*is \(10, 8\)"):
+    with pytest.raises(ModelError, match=r"blocks\.2.* is missing.*item_embedding.*is \(10, 8\)"):
         wider.load_weights(path)
 
 

@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from lightning_modules.base import RankingModule
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm
 from lightning_modules.llm.memory import memory_report
@@ -265,7 +266,7 @@ def test_opt_with_its_biases_and_layer_norms_trains_in_bfloat16(tmp_path: Path) 
 
 def test_a_fit_needs_something_to_train_and_a_test_does_not(tiny: Path) -> None:
     spec = _spec(tiny)
-    with pytest.raises(ValueError, match="nothing is left to train: attach an adapter"):
+    with pytest.raises(ModelError, match="nothing is left to train: attach an adapter"):
         _trainer(QLoRAPrecision.for_spec(spec)).fit(Tuned(spec, None), _loader())
     module = Tuned(spec, None)
     _trainer(QLoRAPrecision.for_spec(spec)).validate(module, _loader(), verbose=False)
@@ -274,7 +275,7 @@ def test_a_fit_needs_something_to_train_and_a_test_does_not(tiny: Path) -> None:
 
 def test_a_module_without_a_quantized_layer_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="no layer is quantized: load the model in configure_model"
+        ModelError, match="no layer is quantized: load the model in configure_model"
     ):
         QLoRAPrecision().convert_module(nn.Linear(2, 2))
 
@@ -285,14 +286,14 @@ def test_quantized_weights_that_cannot_be_trained_are_refused(tiny: Path) -> Non
     inner = adapted.base_model.model.model.layers[0].self_attn.q_proj
     inner.lora_A["default"] = bnb.nn.Linear4bit(WIDTH, 8, bias=False)
     adapted.base_model.model.lm_head = bnb.nn.Linear4bit(WIDTH, 400, bias=False)
-    with pytest.raises(ValueError, match=r"lora_A\.default belongs to an adapter") as error:
+    with pytest.raises(ModelError, match=r"lora_A\.default belongs to an adapter") as error:
         plugin.convert_module(adapted)
     assert "lm_head is an embedding or output head" in str(error.value)
     model, plugin = _load(_spec(tiny, "int8"))
     weight = model.model.layers[0].mlp.up_proj.weight
     weight.data = weight.data.float()
     weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"up_proj\.weight is to be trained, but it is quantized"):
+    with pytest.raises(ModelError, match=r"up_proj\.weight is to be trained, but it is quantized"):
         plugin.convert_module(model)
 
 
@@ -300,17 +301,17 @@ def test_float32_arithmetic_on_half_weights_is_refused(tiny: Path) -> None:
     plugin = QLoRAPrecision("nf4", "float32")
     model = load_causal_lm(_spec(tiny, "nf4", "bfloat16"), "cpu", plugin.quantization_config("cpu"))
     with pytest.raises(
-        ValueError, match=r"compute_dtype is float32, but model\.embed_tokens\.weight"
+        ModelError, match=r"compute_dtype is float32, but model\.embed_tokens\.weight"
     ):
         plugin.convert_module(model)
 
 
 def test_sharding_and_float16_on_a_cpu_are_refused(tiny: Path) -> None:
     for strategy in ("fsdp", "fsdp_cpu_offload", "deepspeed_stage_2", FSDPStrategy()):
-        with pytest.raises(ValueError, match=r"shards weights.* take strategy ddp"):
+        with pytest.raises(ModelError, match=r"shards weights.* take strategy ddp"):
             refuse_sharding(strategy)
     refuse_sharding("ddp")
-    with pytest.raises(ValueError, match="float16 is for GPUs"):
+    with pytest.raises(ModelError, match="float16 is for GPUs"):
         QLoRAPrecision("nf4", "float16").quantization_config("cpu")
     wrong: Any = "nf3"
     with pytest.raises(ValueError, match="mode must be nf4 or nf4-dq or fp4 or int8"):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from datamodules.types import TRAIN, Histories, Rows
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.prompt_tokens import PromptTable, some_rows, tokenise
 
 HISTORIES = Histories(
@@ -73,7 +74,7 @@ def test_the_oldest_events_go_and_the_question_stays() -> None:
 
 
 def test_a_limit_that_no_prompt_can_keep_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"without any history has 2 tokens, but 1 are allowed"):
+    with pytest.raises(ModelError, match=r"without any history has 2 tokens, but 1 are allowed"):
         tokenise(Words(), texts, rows_of((0, 3, 9)), limit=1)
 
 

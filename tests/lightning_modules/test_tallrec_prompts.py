@@ -82,7 +82,8 @@ class Templated:
     """Records what a chat template is given."""
 
     def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
-        assert options == {"tokenize": False, "add_generation_prompt": True}
+        expected = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        assert options == expected
         (message,) = messages
         return f"<{message['role']}>{message['content']}<assistant>"
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from callbacks.throughput import Throughput
 from datamodules.loading import AttachLabels
 from datamodules.types import TRAIN, Histories, Rows
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.prompt_tokens import some_rows
@@ -223,7 +224,7 @@ def test_evaluation_scores_the_item_asked_about(made: Callable[..., Any]) -> Non
         counts, scores = module.rank(batch)
         assert counts is None
         assert torch.equal(scores[:, 0], module.margins(batch))
-    with pytest.raises(ValueError, match="scores the item that a prompt asks about"):
+    with pytest.raises(ModelError, match="scores the item that a prompt asks about"):
         module.score(torch.zeros(3), torch.ones(3, 2))
 
 
@@ -358,12 +359,35 @@ def test_a_model_of_which_nothing_is_trained_is_not_exported(
     assert not (tmp_path / "export").exists()
 
 
+def test_a_model_trained_whole_is_exported_in_the_type_it_was_loaded_in(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    from dataclasses import replace
+
+    module = made(AdapterSpec("full"))
+    module.llm = replace(module.llm, dtype="bfloat16")
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(1.001)  # less than bfloat16 tells apart, for about half of them
+    checkpoint = {"state_dict": dict(module.state_dict())}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "best.ckpt")
+    module.load_weights(tmp_path / "best.ckpt")
+    expected = {n: p.detach().bfloat16() for n, p in module.model.named_parameters()}
+    written = module.export(tmp_path / "export", torch.device("cpu"))
+    assert set(written) == {"merged"}
+    plain = AutoModelForCausalLM.from_pretrained(written["merged"])
+    assert plain.dtype == torch.bfloat16
+    assert all(torch.equal(p, expected[n]) for n, p in plain.named_parameters())
+
+
 def test_an_adapter_that_never_moved_is_an_alarm(made: Callable[..., Any]) -> None:
     module = made()
-    with pytest.raises(ValueError, match="lora adapter has not moved in 0 steps"):
+    with pytest.raises(ModelError, match="lora adapter has not moved in 0 steps"):
         module.on_train_end()
     made(AdapterSpec("none")).on_train_end()
-    made(AdapterSpec("prompt")).on_train_end()  # its vectors have no start that could tell
+    with pytest.raises(ModelError, match="adapter prompt is as it was made after 0 steps"):
+        made(AdapterSpec("prompt")).on_train_end()
 
 
 def test_a_loss_that_does_not_exist_is_refused(made: Callable[..., Any]) -> None:
