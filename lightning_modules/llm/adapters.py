@@ -75,6 +75,37 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
     return _in_float32(adapted)
 
 
+def adds_embeddings(model: Any) -> bool:
+    """Whether an adapter of a model is trained vectors before the text (prompt tuning)."""
+    settings = getattr(model, "active_peft_config", None)
+    return settings is not None and settings.peft_type == "PROMPT_TUNING"
+
+
+def behind_virtual_tokens(
+    model: Any, tokens: Tensor, mask: Tensor, positions: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``model.base_model`` reads: the trained vectors and, right behind them, the text.
+
+    PEFT leaves positions out here, so that a row's padding would stand between the two and move its scores.
+
+    Args:
+        model: one that ``adds_embeddings``.
+        tokens, mask, positions: (B, L) of the text, padded on the left.
+
+    Returns:
+        Embeddings (B, P + L, H), a mask (B, P + L) that is 0 at padding, and positions (B, P + L).
+    """
+    vectors = model.get_prompt(batch_size=len(tokens))  # (B, P, H)
+    text = model.get_input_embeddings()(tokens)  # (B, L, H)
+    count = vectors.shape[1]
+    before = torch.arange(count, device=tokens.device).expand(len(tokens), -1)  # (B, P)
+    return (
+        torch.cat([vectors.to(text.dtype), text], dim=1),
+        torch.cat([mask.new_ones(len(tokens), count), mask], dim=1),
+        torch.cat([before, positions + count], dim=1),
+    )
+
+
 def _config(model: Any, spec: AdapterSpec) -> Any:
     """PEFT's own description."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig

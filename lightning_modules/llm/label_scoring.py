@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_modules.errors import ModelError
-from lightning_modules.llm.masks import attention_mask
+from lightning_modules.llm.adapters import adds_embeddings, behind_virtual_tokens
+from lightning_modules.llm.masks import padding_mask
 
 NO_LOSS = -100  # in place of an answer token: nothing is foretold there
 
@@ -86,6 +87,17 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
     """
     # Counted from the first token, not from the padding: a row's scores do not know its neighbours' lengths.
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, L)
+    if adds_embeddings(model):
+        embedded, real, positions = behind_virtual_tokens(model, tokens, mask, positions)
+        out = model.base_model(
+            inputs_embeds=embedded,
+            attention_mask=padding_mask(model, real, positions),
+            position_ids=positions,
+            logits_to_keep=keep,
+            use_cache=False,
+        )
+        behind: Tensor = out.logits.float()
+        return behind
     out = model(
         input_ids=tokens,
         attention_mask=mask,
@@ -146,7 +158,7 @@ class SharedPrefix:
         positions = (seen.cumsum(-1) - 1).clamp(min=0)  # (B, L)
         out = self.model(
             input_ids=rest,
-            attention_mask=self._mask(seen, positions),
+            attention_mask=padding_mask(self.model, seen, positions, self.length),
             position_ids=positions[:, self.length :],
             past_key_values=self._cache(len(rest)),
             logits_to_keep=keep,
@@ -154,17 +166,6 @@ class SharedPrefix:
         )
         logits: Tensor = out.logits.float()
         return logits
-
-    def _mask(self, seen: Tensor, positions: Tensor) -> Any:
-        """Who sees whom; flash attention leaves the padding out by itself."""
-        if self.model.config._attn_implementation == "flash_attention_2":
-            return seen
-        length, behind = seen.shape[1], slice(self.length, None)
-        every = torch.ones(length, length, dtype=torch.bool, device=seen.device)
-        own = torch.eye(length, dtype=torch.bool, device=seen.device)
-        # A row of a softmax must not be empty: padding reads itself, and nobody reads padding.
-        sees = (every.tril()[behind] & seen[:, None, None].bool()) | own[behind]  # (B, 1, L - P, L)
-        return attention_mask(self.model, sees, positions[:, behind], positions)
 
     def _cache(self, rows: int) -> Any:
         from transformers import DynamicCache

@@ -58,6 +58,27 @@ def attention_mask(
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
+def padding_mask(model: Any, real: Tensor, positions: Tensor, first: int = 0) -> Any:
+    """``attention_mask`` of rows with padding anywhere, of which the tokens from ``first`` on read.
+
+    Flash attention leaves padding out by itself, and is given ``real``.
+
+    Args:
+        model: of transformers.
+        real: (B, K) 1 at tokens, 0 at padding.
+        positions: (B, K) places of the tokens, each in its own text.
+        first: where the reading tokens begin; what stands before is read only.
+    """
+    if model.config._attn_implementation == "flash_attention_2":
+        return real
+    length = real.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=real.device).tril()
+    own = torch.eye(length, dtype=torch.bool, device=real.device)
+    # A row of a softmax must not be empty: padding reads itself, and nobody reads padding.
+    seen = (earlier[first:] & real[:, None, None].bool()) | own[first:]  # (B, 1, Q, K)
+    return attention_mask(model, seen, positions[:, first:], positions)
+
+
 def _added(model: Any, seen: Tensor) -> Tensor:
     """As sdpa takes it, or as eager attention adds it."""
     if model.config._attn_implementation != "eager":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.label_scoring import (
     NO_LOSS,
     SharedPrefix,
@@ -18,6 +20,7 @@ from lightning_modules.llm.label_scoring import (
     margin,
     pad_left,
 )
+from lightning_modules.llm.specs import AdapterSpec
 from tests.lightning_modules.tiny_llm import TINY
 
 
@@ -140,3 +143,25 @@ def test_losses_of_answers_are_exact_over_a_large_vocabulary() -> None:
     wanted = torch.stack([each[0].mean(), each[1, 3:].mean()])
     # In float32 a sum in the vocabulary's order alone is off by 5e-5.
     torch.testing.assert_close(answer_losses(logits, answers).double(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix", "lora"])
+@torch.no_grad()
+def test_padding_changes_no_adapters_scores(tiny: Any, method: Any) -> None:
+    _, model = tiny
+    if method == "prefix" and model.config.model_type != "llama":
+        pytest.skip("prefix tuning is tried on one architecture")
+    spec = AdapterSpec(method, num_virtual_tokens=3) if method != "lora" else AdapterSpec(method)
+    adapted = attach_adapter(deepcopy(model), spec, seed=0).eval()
+    for weight in (p for p in adapted.parameters() if p.requires_grad):
+        weight.add_(0.1 * torch.randn(weight.shape, generator=torch.manual_seed(1)))
+    rows = [[5, 6, 7, 8, 9, 10, 11], [12, 13], [14, 15, 16]]
+    together = last_logits(adapted, *pad_left(rows, 3), keep=2)
+    for row, ids in enumerate(rows):
+        tokens = torch.tensor([ids])
+        plain = adapted(input_ids=tokens).logits[
+            :, -2:
+        ]  # as PEFT itself reads a row without padding
+        torch.testing.assert_close(together[row : row + 1], plain, atol=1e-4, rtol=0)
+        alone = last_logits(adapted, tokens, torch.ones_like(tokens), keep=2)
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=0)
