@@ -23,6 +23,7 @@ from lightning_modules.a_llmrec.model import Projector, make_projectors, require
 from lightning_modules.a_llmrec.prompts import USER, ChoiceCollator, ChoiceTable
 from lightning_modules.a_llmrec.stage1 import Stage1Module
 from lightning_modules.base import RankingModule
+from lightning_modules.errors import ModelError
 from lightning_modules.item_texts import without_years
 from lightning_modules.llm.candidate_scoring import Listed, listed_scores
 from lightning_modules.llm.label_scoring import answer_losses, last_logits
@@ -142,6 +143,20 @@ class Stage2Module(ReadsFrozen, LanguageModelModule, RankingModule):
     def sharded_strategy(self, devices: int) -> ShardedStrategy:
         """Refuse: projectors outside of the language model would learn apart on each device."""
         raise ValueError("Stage2Module's projectors cannot be spread: take launch.strategy=ddp")
+
+    def setup(self, stage: str) -> None:
+        """Refuse to test projectors that nobody has trained.
+
+        Raises:
+            ModelError: they were given no weights.
+        """
+        super().setup(stage)
+        projects = self.user_token or self._has_slots
+        if stage in ("test", "predict") and projects and self.model is None and not self._weights:
+            raise ModelError(
+                "the projectors were given no weights, so that the language model would read random vectors: "
+                "give the stage inputs: {weights: stage2/best.ckpt}"
+            )
 
     def configure_model(self) -> None:
         """Load what is frozen, then the language model, then make the projectors."""

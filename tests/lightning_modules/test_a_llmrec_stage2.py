@@ -357,3 +357,15 @@ def test_projectors_cannot_be_spread(parts: Parts) -> None:
     module, _ = parts.stage2()
     with pytest.raises(ValueError, match=r"launch\.strategy=ddp"):
         module.sharded_strategy(2)
+
+
+def test_projectors_without_weights_are_not_tested(parts: Parts) -> None:
+    module, _ = parts.stage2()
+    module.model = None
+    for stage in ("test", "predict"):
+        with pytest.raises(ModelError, match="random vectors"):
+            module.setup(stage)
+    module.setup("fit")
+    bare, _ = parts.stage2(user_token=False, item_tokens="none")
+    bare.model = None
+    bare.setup("test")
