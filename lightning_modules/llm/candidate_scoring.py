@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.label_scoring import last_columns
 from lightning_modules.llm.masks import attention_mask
 
 Tokens = Sequence[int]
@@ -116,15 +117,16 @@ def candidate_log_likelihoods(
         )
     tree = plant(prompts, candidates, pad)
     device, most = model.device, max(map(len, candidates))
-    keep = tree.tokens.shape[1] - max(map(len, prompts)) + 1  # S + 1
+    tokens = tree.tokens.to(device)  # (B, L)
+    keep = tokens.shape[1] - max(map(len, prompts)) + 1  # S + 1
     positions = tree.positions.to(device)  # (B, L)
     logits = model(
-        input_ids=tree.tokens.to(device),
+        input_ids=tokens,
         attention_mask=attention_mask(
             model, tree_mask(tree.segment.to(device)), positions, positions
         ),
         position_ids=positions,
-        logits_to_keep=keep,
+        logits_to_keep=last_columns(tokens, keep),
         use_cache=False,
     ).logits  # (B, S + 1, V)
     return _summed(logits.flatten(0, 1), tree, len(prompts), most)
