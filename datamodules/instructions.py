@@ -19,7 +19,7 @@ from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.instruction_files import COLUMNS, read_instructions
 from datamodules.prepared import Prepared
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
-from datamodules.sources import file_digest
+from datamodules.sources import Download, file_digest, first_available
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TRAIN, VALID, InstructionMethod, InstructionRows, TokenBatch
 from datamodules.versioning import (
@@ -31,13 +31,24 @@ from datamodules.versioning import (
 )
 
 ROWS = "rows.parquet"
+# Taori et al., "Stanford Alpaca", 2023: 52,002 rows, CC BY-NC 4.0.
+ALPACA = Download(
+    "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/761dc5bfbdeeffa89b8bff5d038781a4055f796a/"
+    "alpaca_data.json",
+    ("alpaca_data.json",),
+)
+_REMEDY = (
+    'download it where there is a network and pass ARGS="instructions=FILE", or any other file in the format '
+    "of Alpaca"
+)
 
 
 class InstructionDataModule(StageDataModule):
     """Rows of a file in Alpaca's format (``instruction_files``), some of them held out.
 
     Args:
-        instructions: the file; its content counts, not its place.
+        instructions: the file; its content counts, not its place. ``alpaca`` is Alpaca's own, which is
+            downloaded.
         valid: share of the distinct rows that is held out to select an epoch on; at least one row is. Which
             ones follows from their text and ``valid_seed``, so that copies of a row are never on both sides.
         valid_seed: draws them.
@@ -74,11 +85,9 @@ class InstructionDataModule(StageDataModule):
         if self.instructions is None:
             raise DataSourceError(
                 'there is no file of instructions: pass ARGS="instructions=FILE", a JSON list or JSON lines '
-                f"of {', '.join(COLUMNS)} (Alpaca's format)."
+                f"of {', '.join(COLUMNS)} (Alpaca's format), or instructions=alpaca (CC BY-NC 4.0)."
             )
-        path = Path(self.instructions).expanduser()
-        if not path.is_file():
-            raise DataSourceError(f"{path} is not a file: pass instructions=FILE, its whole path.")
+        path = self._file(self.instructions)
         asked = {
             "sha256": file_digest(path), "valid": self.valid, "valid_seed": self.valid_seed,
             "on_bad_row": self.on_bad_row, "code": package_digest(),
@@ -87,6 +96,15 @@ class InstructionDataModule(StageDataModule):
         if not (folder / "manifest.json").is_file():
             publish_folder(folder, "manifest.json", lambda part: self._write(part, path))
         return Prepared(folder)
+
+    def _file(self, named: str) -> Path:
+        if named == "alpaca":
+            found, _ = first_available([ALPACA], self.cache, "Alpaca's instructions", _REMEDY)
+            return found["alpaca_data.json"]
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise DataSourceError(f"{path} is not a file: pass instructions=FILE, its whole path.")
+        return path
 
     def _write(self, folder: Path, path: Path) -> None:
         frame, left_out, digest = read_instructions(path, self.on_bad_row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,35 @@ def made(path: Path, **options: Any) -> InstructionDataModule:
 
 def frame(rows: list[tuple[str, str, str]]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=list(COLUMNS), orient="row")
+
+
+def test_alpaca_is_had_from_its_pinned_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datamodules.sources
+
+    kept = write(tmp_path / "kept.json")
+    asked: list[tuple[str, str | None]] = []
+
+    def download(url: str, target: Path, checksum: str | None) -> Path:
+        asked.append((url, checksum))
+        shutil.copy(kept, target)
+        return target
+
+    monkeypatch.setattr(datamodules.sources, "download", download)
+    (tmp_path / "cache" / "downloads").mkdir(parents=True)
+    data = InstructionDataModule("alpaca", cache=str(tmp_path / "cache"))
+    assert len(data.rows) == len(ROWS)
+    assert data.prepared.digest == made(kept).prepared.digest  # the content counts
+    ((url, _),) = asked
+    assert re.fullmatch(r"https://.*/stanford_alpaca/[0-9a-f]{40}/alpaca_data\.json", url)
+
+    def refused(url: str, target: Path, checksum: str | None) -> Path:
+        raise DataSourceError("no network")
+
+    monkeypatch.setattr(datamodules.sources, "download", refused)
+    with pytest.raises(DataSourceError, match=r"(?s)no network.*instructions=FILE"):
+        _ = InstructionDataModule("alpaca", cache=str(tmp_path / "other")).prepared
 
 
 class Method:
