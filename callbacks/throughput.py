@@ -64,6 +64,7 @@ class Throughput(pl.Callback):
         without = found.get("padding_without_packing")
         shared = found.get("shared_tokens")
         step, users = found.get("seconds_per_step"), found.get("users_per_second")
+        when = "once" if step is None else "once a batch"
         return (
             ("" if step is None else f"{step:.3g} s a step, ")
             + ("" if users is None else f"{users:.3g} users/s, ")
@@ -73,9 +74,8 @@ class Throughput(pl.Callback):
             + (
                 ""
                 if shared is None
-                else f"; the {shared:.0f} that all rows begin with were read once"
+                else f"; the {shared:.0f} that all rows begin with were read {when}"
             )
-            + ("" if shared is None or step is None else " a batch")
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

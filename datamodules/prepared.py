@@ -145,14 +145,18 @@ def store(
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     ids = (items["item_id"], users["user_id"])
-    digest = _content_digest(arrays, *ids, tables)
+    digest = _told_apart(_hashed(arrays, *ids), tables)
     # What is asked, whatever was learned from: a few-shot row stands beside one of all examples.
     shown = {name: array for name, array in arrays.items() if name != "split"}
-    asked = {
-        name: _content_digest(shown, *ids, {name: table})
+    labelled = {
+        name: table
         for name, table in tables.items()
         if "label" in table.columns and name != SPLIT_NAMES[TRAIN]
     }
+    asked = {}
+    if labelled:
+        common = _hashed(shown, *ids)
+        asked = {name: _told_apart(common, {name: table}) for name, table in labelled.items()}
     told = {**manifest, "digest": digest} | ({"asked_digests": asked} if asked else {})
     write_json(folder / "manifest.json", told)
 
@@ -167,12 +171,8 @@ def _arrays(histories: Histories) -> dict[str, np.ndarray]:
     return {name: np.ascontiguousarray(array, dtype=kind) for (name, kind), array in pairs}
 
 
-def _content_digest(
-    arrays: dict[str, np.ndarray],
-    items: pl.Series,
-    users: pl.Series,
-    tables: dict[str, pl.DataFrame],
-) -> str:
+def _hashed(arrays: dict[str, np.ndarray], items: pl.Series, users: pl.Series) -> hashlib._Hash:
+    """The hash of events and ids, which tables of rows are added to."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name}:{array.dtype}:{array.shape};".encode())
@@ -180,6 +180,12 @@ def _content_digest(
     for series in (items, users):
         for block in _texts(series):
             digest.update(block)
+    return digest
+
+
+def _told_apart(common: hashlib._Hash, tables: dict[str, pl.DataFrame]) -> str:
+    """The digest of what was hashed already and of tables; the hash itself stays as it is."""
+    digest = common.copy()
     for name, table in sorted(tables.items()):
         for column in table.iter_columns():
             digest.update(f"{name}.{column.name}:{column.dtype}:{len(column)};".encode())

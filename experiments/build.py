@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -185,9 +186,13 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
         UserError: see ``build``; or a table is not one of this catalogue.
     """
     told = {name: extra.pop(name) for name in [*extra] if name.startswith(CATALOG)}
-    facts = {name: getattr(data, name, None) for name in RUNTIME}
-    facts["catalog"] = _with_texts(facts["catalog"], told)
-    return _build_on(node, facts, extra)
+
+    @cache  # a catalogue may be large: read once, and only where it is asked for
+    def fact(name: str) -> Any:
+        value = getattr(data, name)
+        return _with_texts(value, told) if name == "catalog" else value
+
+    return _build_on(node, fact, extra)
 
 
 def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:
@@ -204,13 +209,13 @@ def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:
     return catalog
 
 
-def _build_on(node: dict[str, Any], facts: dict[str, Any], extra: dict[str, Any]) -> Any:
+def _build_on(node: dict[str, Any], fact: Callable[[str], Any], extra: dict[str, Any]) -> Any:
     own, inner = _sorted_by_owner(extra)
     weights = own.pop(WEIGHTS, None)
     asked = signature_of(locate(node["_target_"]))
-    given = {name: fact for name, fact in facts.items() if name in asked}
+    given = {name: fact(name) for name in RUNTIME if name in asked}
     nested = [name for name, value in node.items() if name in inner or _asks_of_data(value)]
-    made = {name: _build_on(node[name], facts, inner.get(name, {})) for name in nested}
+    made = {name: _build_on(node[name], fact, inner.get(name, {})) for name in nested}
     rest = {name: value for name, value in node.items() if name not in nested}
     built = build(rest, **given, **made, **own)
     if weights is not None:

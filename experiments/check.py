@@ -68,17 +68,14 @@ def _kind_problems(stage: str, spec: dict[str, Any]) -> Iterator[str]:
                 f"stages.{stage}: {kind.__name__} does not learn from what {data.__name__} holds: give the "
                 f"stage `data:` of {'histories' if reads_users else 'instructions'}"
             )
-        if predicts != (spec["run"] == "predict"):
-            can = (
-                "predict only"
-                if predicts
-                else "be fitted and tested"
-                if ranks
-                else "be fitted only"
-            )
-            yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can {can}"
-        elif not ranks and spec["run"] == "test":
-            yield f"stages.{stage}: {kind.__name__} has nothing to test, it can be fitted only"
+        can: tuple[str, ...] = ("fit",)
+        told = "be fitted only"
+        if predicts:
+            can, told = ("predict",), "predict only"
+        elif ranks:
+            can, told = ("fit", "test"), "be fitted and tested"
+        if spec["run"] in frame.RUNS and spec["run"] not in can:
+            yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can {told}"
         yield from _metric_problems(stage, spec["select"] or {}, ranks)
 
 

@@ -297,14 +297,18 @@ class Stage2Module(ReadsFrozen, LanguageModelModule, RankingModule):
 
     def _listed(self, batch: Batch, split: str) -> Listed:
         assert batch.candidates is not None
-        titles = [
-            [self.table.title(i) if i else [] for i in row] for row in batch.candidates.tolist()
-        ]
         with self.soft(batch, split):
             return listed_scores(
-                self.model, prompts_of(batch), batch.candidates, titles, self.tokenizer.pad_token_id,
-                self.normalise,
+                self.model, prompts_of(batch), batch.candidates, self.candidate_titles(batch),
+                self.tokenizer.pad_token_id, self.normalise,
             )  # fmt: skip
+
+    def candidate_titles(self, batch: Batch) -> list[list[list[int]]]:
+        """(B) lists of the tokens of each candidate's quoted title; none of padding."""
+        assert batch.candidates is not None
+        return [
+            [self.table.title(i) if i else [] for i in row] for row in batch.candidates.tolist()
+        ]
 
     @property
     def retriever(self) -> NextItemModule | None:

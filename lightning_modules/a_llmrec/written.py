@@ -75,17 +75,14 @@ class WrittenStage2Module(WritesTexts, Stage2Module):
 
     def written(self, batch: Batch) -> list[str]:
         """(B,) greedy texts behind the prompts."""
-        choices = self._titles(batch) if self.constrained else None
+        choices = None
+        if self.constrained:
+            choices = [[title for title in row if title] for row in self.candidate_titles(batch)]
         with self.soft(batch, self._split):
             tokens = self.write(
                 prompts_of(batch), self.title_tokens + 1, batch.row.tolist(), choices
             )
         return [self.said(ids) for ids in tokens]
-
-    def _titles(self, batch: Batch) -> list[list[list[int]]]:
-        """(B) the tokens of each candidate's quoted title."""
-        assert batch.candidates is not None
-        return [[self.table.title(i) for i in row if i] for row in batch.candidates.tolist()]
 
     def _count_rates(self, batch: Batch, strict: Tensor, within: Tensor) -> None:
         assert batch.groups is not None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import polars as pl
 from torch import Tensor
@@ -76,16 +75,13 @@ class ItemSummariesModule(WritesTexts, PredictingModule):
     @cached_property
     def _read(self) -> list[tuple[str, int]]:
         """(I,) each text as it is read, and how many tokens it has."""
-        found = []
-        for text in self.texts:
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            short = (
-                self.tokenizer.decode(ids[: self.text_tokens])
-                if len(ids) > self.text_tokens
-                else text
-            )
-            found.append((short, len(ids)))
-        return found
+        tokens = self.tokenizer(self.texts, add_special_tokens=False)["input_ids"]  # (I) lists
+        most = self.text_tokens
+        shown = [
+            self.tokenizer.decode(ids[:most]) if len(ids) > most else text
+            for text, ids in zip(self.texts, tokens, strict=True)
+        ]
+        return list(zip(as_data(shown, self.tokenizer), map(len, tokens), strict=True))
 
     def is_long(self, number: int) -> bool:
         """Whether a summary can be shorter than the text."""
@@ -101,7 +97,7 @@ class ItemSummariesModule(WritesTexts, PredictingModule):
         asked = (
             f"Say in one sentence of at most {self.words} words what this {self.item_words.singular} is. Use "
             "only what the text says.",
-            f"Text: {' '.join(as_data([text], self.tokenizer))}",
+            f"Text: {text}",
         )
         laid_out = lay_out(self.tokenizer, self.llm.chat_template, *asked)
         special = not self.llm.chat_template
@@ -119,27 +115,35 @@ class ItemSummariesModule(WritesTexts, PredictingModule):
         if asked:
             self.write(asked, self.max_new_tokens)
 
+    @cached_property
+    def _summaries(self) -> dict[int, str]:
+        """What was written about each item with a long text, by its number."""
+        found = {}
+        for number in filter(self.is_long, range(self.numbered)):
+            (tokens,) = self.write([self.prompt(number)], self.max_new_tokens)
+            whole = len(tokens) < self.max_new_tokens
+            found[number] = shortened(self.said(tokens), whole)
+        return found
+
     def table(self) -> pl.DataFrame:
         """``item`` 1..I and ``text``; null where an item has no text, or nothing was written."""
-        lines: list[Any] = []
-        for number, text in enumerate(self.texts):
-            if self.is_long(number):
-                (tokens,) = self.write([self.prompt(number)], self.max_new_tokens)
-                text = shortened(self.said(tokens), whole=len(tokens) < self.max_new_tokens)
-            lines.append({"item": number + 1, "text": text or None})
-        self._empty = sum(line["text"] is None and self.is_long(line["item"] - 1) for line in lines)
-        return pl.DataFrame(lines, schema={"item": pl.Int64, "text": pl.String})
+        texts = [
+            self._summaries.get(number, text) or None for number, text in enumerate(self.texts)
+        ]
+        items = range(1, self.numbered + 1)
+        return pl.DataFrame(
+            {"item": items, "text": texts}, schema={"item": pl.Int64, "text": pl.String}
+        )
 
     def remarks(self) -> list[str]:
         """What became of the texts."""
-        long = sum(map(self.is_long, range(self.numbered)))
         read = sum(length > self.text_tokens for _, length in self._read)
         notes = [
-            f"{long:,} of {self.numbered:,} texts have more than {self.max_new_tokens} tokens and were "
-            f"summarised, {read:,} of them by their first {self.text_tokens} tokens"
+            f"{len(self._summaries):,} of {self.numbered:,} texts have more than {self.max_new_tokens} "
+            f"tokens and were summarised, {read:,} of them by their first {self.text_tokens} tokens"
         ]
-        if self._empty:
-            notes.append(f"{self._empty:,} summaries are empty: these items have none")
+        if empty := sum(not text for text in self._summaries.values()):
+            notes.append(f"{empty:,} summaries are empty: these items have none")
         return [*super().remarks(), *notes]
 
 

@@ -87,22 +87,15 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
     """
     # Counted from the first token, not from the padding: a row's scores do not know its neighbours' lengths.
     positions = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, L)
+    read: dict[str, Any] = {"input_ids": tokens, "attention_mask": mask}
     if adds_embeddings(model):
         embedded, real, positions = behind_virtual_tokens(model, tokens, mask, positions)
-        out = model.base_model(
-            inputs_embeds=embedded,
-            attention_mask=padding_mask(model, real, positions),
-            position_ids=positions,
-            logits_to_keep=last_columns(embedded, keep),
-            use_cache=False,
-        )
-        behind: Tensor = out.logits.float()
-        return behind
+        read = {"inputs_embeds": embedded, "attention_mask": padding_mask(model, real, positions)}
+        model = model.base_model
     out = model(
-        input_ids=tokens,
-        attention_mask=mask,
+        **read,
         position_ids=positions,
-        logits_to_keep=last_columns(tokens, keep),
+        logits_to_keep=last_columns(positions, keep),
         use_cache=False,
     )
     logits: Tensor = out.logits.float()
@@ -110,7 +103,7 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
 
 
 def last_columns(read: Tensor, keep: int) -> Tensor:
-    """(keep,) the last of the L columns of what a model reads, (B, L) or (B, L, H), as ``logits_to_keep``.
+    """(keep,) the last of the L columns of what a model reads, (B, L), as ``logits_to_keep``.
 
     A number in their place makes transformers slice the states, and torch then copies the head's weights for
     each row of the slice, which lies apart in memory: on a CPU that took a sixth of a training step.

@@ -101,6 +101,11 @@ class LanguageModelModule(StageModule):
         """Of the language model."""
         return load_tokenizer(self.llm)
 
+    @property
+    def source(self) -> Path | None:
+        """Where the adapter's weights come from, if from anywhere."""
+        return self._weights or self.start
+
     # The model -----------------------------------------------------------------------------------------
 
     def precision_plugin(self, device: str, strategy: str) -> Precision | None:
@@ -144,7 +149,7 @@ class LanguageModelModule(StageModule):
         """
         super().setup(stage)
         if stage in ("test", "predict") and self.model is None:
-            require_source(self.adapter, self._weights or self.start)
+            require_source(self.adapter, self.source)
 
     def configure_model(self) -> None:
         """Load the language model onto this rank's own device and attach the adapter, once."""
@@ -173,12 +178,12 @@ class LanguageModelModule(StageModule):
 
     def on_test_start(self) -> None:
         """Ranks keep pace, and what is tested was trained."""
-        require_trained(self.model, self.adapter, self._weights or self.start)
+        require_trained(self.model, self.adapter, self.source)
         self._keep_pace(self.trainer.num_test_batches)
 
     def on_predict_start(self) -> None:
         """What is asked was trained."""
-        require_trained(self.model, self.adapter, self._weights or self.start)
+        require_trained(self.model, self.adapter, self.source)
 
     def _keep_pace(self, batches: list[int | float]) -> None:
         """Read a token for each batch that other ranks have more: split layers run on all ranks or none."""
@@ -234,7 +239,7 @@ class LanguageModelModule(StageModule):
         plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
         config = plugin.quantization_config(device) if plugin else None
         self._load(self.llm, device, config, seed=0)
-        require_trained(self.model, self.adapter, self._weights or self.start)
+        require_trained(self.model, self.adapter, self.source)
         return export_model(self.model, self.tokenizer, self.adapter, folder)
 
     # Checkpoints ---------------------------------------------------------------------------------------

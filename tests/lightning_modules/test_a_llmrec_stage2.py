@@ -52,6 +52,15 @@ def log_p(module: Any, embeddings: torch.Tensor, answer: list[int]) -> torch.Ten
     return torch.stack([logits[start + i, token] for i, token in enumerate(answer)])
 
 
+def assert_same_loss(module: Any, found: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
+    """Its value, and the gradients of all that is trained."""
+    assert found.item() == pytest.approx(expected.item(), abs=atol)
+    trained = [p for p in module.parameters() if p.requires_grad]
+    ours, theirs = (torch.autograd.grad(loss, trained) for loss in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=atol, rtol=1e-3)
+
+
 def first_layer_reads(module: Any, batch: Any, split: str) -> torch.Tensor:
     """(B, L, H)."""
     seen: list[torch.Tensor] = []
@@ -92,11 +101,7 @@ def test_the_loss_is_that_of_all_logits_of_each_row_alone(
         total = total - log_p(module, prompt, answer).mean()
     expected = total / normaliser
     found = module.training_step(batch, 0)
-    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    ours, theirs = (torch.autograd.grad(loss, trained) for loss in (found, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    assert_same_loss(module, found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
@@ -113,11 +118,7 @@ def test_the_choice_is_a_softmax_over_the_candidates_scores(parts: Parts, normal
         total = total - scores.log_softmax(0)[items.index(int(batch.target[row]))]
     expected = total / 2
     found = module.training_step(batch, 0)
-    assert found.item() == pytest.approx(expected.item(), abs=1e-4)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    ours, theirs = (torch.autograd.grad(loss, trained) for loss in (found, expected))
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+    assert_same_loss(module, found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["answer", "candidates"])
