@@ -116,7 +116,7 @@ class SlidingWindows:
                 "train, valid and test; use a shorter length or more data."
             )
         code = np.select([places >= first_test, places >= first_valid], [TEST, VALID], TRAIN)
-        return _events(histories, owner, start, stop, code, self.liked_above)
+        return rated_events(histories, owner, start, stop, code, self.liked_above)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class RatedTargets:
         """One example an event."""
         stop, user = _targets(histories, self.train, (TRAIN, VALID, TEST))
         start = _starts(histories, user, stop, self.length)
-        table = _events(histories, user, start, stop, histories.split[stop], self.liked_above)
+        table = rated_events(histories, user, start, stop, histories.split[stop], self.liked_above)
         parts = {"natural": (), "train": (TRAIN,), "all": (TRAIN, VALID, TEST)}[self.balance]
         keep = np.ones(len(table), dtype=bool)
         for code in parts:
@@ -201,7 +201,7 @@ class WithNegatives:
         return ExampleTable(user, start, stop, item, label, histories.split[stop])
 
 
-def _events(
+def rated_events(
     histories: Histories,
     user: np.ndarray,
     start: np.ndarray,

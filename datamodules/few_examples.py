@@ -5,11 +5,11 @@ Legend: U users, N events, R examples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from datamodules.examples import Examples, ExampleTable
+from datamodules.examples import Examples, ExampleTable, rated_events
 from datamodules.samplers import hashed_order
 from datamodules.types import CONTEXT, SPLIT_NAMES, TEST, TRAIN, VALID, Histories
 
@@ -21,14 +21,19 @@ class FewExamples:
     ``valid`` also limits the validation examples: a few-shot result that was selected on a thousand
     validation labels is none. Events outside the kept training examples become context.
 
+    ``behind`` also asks about the events that the kept training examples show as history, each one that has
+    at least so many shown before it. They are labels that prompts tell and that sequence models learn from:
+    K examples of ten events hold more than K answers.
+
     Raises:
-        ValueError: impossible arguments; on a call, fewer than were asked for.
+        ValueError: impossible arguments; on a call, fewer than were asked for, or no ratings.
     """
 
     base: Examples
     count: int
     valid: int | None = None
     seed: int = 0
+    behind: int | None = None
 
     limits_training = True
 
@@ -36,6 +41,11 @@ class FewExamples:
         if self.count < 1 or (self.valid is not None and self.valid < 1):
             raise ValueError(
                 f"FewExamples got count={self.count}, valid={self.valid}; expected 1 or more."
+            )
+        if self.behind is not None and (self.behind < 1 or self.liked_above is None):
+            raise ValueError(
+                f"FewExamples got behind={self.behind}; expected 1 or more, and a base that tells likes by "
+                "ratings (liked_above)."
             )
 
     @property
@@ -51,7 +61,28 @@ class FewExamples:
     def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
         """The base's table with fewer rows, the kept ones in their order."""
         table = self.base(histories, first_row)
-        return _limited("FewExamples", table, {TRAIN: self.count, VALID: self.valid}, self.seed)
+        table = _limited("FewExamples", table, {TRAIN: self.count, VALID: self.valid}, self.seed)
+        return table if self.behind is None else self._with_shown(table, histories, self.behind)
+
+    def _with_shown(self, table: ExampleTable, histories: Histories, behind: int) -> ExampleTable:
+        """The table, and behind it the events inside its training examples' histories, each once."""
+        train = table.take(table.code == TRAIN)
+        first = train.start + behind  # (R,) place of the first event that is asked about
+        each = np.maximum(train.stop - first, 0)  # (R,) how many there are
+        row = np.repeat(np.arange(len(train)), each)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(each) - each, each)
+        stop = first[row] + within
+        # Windows overlap: of an event that several show, the longest history is asked.
+        longest = np.lexsort((train.start[row], stop))
+        stop, row = stop[longest], row[longest]
+        fresh = np.append(True, stop[1:] != stop[:-1])[: len(stop)] & ~np.isin(stop, train.stop)
+        row, stop = row[fresh], stop[fresh]
+        assert self.liked_above is not None
+        shown = rated_events(
+            histories, train.user[row], train.start[row], stop, train.code[row], self.liked_above
+        )
+        pairs = ((getattr(table, f.name), getattr(shown, f.name)) for f in fields(table))
+        return ExampleTable(*(np.concatenate(pair) for pair in pairs))
 
 
 @dataclass(frozen=True)
