@@ -160,6 +160,37 @@ def test_few_examples_keep_k_of_the_base_and_the_rest_is_context() -> None:
         FewExamples(base, 700)(histories, _appearance([]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(2, 5), st.integers(1, 6))
+def test_few_examples_can_ask_about_what_they_show(
+    counts: list[int], length: int, behind: int
+) -> None:
+    histories = _histories(counts)
+    base = SlidingWindows(length, 3, 1_000)
+    order = _appearance(list(range(1, len(counts) + 1)))
+    try:
+        plain = FewExamples(base, 4, seed=3)(histories, order)
+    except ValueError:  # too few events for so long windows
+        return
+    table = FewExamples(base, 4, seed=3, behind=behind)(histories, order)
+    assert _tuples(table)[: len(plain)] == _tuples(plain)
+    # By a plain loop: of an event that several windows show, the one that shows most before it.
+    asked = {t[2] for t in _tuples(plain) if t[5] == TRAIN}
+    begins: dict[int, int] = {}
+    for _, start, stop, *_, code in _tuples(plain):
+        for place in range(start + behind, stop) if code == TRAIN else ():
+            if place not in asked:
+                begins[place] = min(begins.get(place, start), start)
+    more = {t[2]: t for t in _tuples(table)[len(plain) :]}
+    assert len(more) == len(table) - len(plain)
+    assert {place: t[1] for place, t in more.items()} == begins
+    assert histories.ratings is not None
+    for place, (user, _, _, target, label, code) in more.items():
+        assert (user, target) == (histories.users[place], histories.items[place])
+        assert (label, code) == (histories.ratings[place] > 3, TRAIN)
+    assert np.array_equal(codes_of(table, histories, True), codes_of(plain, histories, True))
+
+
 def test_a_sample_of_the_test_leaves_the_rest_as_it_is() -> None:
     histories = _histories([9] * 20, 2, LeaveOneOut())
     base = RatedTargets(3, length=2)
@@ -198,6 +229,8 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
         (lambda: WithNegatives(0), "count=0"),
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
+        (lambda: FewExamples(RatedTargets(3), 4, behind=0), "behind=0"),
+        (lambda: FewExamples(WithNegatives(1), 4, behind=2), "a base that tells likes"),
         (lambda: SampledTest(RatedTargets(3), 0), "SampledTest got count=0"),
     ],
 )
