@@ -18,6 +18,7 @@ import torch
 from datamodules.sources import DataSourceError
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.attention import implementation
 from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
 
@@ -157,7 +158,8 @@ def load_causal_lm(
     with _loading(folder, device):
         model, info = loader.from_pretrained(
             folder, **_OFFLINE, **options, config=config, use_safetensors=True, dtype=dtype,
-            device_map={"": device}, attn_implementation=spec.attention, output_loading_info=True,
+            device_map={"": device}, output_loading_info=True,
+            attn_implementation=implementation(spec.attention, device, dtype),
         )  # fmt: skip
     _require_weights(folder, info["missing_keys"])
     model.config.use_cache = False

@@ -139,6 +139,7 @@ def theirs(
         })  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = load_causal_lm(module.llm, device)
+    base.set_attn_implementation("sdpa")  # transformers' own, not what we register with it
     model = attach_adapter(base, module.adapter, 0)
     model.train()
     half = resolve_dtype(module.llm, device) == torch.bfloat16
