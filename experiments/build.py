@@ -183,16 +183,23 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
             a checkpoint that the finished object loads, ``catalog.NAME`` a table with a column ``text``.
 
     Raises:
-        UserError: see ``build``; or a table is not one of this catalogue.
+        UserError: see ``build``; or a table is not one of this catalogue, or nothing reads the catalogue.
     """
     told = {name: extra.pop(name) for name in [*extra] if name.startswith(CATALOG)}
+    asked = set()
 
     @cache  # a catalogue may be large: read once, and only where it is asked for
     def fact(name: str) -> Any:
+        asked.add(name)
         value = getattr(data, name)
         return _with_texts(value, told) if name == "catalog" else value
 
-    return _build_on(node, fact, extra)
+    built = _build_on(node, fact, extra)
+    if told and "catalog" not in asked:
+        raise UserError(
+            f"{node['_target_']} reads no texts of items: take the input {', '.join(told)} away"
+        )
+    return built
 
 
 def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:

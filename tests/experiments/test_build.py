@@ -49,6 +49,15 @@ def test_facts_go_to_those_who_ask() -> None:
     assert build.build_on({"_target_": "lightning_modules.markov.MarkovModule"}, data)
 
 
+def test_a_table_of_texts_that_nothing_reads_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"SASRecModule reads no texts of items: .*catalog\.summary"
+    ):
+        build.build_on(
+            {"_target_": SASREC}, SimpleNamespace(num_items=3), **{"catalog.summary": "x.parquet"}
+        )
+
+
 def test_facts_go_to_nested_objects_that_ask() -> None:
     data = SimpleNamespace(num_items=3)
     inner = {"_target_": SASREC, "hidden_size": 8}
