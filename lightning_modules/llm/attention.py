@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_modules.llm.specs import Attention
 
 IN_PRODUCTS = "sdpa_trained_in_products"  # its name in transformers
+TAKE_MASKS = ("sdpa", "eager", IN_PRODUCTS)  # implementations that take any mask
 MOST_SCORES = (
     2**26
 )  # B x H x Q x K: beyond it the scores, which torch's kernel never holds, take too much
@@ -56,7 +57,8 @@ def trained_in_products(
     learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
     scores = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
     known = attention_mask is not None and attention_mask.dtype == torch.bool
-    plain = not options.get("dropout") and options.get("position_bias") is None
+    plain = not any(options.get(n) is not None for n in ("position_bias", "softcap"))
+    plain = plain and not options.get("dropout")
     if learns and known and plain and scores <= MOST_SCORES:
         assert attention_mask is not None
         return in_products(query, key, value, attention_mask, scaling), None

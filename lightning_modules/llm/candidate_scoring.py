@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.attention import TAKE_MASKS
 from lightning_modules.llm.label_scoring import last_columns
 from lightning_modules.llm.masks import attention_mask
 
@@ -111,7 +112,7 @@ def candidate_log_likelihoods(
         ValueError: an empty prompt or candidate, or attention that takes no mask.
     """
     attention = getattr(model.config, "_attn_implementation", "sdpa")
-    if attention not in ("sdpa", "eager"):
+    if attention not in TAKE_MASKS:
         raise ModelError(
             f"attention={attention} takes no mask of our own: score candidates with attention=sdpa"
         )

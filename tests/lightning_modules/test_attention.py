@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lightning_modules.llm import attention
 from lightning_modules.llm.attention import IN_PRODUCTS, implementation, trained_in_products
 from lightning_modules.llm.backbones import load_causal_lm
+from lightning_modules.llm.candidate_scoring import candidate_log_likelihoods
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.specs import BackboneSpec
 
@@ -123,3 +124,14 @@ def test_a_language_model_learns_what_it_would_learn_by_the_kernel(
     products, kernel = gradient(attention.MOST_SCORES), gradient(0)
     assert not torch.equal(products, kernel)  # else one of them was not used
     assert F.cosine_similarity(products.flatten(), kernel.flatten(), dim=0) > 0.99
+
+
+def test_candidates_are_scored_and_learned_from() -> None:
+    model = load_causal_lm(BackboneSpec(RandomModel(), dtype="bfloat16"), CPU)
+    asked: Any = ([[4, 5, 6], [7]], [[[8], [9, 10]], [[11, 12]]], 3)
+    with torch.no_grad():
+        kernel = candidate_log_likelihoods(model, *asked).total
+    model.requires_grad_()
+    products = candidate_log_likelihoods(model, *asked).total
+    torch.testing.assert_close(products, kernel, rtol=0.02, atol=0.02)
+    assert products.requires_grad
