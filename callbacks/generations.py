@@ -1,19 +1,24 @@
 """Generated texts, append-only, keyed by content hash: a stage that was cut off writes only what is missing.
 
-One JSON object a line: ``key``, ``tokens`` and their ``text``. Every rank appends to a file of its own; all
-read all files when a test starts.
+One JSON object a line: ``key``, ``tokens``, their ``text`` and a check sum. Every rank appends to a file of its
+own; all read all files when a test starts. A stage's files hold all of its texts, also those that it has found
+in the store that runs share.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 
-logger = logging.getLogger(__name__)
+from callbacks.generation_store import (
+    GenerationStore,
+    append,
+    cut_half_line,
+    line_of,
+    read_lines,
+)
 
 
 class GenerationsLog(lightning.Callback):
@@ -22,11 +27,14 @@ class GenerationsLog(lightning.Callback):
     Args:
         folder: of the stage.
         name: of the row that is tested, or of the stage that predicts.
+        shared: folder of texts that runs share, a file for each ``writer`` of a module. Only for modules whose
+            prompts are all that a text depends on besides: a row's number means another row in other data.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = Path(folder), name
+    def __init__(self, folder: Path, name: str, shared: Path | None = None) -> None:
+        self.folder, self.name, self.shared = Path(folder), name, shared
         self.file = self.folder  # of this rank, known when a test starts
+        self.store: GenerationStore | None = None
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """As in a test."""
@@ -47,6 +55,9 @@ class GenerationsLog(lightning.Callback):
         """Hand over what an earlier attempt has written; half a line that a kill has left is cut off."""
         self.file = self.folder / f"generations.{self.name}.{trainer.global_rank:04d}.jsonl"
         cut_half_line(self.file)
+        if self.shared is not None:
+            self.store = GenerationStore(self.shared / f"{pl_module.writer[:32]}.jsonl")
+            pl_module.generations.elsewhere = self.store
         trainer.strategy.barrier()
         self._hand_over(pl_module)
         trainer.strategy.barrier()  # nobody appends while another reads
@@ -54,7 +65,7 @@ class GenerationsLog(lightning.Callback):
     def _hand_over(self, pl_module: Any) -> None:
         for file in sorted(self.folder.glob(f"generations.{self.name}.*.jsonl")):
             for line in read_lines(file):
-                pl_module.generations.known[line["key"]] = line["tokens"]
+                pl_module.generations.known.setdefault(line["key"], line["tokens"])
 
     def on_test_batch_end(self, trainer: lightning.Trainer, pl_module: Any, *unused: Any) -> None:
         """Append what the batch has added."""
@@ -62,36 +73,8 @@ class GenerationsLog(lightning.Callback):
         if not fresh:
             return
         texts = pl_module.tokenizer.batch_decode([g.tokens for g in fresh])
-        lines = [
-            {"key": g.key, "tokens": g.tokens, "text": text}
-            for g, text in zip(fresh, texts, strict=True)
-        ]
-        with self.file.open("ab") as out:
-            out.write("".join(json.dumps(line) + "\n" for line in lines).encode())
-
-
-def cut_half_line(file: Path) -> None:
-    """Shorten a file to its whole lines; one that does not exist is made."""
-    with file.open("ab+") as out:
-        out.seek(0)
-        out.truncate(len(_whole(out.read())))
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; what cannot be read is left out with a warning, and is written again."""
-    found: list[dict[str, Any]] = []
-    lines = _whole(file.read_bytes()).split(b"\n")[:-1]
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            if isinstance(entry["key"], str) and all(type(i) is int for i in entry["tokens"]):
-                found.append(entry)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    if len(found) < len(lines):
-        logger.warning("%s: %d unreadable lines left out", file, len(lines) - len(found))
-    return found
-
-
-def _whole(content: bytes) -> bytes:
-    return content[: content.rfind(b"\n") + 1]
+        lines = [line_of(g.key, g.tokens, text) for g, text in zip(fresh, texts, strict=True)]
+        append(self.file, lines)
+        written = [line for g, line in zip(fresh, lines, strict=True) if not g.found]
+        if self.store is not None and written:
+            self.store.add(written)

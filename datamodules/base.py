@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars
@@ -34,6 +34,7 @@ from datamodules.orders import Order
 from datamodules.prepare import prepare
 from datamodules.prepared import Prepared
 from datamodules.recipe import Groups, Recipe
+from datamodules.row_histories import row_histories
 from datamodules.row_samples import RowSample, some_of, take_rows
 from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
 from datamodules.splits import LeaveOneOut, Split
@@ -69,8 +70,7 @@ class SequenceDataModule(StageDataModule):
         groups: which rows count as cold and warm.
         examples: labelled examples for yes/no methods; None ranks every target.
         images: a folder or tar of item images named by item id; None uses what ``make images`` downloaded.
-        image_ids: ``id``: the files are named by the data's own ids; ``title``, or a file: see
-            ``image_ids.read_ids``.
+        image_ids: ``id`` (the data's own), ``title``, or a file: see ``image_ids.read_ids``.
         words: what items are called, for methods that write of them.
         test_rows: test some of the rows alone (of ``test_code``), all methods the same ones; None tests all.
         mask_seen: leave the items of a row's own history out of its ranking.
@@ -290,6 +290,8 @@ class SequenceDataModule(StageDataModule):
         )
         return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
 
+    row_histories = property(row_histories)  # by split, for modules that write of each history
+
     @property
     def tells_likes(self) -> bool:
         """Whether batches say which events of a history were liked."""
@@ -335,5 +337,4 @@ class SequenceDataModule(StageDataModule):
         return self._loader(dataset, sampler, attach)
 
     def _method(self) -> Method:
-        module: Any = self._trainer().lightning_module
-        return module
+        return cast(Method, self._trainer().lightning_module)

@@ -17,6 +17,13 @@ from datamodules.sources import cache_root
 from datamodules.types import TEST
 
 
+class _Numbers(Dataset[torch.Tensor]):
+    """Hands a batch of numbers on."""
+
+    def __getitem__(self, numbers: list[int]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.long)
+
+
 class StageDataModule(pl.LightningDataModule):
     """Prepared once, named by its content, handed out in batches that do not depend on devices.
 
@@ -60,13 +67,14 @@ class StageDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Of a method that goes through numbered things their numbers, of others the test's rows."""
         trainer = self._trainer()
-        count: int | None = getattr(trainer.lightning_module, "numbered", None)
-        if count is None:
+        module: Any = trainer.lightning_module
+        if not hasattr(module, "predict_batches"):
             rows: DataLoader[Any] = self.test_dataloader()
             return rows
-        mine = range(trainer.global_rank, count, trainer.world_size)
         each = max(1, self.batch_size // trainer.world_size)
-        return DataLoader(list(mine), batch_size=each)  # type: ignore[arg-type]
+        batches = module.predict_batches(each, trainer.global_rank, trainer.world_size)
+        # Ranks meet before the first batch and behind the last: one that has nothing to do must come, too.
+        return DataLoader(_Numbers(), batch_size=None, sampler=batches or [[]])
 
     def _loader(
         self, dataset: Dataset[Any], sampler: Iterable[RowBatch], collate: Callable[[Any], Any]

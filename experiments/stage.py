@@ -28,6 +28,7 @@ from callbacks.scores import ScoresWriter
 from callbacks.throughput import Throughput
 from datamodules.base import SequenceDataModule
 from datamodules.errors import DataFormatError, DataSourceError
+from datamodules.sources import cache_root
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TEST, VALID
 from datamodules.versioning import read_json, write_json
@@ -204,7 +205,7 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
     assert isinstance(module, PredictingModule)  # experiments.check has refused others
     callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
     if module.generations is not None:
-        callbacks.append(GenerationsLog(folder, job["stage"]))
+        callbacks.append(GenerationsLog(folder, job["stage"], cache_root() / "generations"))
     trainer = make_trainer(folder, job, data, module, callbacks)
     trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:

@@ -24,6 +24,14 @@ class PredictingModule(StageModule):
     def numbered(self) -> int:
         """How many things there are: their numbers are 0, 1, ..., one less than this."""
 
+    def predict_batches(self, size: int, rank: int, world_size: int) -> list[list[int]]:
+        """The numbers of one device in batches of at most ``size``, in the order of the work.
+
+        Nobody waits for another device between batches: what a number depends on comes before it here.
+        """
+        mine = list(range(rank, self.numbered, world_size))
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
+
     @abstractmethod
     def table(self) -> pl.DataFrame:
         """What was found, a line a thing; asked for once all of them were predicted, by any device."""

@@ -1,4 +1,4 @@
-"""Answers that are written out: greedy, free or held to a list, and matched without mercy.
+"""Answers that are written out: greedy or drawn, free or held to a list, and matched without mercy.
 
 Scoring is cheaper and never fails to answer (``label_scoring``, ``candidate_scoring``). Writing is for what
 has no list of answers, and to measure how often a model that writes says something that can be used.
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lightning_modules.llm.label_scoring import pad_left
+from lightning_modules.llm.sampling import RowSampler
 
 _QUOTES = "\"'`“”‘’«»*_ \t\n"
 
@@ -26,8 +27,9 @@ def generate(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     choices: Sequence[Sequence[Sequence[int]]] | None = None,
+    sampler: RowSampler | None = None,
 ) -> list[list[int]]:
-    """New tokens of each row, greedily chosen, up to the end of its text.
+    """New tokens of each row, greedily chosen or drawn, up to the end of its text.
 
     Args:
         model: a causal language model of transformers.
@@ -35,6 +37,7 @@ def generate(
         prompts: (B) token ids.
         max_new_tokens: at most.
         choices: (B) lists of token sequences, one of which a row must write; None leaves it free.
+        sampler: draws each row's next token; None takes the likeliest.
 
     Raises:
         ValueError: a row has no choice, or one without tokens.
@@ -49,6 +52,8 @@ def generate(
         options["prefix_allowed_tokens_fn"] = lambda row, ids: tries[row].after(
             ids[width:].tolist()
         )
+    if sampler is not None:  # what it draws is the only token left, and so the likeliest
+        options["logits_processor"] = [sampler]
     with torch.no_grad():
         out = model.generate(
             input_ids=tokens.to(model.device),

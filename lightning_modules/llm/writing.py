@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.metadata import version
 
 import lightning.pytorch as pl
 
 from datamodules.sources import file_digest
-from lightning_modules.generations import Generations
+from lightning_modules.generations import Generations, key_of
 from lightning_modules.llm.backbones import resolve_dtype
 from lightning_modules.llm.generation import generate
+from lightning_modules.llm.sampling import RowSampler, Sampling
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.tuning import LanguageModelModule
 
+_VERSION = 1  # of how tokens are chosen here: raise it when the same prompt is answered otherwise
 _NEXT = -1  # no token: what follows is a choice
 
 
@@ -49,12 +52,16 @@ class WritesTexts(LanguageModelModule):
         )
 
     @cached_property
-    def _writer(self) -> str:
-        """A digest of the model that writes, and of the type that it computes in here."""
+    def writer(self) -> str:
+        """A digest of the model that writes, of the type that it computes in here, and of what runs it.
+
+        The device and the rows of a batch are not part of it: they move the last bits only.
+        """
         weights = file_digest(self._weights) if self._weights else ""
         dtype = resolve_dtype(self.llm, self.device)
+        engine = f"transformers {version('transformers')} {_VERSION}"
         return hashlib.sha256(
-            f"{self.llm.digest()} {dtype} {self.adapter!r} {weights}".encode()
+            f"{self.llm.digest()} {dtype} {self.adapter!r} {weights} {engine}".encode()
         ).hexdigest()
 
     def write(
@@ -63,8 +70,9 @@ class WritesTexts(LanguageModelModule):
         max_new_tokens: int,
         behind: Sequence[int] | None = None,
         choices: Sequence[Sequence[Sequence[int]]] | None = None,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Greedy continuations of prompts (B,), at most so many tokens each.
+        """Continuations of prompts (B,), at most so many tokens each.
 
         Args:
             prompts: token ids.
@@ -72,7 +80,11 @@ class WritesTexts(LanguageModelModule):
             behind: (B,) the rows that prompts hold vectors of, where they do: equal tokens are then not
                 enough to know an answer again, and rows are written all or none, as vectors are laid out.
             choices: (B) lists of token ids, one of which a row must write; None leaves it free.
+            sampling: draws tokens, of each prompt from a stream of its own; None takes the likeliest ones.
         """
+        chosen = "greedy" if sampling is None else repr(sampling)
+        limit = str(max_new_tokens) if choices is None else "choice"
+        how = f"{chosen} {limit} {self.writer}"
         names = [list(prompt) for prompt in prompts]
         for row, name in enumerate(names):
             name += [] if behind is None else [behind[row]]
@@ -83,13 +95,14 @@ class WritesTexts(LanguageModelModule):
             rows = asked if behind is None else list(range(len(names)))
             held = None if choices is None else [choices[row] for row in rows]
             texts = [prompts[row] for row in rows]
-            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held)
+            streams = [key_of(names[row], how) for row in rows]
+            drawn = {"sampler": RowSampler(sampling, streams)} if sampling else {}
+            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **drawn)
             written = dict(zip(rows, made, strict=True))
             return [written[row] for row in asked]
 
         assert self.generations is not None
-        how = f"greedy {max_new_tokens}" if choices is None else "greedy choice"
-        return self.generations.answers(names, f"{how} {self._writer}", write)
+        return self.generations.answers(names, how, write)
 
     def said(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""
