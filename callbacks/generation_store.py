@@ -51,13 +51,16 @@ class GenerationStore:
         _warn(self.file, wrong)
 
     def get(self, key: str) -> list[int] | None:
-        """The tokens of a text; None where nobody has written it, or its line is no longer whole."""
+        """The tokens of a text; None where nobody has written it, or its line is not there any more."""
         if key not in self._places:
             return None
         start, size = self._places[key]
-        with self.file.open("rb") as lines:
-            lines.seek(start)
-            entry = parsed(lines.read(size))
+        try:
+            with self.file.open("rb") as lines:
+                lines.seek(start)
+                entry = parsed(lines.read(size))
+        except FileNotFoundError:
+            return None
         return None if entry is None or entry["key"] != key else entry["tokens"]
 
     def add(self, lines: Sequence[Line]) -> None:

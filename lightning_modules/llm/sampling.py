@@ -72,7 +72,7 @@ def draw(logits: Tensor, top_p: float, uniform: Tensor) -> Tensor:
         top_p: see ``Sampling``.
         uniform: (B,).
     """
-    chances, order = logits.softmax(-1).sort(-1, descending=True, stable=True)  # (B, V)
+    chances, order = logits.softmax(-1).sort(stable=True, dim=-1, descending=True)  # (B, V)
     before = chances.cumsum(-1) - chances  # (B, V) of the tokens before each one
     kept = torch.where(before < top_p, chances, 0.0)
     ends = kept.cumsum(-1)

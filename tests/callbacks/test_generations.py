@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from callbacks.generations import GenerationsLog, cut_half_line, read_lines
+from callbacks.generation_store import cut_half_line, line_of, read_lines
+from callbacks.generations import GenerationsLog
 from lightning_modules.generations import Generations
 
 
@@ -97,7 +98,7 @@ def test_lines_that_are_no_texts_are_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "generations.x.0000.jsonl"
-    good = '{"key": "a", "tokens": [1], "text": ""}'
+    good = json.dumps(line_of("a", [1], ""))
     bad = [
         "[]",
         "7",
@@ -105,9 +106,12 @@ def test_lines_that_are_no_texts_are_left_out_with_a_warning(
         '{"key": "b"}',
         '{"key": "b", "tokens": ["1"]}',
         '{"key": 1, "tokens": []}',
+        '{"key": "b", "tokens": [1], "text": ""}',
+        good.replace("[1]", "[2]"),
+        good.replace('"a"', '"b"'),
     ]
     file.write_text("\n".join([*bad, good, good[:9]]))
     cut_half_line(file)
     with caplog.at_level(logging.WARNING):
         assert [line["key"] for line in read_lines(file)] == ["a"]
-    assert "6 unreadable lines" in caplog.text
+    assert "9 unreadable lines" in caplog.text
