@@ -110,7 +110,9 @@ class Plan:
     steps: list[Step] = field(default_factory=list)  # (S,)
     wave: list[int] = field(default_factory=list)  # (S,)
     owner: list[int] = field(default_factory=list)  # (S,) the user
-    chains: list[list[int]] = field(default_factory=list)  # (H) steps, the last one's text is the answer
+    chains: list[list[int]] = field(
+        default_factory=list
+    )  # (H) steps, the last one's text is the answer
 
     @classmethod
     def of(cls, cut: Cut, users: Sequence[int], spans: Iterable[Span]) -> Plan:

@@ -134,7 +134,9 @@ class UserSummariesModule(WritesTexts, PredictingModule):
     def predict_batches(self, size: int, rank: int, world_size: int) -> list[list[int]]:
         """Waves of steps, see ``Plan.batches``."""
         items = self.rows.histories.items
-        total = np.concatenate([[0], np.cumsum(self._read[1][items])])  # (N + 1,) tokens before each
+        total = np.concatenate(
+            [[0], np.cumsum(self._read[1][items])]
+        )  # (N + 1,) tokens before each
         lengths = [
             len(s.before) * self.max_new_tokens + int(total[s.stop] - total[s.start])
             for s in self.plan.steps

@@ -25,9 +25,7 @@ def first(items: Sequence[str], words: ItemWords, most: int) -> tuple[str, str]:
     return f"{asked} {_shape(words, most)}", _listed(items)
 
 
-def next_block(
-    items: Sequence[str], before: str, words: ItemWords, most: int
-) -> tuple[str, str]:
+def next_block(items: Sequence[str], before: str, words: ItemWords, most: int) -> tuple[str, str]:
     """The same of somebody on whom there is a note."""
     asked = (
         f"There is a note on what somebody likes, and the {words.plural} that they {words.past} most recently, "

@@ -46,7 +46,12 @@ def test_what_one_adds_another_finds(tmp_path: Path) -> None:
     two.add(lines("e"))
     assert GenerationStore(file).get("e") == [101]
     assert [two.get(key) for key in ("ab", "c", "d")] == [[97, 98], [99], [100]]
-    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == ["ab", "c", "d", "e"]
+    assert [json.loads(line)["key"] for line in file.read_text().splitlines()] == [
+        "ab",
+        "c",
+        "d",
+        "e",
+    ]
     # The first text of a key is its text.
     two.add([line_of("c", [1], "other")])
     assert GenerationStore(file).get("c") == [99]
@@ -62,7 +67,9 @@ def test_two_processes_at_once_leave_a_whole_file(tmp_path: Path) -> None:
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     found = [json.loads(line)["key"] for line in file.read_bytes().splitlines()]
-    assert sorted(found) == sorted(f"{w}{i}.{k}" for w in "ab" for i in range(150) for k in range(3))
+    assert sorted(found) == sorted(
+        f"{w}{i}.{k}" for w in "ab" for i in range(150) for k in range(3)
+    )
     assert len({key[0] for key in found[:225]} | {key[0] for key in found[225:]}) == 2
     store = GenerationStore(file)
     assert all(store.get(key) == list(range(int(key[1:].split(".")[0]) % 40)) for key in found)

@@ -19,7 +19,9 @@ def movies(root: Path, **options: object) -> MovieLensDataModule:
 
 
 @pytest.mark.parametrize(
-    "examples", [None, WithNegatives(2), SlidingWindows(length=4), RatedTargets(3, length=5)], ids=str
+    "examples",
+    [None, WithNegatives(2), SlidingWindows(length=4), RatedTargets(3, length=5)],
+    ids=str,
 )
 def test_every_row_finds_its_history(tiny_movielens: Path, examples: Examples | None) -> None:
     data = movies(tiny_movielens, examples=examples)

@@ -25,7 +25,9 @@ def test_blocks_are_the_history_and_the_newest_is_the_short_one(
     start: int, length: int, size: int
 ) -> None:
     found = blocks(start, start + length, size)
-    assert [e for first, last in found for e in range(first, last)] == [*range(start, start + length)]
+    assert [e for first, last in found for e in range(first, last)] == [
+        *range(start, start + length)
+    ]
     counts = [last - first for first, last in found]
     assert counts[:-1] == [size] * (len(counts) - 1)
     assert len(counts) == -(-length // size)

@@ -77,9 +77,7 @@ def summariser(llm: BackboneSpec, catalog: pl.DataFrame | None = None, **options
 
 def predict(module: Any, size: int, rank: int = 0, world: int = 1, log: Any = None) -> list[int]:
     """As a trainer does; the size of each batch."""
-    trainer: Any = SimpleNamespace(
-        global_rank=rank, strategy=SimpleNamespace(barrier=lambda: None)
-    )
+    trainer: Any = SimpleNamespace(global_rank=rank, strategy=SimpleNamespace(barrier=lambda: None))
     if log is not None:
         log.on_predict_start(trainer, module)
     batches = module.predict_batches(size, rank, world)
@@ -212,7 +210,9 @@ def test_devices_write_for_users_of_their_own_and_the_first_one_knows_all(
     assert min(counts) > 3
     users = [{m.plan.owner[n] for n in m._texts} for m in ranks]
     assert not users[0] & users[1]
-    logs[0].on_predict_end(SimpleNamespace(strategy=SimpleNamespace(barrier=lambda: None)), ranks[0])
+    logs[0].on_predict_end(
+        SimpleNamespace(strategy=SimpleNamespace(barrier=lambda: None)), ranks[0]
+    )
     ranks[0].model = None  # nothing is left to write
     assert ranks[0].table().equals(whole.table())
 
@@ -271,7 +271,9 @@ def test_another_text_of_an_item_asks_again_for_the_users_who_had_it_and_for_nob
     changed, asked = run("c", catalogue(i7="Another film"))
     items = histories().items
     touched = {
-        number for number, step in enumerate(changed.plan.steps) if 7 in items[step.start : step.stop]
+        number
+        for number, step in enumerate(changed.plan.steps)
+        if 7 in items[step.start : step.stop]
     }
     for number, step in enumerate(changed.plan.steps):  # a text is read by those behind it
         touched |= {number} if touched & set(step.before) else set()
@@ -317,13 +319,17 @@ def test_an_empty_answer_leaves_the_text_before_it(
     assert set(table["text"]) == {"A."}
     assert table["empty"].to_list() == [2, 0, 1, 2, 0]
     none = summariser(llm, mode="sliding", window=2, join="merge", splits=["test"])
-    monkeypatch.setattr("lightning_modules.llm.writing.generate", lambda m, t, p, *o: [[] for _ in p])
+    monkeypatch.setattr(
+        "lightning_modules.llm.writing.generate", lambda m, t, p, *o: [[] for _ in p]
+    )
     predict(none, 64)
     assert none.table()["text"].to_list() == [None] * 5
 
 
 def test_histories_without_events_have_no_text(llm: BackboneSpec) -> None:
-    made = summariser(llm, row_histories={"test": rows(histories(), [(2, 0), (2, 1)])}, splits=["test"])
+    made = summariser(
+        llm, row_histories={"test": rows(histories(), [(2, 0), (2, 1)])}, splits=["test"]
+    )
     predict(made, 4)
     table = made.table()
     assert table["text"].is_null().to_list() == [True, False]
@@ -359,7 +365,9 @@ def test_texts_of_others_stay_data(llm: BackboneSpec, monkeypatch: pytest.Monkey
     assert text.count("long") < 128
     monkeypatch.setattr(
         "lightning_modules.llm.writing.generate",
-        lambda m, t, p, *o: [t('He "likes" <' + "/s>.", add_special_tokens=False)["input_ids"] for _ in p],
+        lambda m, t, p, *o: [
+            t('He "likes" <' + "/s>.", add_special_tokens=False)["input_ids"] for _ in p
+        ],
     )
     predict(made, 64)
     assert made.prompt(made.plan.chains[0][1]).count(end) == plain_count(plain, end)
