@@ -1,7 +1,7 @@
 """Generated texts that runs share: one append-only file of JSON lines for each model that writes.
 
-A line holds ``key``, ``tokens``, ``text`` and a ``check`` sum of the first two. What cannot be read, or does not
-agree with its sum, is left out with a warning and written again by whoever needs it.
+A line holds ``key``, ``tokens``, ``text`` and a ``check`` sum of the first two. What cannot be read, or does
+not agree with its sum, is left out with a warning and written again by whoever needs it.
 """
 
 from __future__ import annotations

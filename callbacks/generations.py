@@ -1,8 +1,8 @@
 """Generated texts, append-only, keyed by content hash: a stage that was cut off writes only what is missing.
 
-One JSON object a line: ``key``, ``tokens``, their ``text`` and a check sum. Every rank appends to a file of its
-own; all read all files when a test starts. A stage's files hold all of its texts, also those that it has found
-in the store that runs share.
+One JSON object a line: ``key``, ``tokens``, their ``text`` and a check sum. Every rank appends to a file of
+its own; all read all files when a test starts. A stage's files hold all of its texts, also those that it has
+found in the store that runs share.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class GenerationsLog(lightning.Callback):
     Args:
         folder: of the stage.
         name: of the row that is tested, or of the stage that predicts.
-        shared: folder of texts that runs share, a file for each ``writer`` of a module. Only for modules whose
-            prompts are all that a text depends on besides: a row's number means another row in other data.
+        shared: folder of texts that runs share, a file for each ``writer`` of a module. For modules whose
+            texts depend on tokens alone besides: a row's number means another row in other data.
     """
 
     def __init__(self, folder: Path, name: str, shared: Path | None = None) -> None:

@@ -1,7 +1,8 @@
 """Texts that a model has written, by the content of what they answer: none is written twice.
 
 Whoever keeps them (``callbacks/generations.py``) fills ``known`` before a pass and takes what is new after
-each batch; what other runs have written is ``elsewhere``. Nothing here knows a model: it is told how to write.
+each batch; what other runs have written is ``elsewhere``. Nothing here knows a model: it is told how to
+write.
 """
 
 from __future__ import annotations

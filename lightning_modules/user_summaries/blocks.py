@@ -1,7 +1,7 @@
 """How histories are cut, and which texts have to be there before another can be written.
 
-Legend: H histories, S steps. A step is one call of the language model; its wave is how many calls come before it
-one after the other.
+Legend: H histories, S steps. A step is one call of the language model; its wave is how many calls come before
+it, one after the other.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Cut:
     """How a history becomes steps.
 
     Args:
-        mode: ``recurrent``: consecutive blocks, each read with the text before it, h_k = LLM(block_k, h_(k-1))
-            (MLLM-MSR, arXiv 2408.09698); ``direct``: all events at once; ``sliding``: windows that may
-            overlap (MLLM-SRec, s41598-025-14251-1).
+        mode: ``recurrent``: consecutive blocks, each read with the text before it, h_k = LLM(block_k,
+            h_(k-1)) (MLLM-MSR, arXiv 2408.09698); ``direct``: all events at once; ``sliding``: windows that
+            may overlap (MLLM-SRec, s41598-025-14251-1).
         block_size: events of a block.
         window: events of a window.
         step: events between two windows; None: a whole window.
@@ -141,6 +141,13 @@ class Plan:
         """Calls one after the other, at least, whatever the number of users."""
         return max(self.wave, default=-1) + 1
 
+    def in_waves(self) -> list[list[int]]:
+        """The steps' numbers by wave: those of one wave do not read each other's texts."""
+        found: list[list[int]] = [[] for _ in range(self.waves)]
+        for number, wave in enumerate(self.wave):
+            found[wave].append(number)
+        return found
+
     def batches(
         self, lengths: Sequence[int], size: int, rank: int, world_size: int
     ) -> list[list[int]]:
@@ -156,12 +163,9 @@ class Plan:
             load[user] += 1
         dealt = sorted(load, key=lambda user: (-load[user], user))[rank::world_size]
         mine = set(dealt)
-        waves: list[list[int]] = [[] for _ in range(self.waves)]
-        for number, user in enumerate(self.owner):
-            if user in mine:
-                waves[self.wave[number]].append(number)
         found = []
-        for wave in waves:
-            wave.sort(key=lambda number: -lengths[number])
-            found += [wave[at : at + size] for at in range(0, len(wave), size)]
+        for wave in self.in_waves():
+            order = [number for number in wave if self.owner[number] in mine]
+            order.sort(key=lambda number: -lengths[number])
+            found += [order[at : at + size] for at in range(0, len(order), size)]
         return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import polars as pl
@@ -29,7 +29,7 @@ from lightning_modules.user_summaries import prompts
 from lightning_modules.user_summaries.blocks import Cut, Join, Mode, Plan
 
 SplitName = Literal["train", "valid", "test"]
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "user": pl.Int64, "start": pl.Int64, "stop": pl.Int64, "text": pl.String,
     "steps": pl.List(pl.String), "left_out": pl.Int64, "empty": pl.Int64,
 }  # fmt: skip
@@ -50,8 +50,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         catalog, item_words, row_histories: given by the runner from the data.
         llm: it writes; nothing is trained.
         mode, block_size, window, step, join: how histories are cut, see ``blocks.Cut``.
-        fields: of the catalogue, that an item's text is made of; ``summary`` is what another stage has written
-            (``inputs: {catalog.summary: ...}``).
+        fields: of the catalogue, that an item's text is made of; ``summary`` is what another stage has
+            written (``inputs: {catalog.summary: ...}``).
         splits: whose rows' histories; all that later stages read.
         max_length: newest events of a history that are read; None reads all.
         words: that a text should have, at most; the model is asked, not forced.
@@ -198,9 +198,9 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         least = ids(skip)
         if len(least) > room:
             raise ModelError(
-                f"a prompt about one item has {len(least)} tokens, and with a text of {self.max_new_tokens} it "
-                f"does not fit into llm.max_length={self.llm.max_length}: raise it, or lower item_tokens or "
-                "max_new_tokens"
+                f"a prompt about one item has {len(least)} tokens, and with a text of {self.max_new_tokens} "
+                f"it does not fit into llm.max_length={self.llm.max_length}: raise it, or lower item_tokens "
+                "or max_new_tokens"
             )
         self._left_out[number] = skip
         return least
@@ -232,20 +232,17 @@ class UserSummariesModule(WritesTexts, PredictingModule):
 
     def _make_the_rest(self) -> None:
         """What other devices have written is known by its prompt."""
-        waves: list[list[int]] = [[] for _ in range(self.plan.waves)]
-        for number, wave in enumerate(self.plan.wave):
-            if number not in self._texts:
-                waves[wave].append(number)
-        for wave in waves:
-            for at in range(0, len(wave), _AT_ONCE):
-                self._make(wave[at : at + _AT_ONCE])
+        for wave in self.plan.in_waves():
+            rest = [number for number in wave if number not in self._texts]
+            for at in range(0, len(rest), _AT_ONCE):
+                self._make(rest[at : at + _AT_ONCE])
 
     def table(self) -> pl.DataFrame:
         """A line for each history, ascending: ``user``, ``start`` and ``stop`` as in ``Rows``, ``text``.
 
-        ``steps`` holds the text after each call, oldest first, so that the last one is ``text``. Without events
-        or where nothing was written ``text`` is null. ``left_out`` counts items (of a merge, notes) that fitted
-        into no prompt, ``empty`` the calls that wrote nothing.
+        ``steps`` holds the text after each call, oldest first, so that the last one is ``text``. Without
+        events or where nothing was written ``text`` is null. ``left_out`` counts items (of a merge, notes)
+        that fitted into no prompt, ``empty`` the calls that wrote nothing.
         """
         self._make_the_rest()
         rows = []
@@ -253,7 +250,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
             steps = [self._texts[number] for number in chain]
             left_out = sum(self._left_out.get(number, 0) for number in chain)
             empty = sum(number in self._empty for number in chain)
-            rows.append((*key, steps[-1] or None if steps else None, steps, left_out, empty))
+            text = (steps[-1] or None) if steps else None
+            rows.append((*key, text, steps, left_out, empty))
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def remarks(self) -> list[str]:
@@ -261,8 +259,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         steps, waves = self.numbered, self.plan.waves
         users = len(set(self.plan.owner))
         notes = [
-            f"{len(self.keys):,} histories of {users:,} users in {steps:,} texts, at most {waves:,} one after "
-            "the other"
+            f"{len(self.keys):,} histories of {users:,} users in {steps:,} texts, at most {waves:,} one "
+            "after the other"
         ]
         counted = (
             (len(self._cut_off), f"texts are cut off at {self.max_new_tokens} tokens"),

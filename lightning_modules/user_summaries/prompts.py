@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from datamodules.types import ItemWords
 
 _SHAPE = (
-    "Write one paragraph of at most {words} words about kinds, themes and style. Do not list the {plural} and "
-    'do not repeat their titles. Begin with "This person".'
+    "Write one paragraph of at most {words} words about kinds, themes and style. Do not list the {plural} "
+    'and do not repeat their titles. Begin with "This person".'
 )
 DISLIKED = "(disliked) "  # before an item, where the data tell it
 
@@ -28,9 +28,9 @@ def first(items: Sequence[str], words: ItemWords, most: int) -> tuple[str, str]:
 def next_block(items: Sequence[str], before: str, words: ItemWords, most: int) -> tuple[str, str]:
     """The same of somebody on whom there is a note."""
     asked = (
-        f"There is a note on what somebody likes, and the {words.plural} that they {words.past} most recently, "
-        "the oldest first. Write the note anew: keep what still holds, add what is new, and say what "
-        f"has changed.{_marked(items)}"
+        f"There is a note on what somebody likes, and the {words.plural} that they {words.past} most "
+        "recently, the oldest first. Write the note anew: keep what still holds, add what is new, and say "
+        f"what has changed.{_marked(items)}"
     )
     return f"{asked} {_shape(words, most)}", f"Note: {before}\n\n{_listed(items)}"
 
@@ -38,9 +38,9 @@ def next_block(items: Sequence[str], before: str, words: ItemWords, most: int) -
 def merged(notes: Sequence[str], words: ItemWords, most: int) -> tuple[str, str]:
     """Instruction and input about notes on consecutive times, oldest first."""
     asked = (
-        f"These notes say what one person liked, from the {words.plural} that they {words.past} at one time "
-        "and then at the next. Make one note of them: what stays the same, and what they like now. The newest "
-        "note counts most."
+        f"These notes say what one person liked, from the {words.plural} that they {words.past} at one "
+        "time and then at the next. Make one note of them: what stays the same, and what they like now. The "
+        "newest note counts most."
     )
     return f"{asked} {_shape(words, most)}", _listed(notes)
 

@@ -63,8 +63,11 @@ def test_windows_by_hand(
     assert windows(0, length, width, step) == expected
 
 
-@pytest.mark.parametrize("settings", [{"block_size": 0}, {"mode": "sliding", "window": 2, "step": 3},
-                                      {"mode": "sliding", "step": 0}, {"mode": "all"}, {"join": "none"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [{"block_size": 0}, {"mode": "sliding", "window": 2, "step": 3}, {"mode": "sliding", "step": 0},
+     {"mode": "all"}, {"join": "none"}],
+)  # fmt: skip
 def test_impossible_cuts_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="expected"):
         Cut(**settings)

@@ -1,4 +1,4 @@
-"""Summaries of items, then of users, through the real command: on one device and on two, and again after a change."""
+"""Summaries of items, then of users, through the real command: on one device, on two, and after a change."""
 
 from __future__ import annotations
 
