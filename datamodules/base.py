@@ -21,6 +21,7 @@ from datamodules.filters import Filter
 from datamodules.groups import QuantileGroups
 from datamodules.image_ids import read_ids
 from datamodules.images import ImageStore, open_images
+from datamodules.item_images import CatalogueImages
 from datamodules.loading import (
     AttachLabels,
     AttachNegatives,
@@ -48,6 +49,7 @@ from datamodules.types import (
     Collator,
     EvalRows,
     Histories,
+    ItemImages,
     ItemWords,
     Method,
     RawData,
@@ -197,13 +199,10 @@ class SequenceDataModule(StageDataModule):
         renamed = read_ids(self.image_ids, place, items) if place else None
         return open_images(place, self.cache, self.recipe.name, renamed)
 
-    @property
-    def image_mask(self) -> np.ndarray:
-        """(I + 1,) bool: which internal ids have an image. A method must not make up the others'."""
-        found = np.zeros(self.histories.num_items + 1, dtype=bool)
-        if self.images is not None:
-            found[1:] = self.images.mask(self.prepared.items["item_id"].to_list())
-        return found
+    @cached_property
+    def item_images(self) -> ItemImages:
+        """The images by internal id, as modules see them. A method must not make up those that miss."""
+        return CatalogueImages(self.images, self.prepared.items["item_id"].to_list())
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""
@@ -218,7 +217,7 @@ class SequenceDataModule(StageDataModule):
         """How many items have an image, where any are given."""
         if self.images is None:
             return []
-        mask = self.image_mask[1:]
+        mask = self.item_images.mask[1:]
         return [f"images: {int(mask.sum()):,} of {len(mask):,} items have one"]
 
     def train_dataloader(self) -> DataLoader[Batch]:

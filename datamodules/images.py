@@ -161,6 +161,12 @@ class ImageStore:
         facts = [self._fact(i, index) for i in raw_ids if (index := self._index(i)) is not None]
         return value_digest(sorted({fact for fact in facts if fact is not None}), 16)
 
+    def sha256_of(self, raw_id: str) -> str:
+        """SHA-256 (hex) of an image's bytes; "" where ``mask`` is False. Costs a survey once."""
+        index = self._index(raw_id)
+        fact = None if index is None else self._fact(raw_id, index)
+        return "" if fact is None else fact[2]
+
     def _fact(self, name: str, index: int) -> tuple[str, int, str] | None:
         if index in self.survey.problems:
             return None

@@ -20,6 +20,7 @@ import polars as pl
 from datamodules.base import SequenceDataModule
 from datamodules.errors import each_or_all_errors
 from datamodules.groups import GROUP_NAMES
+from datamodules.item_images import JoinedImages
 from datamodules.prepared import ROW_COLUMNS, Prepared, store
 from datamodules.row_samples import RowSample
 from datamodules.types import (
@@ -29,6 +30,7 @@ from datamodules.types import (
     TRAIN,
     VALID,
     Histories,
+    ItemImages,
     ItemWords,
     RawData,
 )
@@ -110,6 +112,11 @@ class JoinedDataModule(SequenceDataModule):
     def liked_above(self) -> float | None:
         """Ratings are stored as 1, liked, and 0: each part has its own threshold."""
         return 0.5
+
+    @cached_property
+    def item_images(self) -> ItemImages:
+        """Those of the parts."""
+        return JoinedImages([part.item_images for part in self.parts.values()])
 
     @cached_property
     def prepared(self) -> Prepared:

@@ -15,6 +15,7 @@ import polars as pl
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 # What an event is for. A history always holds every earlier event of its user, whatever the code.
 TRAIN, VALID, TEST, CONTEXT = 0, 1, 2, 3
@@ -145,13 +146,11 @@ class EvalRows:
     groups: np.ndarray  # (R, G) bool
     group_names: tuple[str, ...]  # G names; the first is "all"
     weight: np.ndarray  # (R,) float64: 1 / rows of the same user, so that users weigh the same
-    candidates: np.ndarray | None = (
-        None  # (R, C) int32, the target among them; None = whole catalogue
-    )
+    # (R, C) int32, the target among them; None = whole catalogue
+    candidates: np.ndarray | None = None
     label: np.ndarray | None = None  # (R,) bool, liked or not; None = every target is positive
-    start: np.ndarray | None = (
-        None  # (R,) int64: first event of the history; None = the user's first
-    )
+    # (R,) int64: first event of the history; None = the user's first
+    start: np.ndarray | None = None
 
 
 @dataclass
@@ -170,12 +169,10 @@ class Batch:
     seen: torch.Tensor | None = None  # (S, 2) pairs (batch row, item id) that must not be ranked
     groups: torch.Tensor | None = None  # (B, G) bool
     weight: torch.Tensor | None = None  # (B,) float64
-    liked: torch.Tensor | None = (
-        None  # (B, T) bool: rating above the threshold, where rows are labelled
-    )
-    label: torch.Tensor | None = (
-        None  # (B,) bool: whether ``target`` was liked, where rows are labelled
-    )
+    # (B, T) bool: rating above the threshold, where rows are labelled
+    liked: torch.Tensor | None = None
+    # (B,) bool: whether ``target`` was liked, where rows are labelled
+    label: torch.Tensor | None = None
     time: torch.Tensor | None = None  # (B,) seconds: when the newest history event was
     times: torch.Tensor | None = None  # (B, T) seconds of the history's events, where a method asks
     tokens: torch.Tensor | None = None  # (B, L) of each row's prompt, padded on the left
@@ -223,13 +220,11 @@ class Rows:
     )  # (B,) training: one past the last event to learn from; evaluation: the target's index
     epoch: int
     seed: int
-    filler: np.ndarray | None = (
-        None  # (B,) bool: rows that only keep ranks in step and carry no loss
-    )
+    # (B,) bool: rows that only keep ranks in step and carry no loss
+    filler: np.ndarray | None = None
     normaliser: float = 1.0
-    target: np.ndarray | None = (
-        None  # (B,) labelled rows: the item asked about, not always an event
-    )
+    # (B,) labelled rows: the item asked about, not always an event
+    target: np.ndarray | None = None
     label: np.ndarray | None = None  # (B,) bool: whether it was liked
     liked_above: float | None = None  # events rated above this count as liked
     candidates: np.ndarray | None = None  # (B, C) items to choose from, the target among them
@@ -256,9 +251,8 @@ class TokenBatch:
     token_mask: torch.Tensor  # (B, L) 1 at tokens, 0 at padding
     answers: torch.Tensor  # (B, A) next token at the last A positions, -100 = no loss
     normaliser: torch.Tensor  # () divide the summed loss by this: see samplers.py
-    positions: torch.Tensor | None = (
-        None  # packed: (B, L) 0, 1, ... in each row, and in the padding
-    )
+    # packed: (B, L) 0, 1, ... in each row, and in the padding
+    positions: torch.Tensor | None = None
     columns: torch.Tensor | None = None  # packed: (A,) positions that ``answers`` belongs to
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
@@ -269,6 +263,35 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.tokens.shape[0])
+
+
+class ItemImages(Protocol):
+    """The items' pictures by internal id; an item without one stays without, nothing stands in for it."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(I + 1,) bool: which items have a picture."""
+        ...
+
+    def picture(self, item: int) -> Image.Image:
+        """RGB, upright, on white. Raises ValueError: the item has none."""
+        ...
+
+    def digest(self, item: int) -> str:
+        """SHA-256 (hex) of the picture's bytes as they were sent; "" where there is none."""
+        ...
+
+
+@dataclass(frozen=True)
+class CaptionRows:
+    """Pictures with their captions, by number."""
+
+    row: np.ndarray  # (B,) numbers of the rows
+    pictures: list[Image.Image]  # B, RGB
+    captions: list[str]  # B
+    attributes: dict[str, list[str]]  # name -> B values; empty where nothing is known
+    filler: np.ndarray | None = None  # (B,) bool: as in ``Rows``
+    normaliser: float = 1.0
 
 
 class Method(Protocol):
