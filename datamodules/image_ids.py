@@ -41,7 +41,7 @@ def read_ids(join: str, place: Path, items: pl.DataFrame) -> dict[str, str] | No
     """
     if join == SAME:
         return None
-    file = _title_list(place) if join == TITLE else Path(join).expanduser()
+    file = list_file(join, place)
     if not file.is_file():
         raise DataSourceError(
             f"{file} is no file; data.image_ids is id, title, or the path of a movies.dat, a "
@@ -59,6 +59,15 @@ def read_ids(join: str, place: Path, items: pl.DataFrame) -> dict[str, str] | No
     if columns == _TITLE_HEADER:
         return by_title(items, [(image, title) for _, image, title in rows], file)
     return _stated(rows, file)
+
+
+def list_file(join: str, place: Path) -> Path:
+    """The file that says whose images they are, for a ``join`` other than ``id``; see ``read_ids``.
+
+    Raises:
+        DataSourceError: no title list beside the images.
+    """
+    return _title_list(place) if join == TITLE else Path(join).expanduser()
 
 
 def by_title(items: pl.DataFrame, listed: list[tuple[str, str]], file: Path) -> dict[str, str]:

@@ -21,6 +21,7 @@ from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.keys import flatten
 from experiments.places import content_of, is_place
+from experiments.shown_images import shown_images
 from experiments.source_graph import REPO, changed_sources, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
@@ -90,6 +91,8 @@ def _plan_stage(
         return PlannedStage(name, spec, None, None, MISSING, why, code)
     keys = {arg: f"{planned[stage].key}/{file}" for arg, (stage, _, file) in upstream.items()}
     keys |= {arg: content_of(place, f"stages.{name}.inputs.{arg}") for arg, place in places.items()}
+    shown = tuple(targets(spec["modules"]))
+    keys |= shown_images(shown, spec["data"], Path(prepared["folder"]), cache)
     key = stage_key(spec, prepared["digest"], keys)
     folder = _folder(spec, name, key)
     inputs = {a: str(planned[s].folder / f) for a, (s, _, f) in upstream.items()}  # type: ignore[operator]
@@ -268,11 +271,7 @@ def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
     if found:
         return found[0]
     module = next(iter(spec["modules"].values()))["_target_"].split(".")
-    method = (
-        module[1]
-        if len(spec["modules"]) == 1 and len(module) > 2
-        else Path(spec["data"]["_target_"]).stem
-    )
+    method = module[1] if len(module) > 2 else Path(spec["data"]["_target_"]).stem
     method = method if len(spec["modules"]) == 1 else "reference"
     return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
 
