@@ -20,7 +20,15 @@ from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation
 from lightning_modules.llm.model_files import first_line, model_folder
-from lightning_modules.llm.specs import MINILM, SMOLLM2, BackboneSpec, DType, SentenceEncoderSpec
+from lightning_modules.llm.specs import (
+    MINILM,
+    SMOLLM2,
+    BackboneSpec,
+    DType,
+    SentenceEncoderSpec,
+    VisionSpec,
+)
+from lightning_modules.llm.vision_parts import sparing, take_projector, unquantized_paths
 
 __all__ = [
     "MINILM",
@@ -30,6 +38,7 @@ __all__ = [
     "convert_gguf",
     "decoder_layers",
     "load_causal_lm",
+    "load_image_processor",
     "load_sentence_encoder",
     "load_tokenizer",
     "model_folder",
@@ -102,12 +111,13 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
         DataSourceError: the files cannot be had or loaded, or the model reads less than ``spec.max_length``.
         ModelError: a chat template is asked for and there is none, or nothing can be padded with.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
         tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
-        config = AutoConfig.from_pretrained(folder, **_OFFLINE).get_text_config()
+        config = _config(folder).get_text_config()
+    _take_chat_template(tokenizer, folder)
     if spec.chat_template and not tokenizer.chat_template:
         raise ModelError(
             f"{folder} has no chat template: set chat_template=false, or take an instruction-tuned model."
@@ -115,6 +125,48 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
     _require_room(folder, spec.max_length, tokenizer, config, "language model")
     tokenizer.pad_token = _pad_token(tokenizer, config.vocab_size)
     return tokenizer
+
+
+def _config(folder: Path) -> Any:
+    """A model's configuration, of an architecture that transformers or we have."""
+    from transformers import AutoConfig
+
+    import lightning_modules.llm.efficientnet_lite  # noqa: F401  # makes itself known to AutoConfig
+
+    return AutoConfig.from_pretrained(folder, **_OFFLINE)
+
+
+def _take_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Older vision-language models have theirs in a file of their own, which tokenizers pass over."""
+    file = folder / "chat_template.json"
+    if file.is_file():
+        tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
+
+
+def load_image_processor(spec: VisionSpec) -> tuple[Any, Any]:
+    """A vision-language model's configuration, and what makes pixels of its pictures, on every machine alike.
+
+    Raises:
+        DataSourceError: the files cannot be had or loaded.
+        ModelError: the model reads no pictures, or ``spec.pictures`` has a setting that its processor lacks.
+    """
+    from transformers import AutoImageProcessor
+
+    folder = model_folder(spec.source, spec.revision, convert_gguf)
+    with _loading(folder):
+        config = _config(folder)
+    if not hasattr(config, "vision_config"):
+        raise ModelError(f"{folder} holds no vision-language model: name another as llm.source.")
+    with _loading(folder):
+        # torchvision's backend resizes otherwise, and is not everywhere.
+        processor = AutoImageProcessor.from_pretrained(
+            folder, **_OFFLINE, backend="pil", **spec.pictures
+        )
+    if odd := [name for name in spec.pictures if not hasattr(processor, name)]:
+        raise ModelError(
+            f"{type(processor).__name__} has no setting {', '.join(odd)}: look at llm.pictures."
+        )
+    return config, processor
 
 
 def _pad_token(tokenizer: Any, rows: int) -> str:
@@ -145,16 +197,21 @@ def load_causal_lm(
         DataSourceError: the files cannot be had or loaded, or lack weights.
         ValueError: ``spec.quantization`` and ``quantization_config`` do not go together.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     device = torch.device(device)
     dtype = resolve_dtype(spec, device)
     folder = model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
-        config = AutoConfig.from_pretrained(folder, **_OFFLINE)
+        config = _config(folder)
     _without_dropout(config)
     options = _quantizing(spec, config, quantization_config)
-    loader: Any = AutoModelForCausalLM  # whose annotation forgets the loading info
+    # The annotations forget the loading info.
+    loader: Any = AutoModelForCausalLM
+    if isinstance(spec, VisionSpec):
+        loader = AutoModelForImageTextToText
+        if given := options.get("quantization_config"):
+            options["quantization_config"] = sparing(given, unquantized_paths(loader, config))
     with _loading(folder, device):
         model, info = loader.from_pretrained(
             folder, **_OFFLINE, **options, config=config, use_safetensors=True, dtype=dtype,
@@ -162,6 +219,8 @@ def load_causal_lm(
             attn_implementation=implementation(spec.attention, device, dtype),
         )  # fmt: skip
     _require_weights(folder, info["missing_keys"])
+    if isinstance(spec, VisionSpec) and spec.projector:
+        take_projector(model, Path(spec.projector).expanduser())
     model.config.use_cache = False
     # What PEFT writes into an adapter's files: a name that means something on other machines.
     model.name_or_path = spec.source if isinstance(spec.source, str) else spec.source.name

@@ -38,9 +38,21 @@ def _in_turns(tokenizer: Any, messages: Sequence[dict[str, str]], asks: bool) ->
     behind the prompt. Templates that do not know the word pass over it.
     """
     text: str = tokenizer.apply_chat_template(
-        [*messages], tokenize=False, add_generation_prompt=asks, enable_thinking=False
+        _as_taken(tokenizer, messages), tokenize=False, add_generation_prompt=asks, enable_thinking=False
     )
     return text
+
+
+def _as_taken(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """Messages with their texts as a template takes them: as they are, or in parts (vision-language models).
+
+    A template of the other kind writes a text's letters one by one, or nothing, or the parts as Python does.
+    """
+    probe = "\ue0f1"
+    asked = [{"role": "user", "content": probe}]
+    if probe in tokenizer.apply_chat_template(asked, tokenize=False):
+        return [*messages]
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
 
 
 def _content(instruction: str, input_text: str) -> str:

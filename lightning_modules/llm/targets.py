@@ -7,22 +7,26 @@ from typing import Any
 from torch import nn
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.vision_parts import language_model_path
 
 
 def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
     """Full names of the linear layers that ``targets`` stands for.
 
     The output head is none of them (its gradient is as large as the vocabulary), nor is a layer of a vision
-    tower: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
+    tower or its projector: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
 
     Raises:
         ModelError: a target names no layer; the names that exist are told.
     """
     head = model.get_output_embeddings()
+    inside = language_model_path(model)
     found = [
         name
         for name, layer in model.named_modules()
-        if _is_linear(layer) and layer is not head and not _is_vision(name)
+        if _is_linear(layer)
+        and layer is not head
+        and (inside is None or name.startswith(f"{inside}."))
     ]
     if targets == "all-linear":
         chosen, unknown = found, []
@@ -39,11 +43,6 @@ def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> l
 def _is_linear(layer: nn.Module) -> bool:
     # GPT-2 writes its linear layers as Conv1D; bitsandbytes' layers are Linear.
     return isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
-
-
-def _is_vision(path: str) -> bool:
-    parts = path.split(".")
-    return any(part == "visual" or part.startswith(("vision", "image_")) for part in parts)
 
 
 def last_name(path: str) -> str:
