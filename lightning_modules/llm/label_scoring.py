@@ -148,8 +148,11 @@ class SharedPrefix:
         # Keys and values (1, heads, P, d) of each layer: transformers' caches grow in place.
         self.states = [(layer.keys, layer.values) for layer in read.layers]
 
-    def last_logits(self, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
-        """Logits (B, keep, V) float32 at the last positions of rows (B, L), each longer than P + keep - 1."""
+    def last_logits(self, tokens: Tensor, mask: Tensor, keep: int = 1, **beside: Any) -> Tensor:
+        """Logits (B, keep, V) float32 at the last positions of rows (B, L), each longer than P + keep - 1.
+
+        ``beside``: what else the model is given, such as pictures behind the prefix.
+        """
         rest = tokens[
             :, self.length :
         ]  # (B, L - P), where short rows still have some of the prefix
@@ -165,6 +168,7 @@ class SharedPrefix:
             past_key_values=self._cache(len(rest)),
             logits_to_keep=last_columns(rest, keep),
             use_cache=True,
+            **beside,
         )
         logits: Tensor = out.logits.float()
         return logits
