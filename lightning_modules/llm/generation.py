@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ def generate(
     max_new_tokens: int,
     choices: Sequence[Sequence[Sequence[int]]] | None = None,
     sampler: RowSampler | None = None,
+    pictures: Mapping[str, torch.Tensor] | None = None,
 ) -> list[list[int]]:
     """New tokens of each row, greedily chosen or drawn, up to the end of its text.
 
@@ -38,6 +39,7 @@ def generate(
         max_new_tokens: at most.
         choices: (B) lists of token sequences, one of which a row must write; None leaves it free.
         sampler: draws each row's next token; None takes the likeliest.
+        pictures: what the prompts show, as ``pictures.beside`` gives it for these rows.
 
     Raises:
         ValueError: a row has no choice, or one without tokens.
@@ -54,6 +56,7 @@ def generate(
         )
     if sampler is not None:  # what it draws is the only token left, and so the likeliest
         options["logits_processor"] = [sampler]
+    options |= {name: value.to(model.device) for name, value in (pictures or {}).items()}
     with torch.no_grad():
         out = model.generate(
             input_ids=tokens.to(model.device),

@@ -108,19 +108,19 @@ class PictureReader:
         return {name: torch.cat([one[name] for one in each]) for name in each[0]} if each else {}
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """What a model reads of rows (B,), padded on the left: ``input_ids`` and ``attention_mask`` (B, L),
-        and ``beside`` them what its pictures need; rows without pictures are as good as others."""
+        """What a model reads of rows (B,), padded on the left: ``input_ids`` and ``attention_mask`` (B, L), and
+        what its ``pictures`` need, for some the kinds of the tokens, too. Rows may be without pictures."""
         tokens, mask = pad_left([ids for ids, _ in rows], self.tokenizer.pad_token_id)
         shown = [picture for _, pictures in rows for picture in pictures]
-        return {"input_ids": tokens, "attention_mask": mask, **self.beside(tokens, shown)}
-
-    def beside(self, tokens: Tensor, pictures: Sequence[Image]) -> dict[str, Tensor]:
-        """``pictures`` and, where a model asks for them, the kinds of the tokens (B, L)."""
-        found = self.pictures(pictures)
+        found = {"input_ids": tokens, "attention_mask": mask, **self.pictures(shown)}
         if "image_grid_thw" in found:
-            image = self.processor.config.image_token_id
-            found["mm_token_type_ids"] = (tokens == image).int()
+            found["mm_token_type_ids"] = (tokens == self.processor.config.image_token_id).int()
         return found
+
+
+def beside(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of ``PictureReader.inputs`` is neither token ids nor mask: what ``generate`` takes as pictures."""
+    return {n: t for n, t in inputs.items() if n not in ("input_ids", "attention_mask")}
 
 
 def positions_of(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:

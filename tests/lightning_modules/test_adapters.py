@@ -175,22 +175,6 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> N
         attach_adapter(_base(tiny), AdapterSpec(targets=("lm_head",)), seed=0)
 
 
-def test_a_vision_tower_is_left_alone() -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            for name in ("vision_tower", "visual", "language_model"):
-                self.add_module(name, nn.Sequential())
-                self.get_submodule(name).add_module("q_proj", nn.Linear(2, 2))
-            self.lm_head = nn.Linear(2, 2)
-
-        def get_output_embeddings(self) -> nn.Module:
-            return self.lm_head
-
-    assert linear_paths(Model()) == ["language_model.q_proj"]
-    assert linear_paths(Model(), ("q_proj",)) == ["language_model.q_proj"]
-
-
 # ---------------------------------------------------------------- files
 
 
