@@ -12,8 +12,11 @@ from typing import Literal
 
 import polars as pl
 
-# A summary is what a stage of its own wrote (``item_summaries``), the others are the data's.
-Field = Literal["title", "categories", "description", "brand", "summary"]
+Field = Literal["title", "categories", "description", "brand", "summary", "picture", "fusion"]
+# What stages of their own wrote, and which modules they run; the other fields are the data's.
+_WRITTEN = {
+    "summary": "ItemSummariesModule", "picture": "ItemPicturesModule", "fusion": "ItemFusionModule",
+}  # fmt: skip
 _YEAR = re.compile(r"\s*\(\d{4}\)\s*$")
 
 
@@ -25,13 +28,14 @@ def item_texts(catalog: pl.DataFrame, fields: Sequence[str]) -> list[str]:
         fields: names of text or list columns; the entries of a list are joined by ", ".
 
     Raises:
-        ValueError: a summary is asked for, and there is none.
+        ValueError: what another stage writes is asked for, and is not there.
     """
-    if "summary" in fields and "summary" not in catalog.columns:
-        raise ValueError(
-            "fields name a summary: give the stage inputs: {catalog.summary: STAGE/predictions.parquet}, "
-            "of a stage that runs ItemSummariesModule"
-        )
+    for name in fields:
+        if name in _WRITTEN and name not in catalog.columns:
+            raise ValueError(
+                f"fields name {name}: give the stage inputs: {{catalog.{name}: STAGE/predictions.parquet}}, "
+                f"of a stage that runs {_WRITTEN[name]}"
+            )
     lists = {name for name, kind in catalog.schema.items() if isinstance(kind, pl.List)}
     parts = [pl.col(f).list.join(", ") if f in lists else pl.col(f) for f in fields]
     texts = [part.str.strip_chars() for part in parts]

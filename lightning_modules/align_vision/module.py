@@ -65,7 +65,9 @@ class AlignVisionModule(LanguageModelModule):
             )
         super().__init__(llm, AdapterSpec(method="none"), learning_rate=learning_rate, **options)
         self._states: dict[str, Tensor] = {}  # (K, d) of pictures, by digest
-        self._prefix: SharedPrefix | None = None  # what all prompts begin with; its weights are frozen
+        self._prefix: SharedPrefix | None = (
+            None  # what all prompts begin with; its weights are frozen
+        )
         self._sums = torch.zeros(0)
 
     def sharded_strategy(self, devices: int) -> ShardedStrategy:

@@ -1,5 +1,6 @@
-"""Long item texts, said again in a sentence by a language model."""
+"""Texts of items that a language model has written: shorter ones, and ones that join words and pictures."""
 
+from lightning_modules.item_summaries.fusion import ItemFusionModule
 from lightning_modules.item_summaries.module import ItemSummariesModule
 
-__all__ = ["ItemSummariesModule"]
+__all__ = ["ItemFusionModule", "ItemSummariesModule"]

@@ -72,9 +72,7 @@ class Assembled:
         from lightning_modules.llm.efficientnet_lite import EfficientNetLiteConfig, from_shipped
         from lightning_modules.llm.specs import BackboneSpec
 
-        spec = BackboneSpec(
-            self.language_model, dtype="float32", chat_template=False, max_length=1
-        )
+        spec = BackboneSpec(self.language_model, dtype="float32", chat_template=False, max_length=1)
         tokenizer, language = load_tokenizer(spec), load_causal_lm(spec, "cpu")
         _add_image_token(tokenizer, language)
         sizes = EfficientNetLiteConfig(grid=self.grid)

@@ -62,7 +62,9 @@ def width(config: EfficientNetLiteConfig) -> int:
 class _Conv(nn.Sequential):
     """Convolution with TensorFlow's padding, which is larger at the end, and batch normalisation."""
 
-    def __init__(self, inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, inside: int, out: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
         conv = nn.Conv2d(inside, out, kernel, stride, groups=groups, bias=False)
         super().__init__(conv, nn.BatchNorm2d(out, eps=1e-3))
         self.kernel, self.stride = kernel, stride

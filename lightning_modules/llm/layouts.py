@@ -38,7 +38,10 @@ def _in_turns(tokenizer: Any, messages: Sequence[dict[str, str]], asks: bool) ->
     behind the prompt. Templates that do not know the word pass over it.
     """
     text: str = tokenizer.apply_chat_template(
-        _as_taken(tokenizer, messages), tokenize=False, add_generation_prompt=asks, enable_thinking=False
+        _as_taken(tokenizer, messages),
+        tokenize=False,
+        add_generation_prompt=asks,
+        enable_thinking=False,
     )
     return text
 

@@ -52,9 +52,7 @@ class PictureProcessor:
     def pixels(self, picture: Any) -> tuple[dict[str, Any], str]:
         """What the model reads of a PIL image, one line of each tensor a tile, and its tokens' text."""
         options = {"return_row_col_info": True} if self._splits else {}
-        made = self.image_processor(
-            images=[picture.convert("RGB")], return_tensors="pt", **options
-        )
+        made = self.image_processor(images=[picture.convert("RGB")], return_tensors="pt", **options)
         text = self._theirs.replace_image_token(made, 0)
         tensors = {n: t for n, t in made.items() if n not in ("rows", "cols", "batch_num_images")}
         if self.config.model_type in ("llava_next", "llava_onevision", "idefics3", "smolvlm"):

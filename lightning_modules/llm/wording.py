@@ -19,6 +19,24 @@ def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
     return [" ".join(marks.sub(" ", text).replace('"', "'").split()) for text in texts]
 
 
+def capped(texts: Sequence[str], most: int, tokenizer: Any) -> tuple[list[str], list[int]]:
+    """Texts of others as prompts show them (``as_data``), each by its first ``most`` tokens.
+
+    Returns:
+        The texts, and how many tokens each has without the cap.
+    """
+    if not texts:
+        return [], []
+    tokens = tokenizer(list(texts), add_special_tokens=False, verbose=False)[
+        "input_ids"
+    ]  # (B) lists
+    shown = [
+        tokenizer.decode(ids[:most]) if len(ids) > most else text
+        for text, ids in zip(texts, tokens, strict=True)
+    ]
+    return as_data(shown, tokenizer), [len(ids) for ids in tokens]
+
+
 def required_words(words: ItemWords | None) -> ItemWords:
     """The data's words; raises ValueError where there are none: a prompt would lack its question."""
     if words is None:

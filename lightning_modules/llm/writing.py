@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from datamodules.sources import file_digest
 from lightning_modules.generations import Generations, key_of
@@ -22,6 +24,18 @@ from lightning_modules.llm.tuning import LanguageModelModule
 
 _VERSION = 1  # of how tokens are chosen here: raise it when the same prompt is answered otherwise
 _NEXT = -1  # no token: what follows is a choice
+
+
+class Shown(Protocol):
+    """What prompts show besides their tokens (``row_pictures.RowPictures``)."""
+
+    def names(self, row: int) -> list[int]:
+        """Numbers that name it."""
+        ...
+
+    def inputs(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """What the model is given of it, of some rows."""
+        ...
 
 
 class WritesTexts(LanguageModelModule):
@@ -71,6 +85,7 @@ class WritesTexts(LanguageModelModule):
         behind: Sequence[int] | None = None,
         choices: Sequence[Sequence[Sequence[int]]] | None = None,
         sampling: Sampling | None = None,
+        shown: Shown | None = None,
     ) -> list[list[int]]:
         """Continuations of prompts (B,), at most so many tokens each.
 
@@ -81,6 +96,7 @@ class WritesTexts(LanguageModelModule):
                 enough to know an answer again, and rows are written all or none, as vectors are laid out.
             choices: (B) lists of token ids, one of which a row must write; None leaves it free.
             sampling: draws tokens, of each prompt from a stream of its own; None takes the likeliest ones.
+            shown: what prompts show besides their tokens, by row.
         """
         chosen = "greedy" if sampling is None else repr(sampling)
         limit = str(max_new_tokens) if choices is None else "choice"
@@ -89,6 +105,7 @@ class WritesTexts(LanguageModelModule):
         for row, name in enumerate(names):
             name += [] if behind is None else [behind[row]]
             name += [] if choices is None else [i for one in choices[row] for i in (_NEXT, *one)]
+            name += [] if shown is None else [_NEXT, *shown.names(row)]
 
         def write(unknown: list[Sequence[int]]) -> list[list[int]]:
             asked = [names.index(list(name)) for name in unknown]
@@ -96,8 +113,12 @@ class WritesTexts(LanguageModelModule):
             held = None if choices is None else [choices[row] for row in rows]
             texts = [prompts[row] for row in rows]
             streams = [key_of(names[row], how) for row in rows]
-            drawn = {"sampler": RowSampler(sampling, streams)} if sampling else {}
-            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **drawn)
+            more: dict[str, Any] = {}
+            if sampling:
+                more["sampler"] = RowSampler(sampling, streams)
+            if shown is not None:
+                more["pictures"] = shown.inputs(rows, texts)
+            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **more)
             written = dict(zip(rows, made, strict=True))
             return [written[row] for row in asked]
 

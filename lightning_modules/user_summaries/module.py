@@ -17,12 +17,12 @@ from torch import Tensor
 from datamodules.types import NO_TITLE, ItemWords, Rows
 from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
-from lightning_modules.item_summaries.module import shortened
+from lightning_modules.item_summaries.base import shortened
 from lightning_modules.item_texts import Field, item_texts
 from lightning_modules.llm.layouts import lay_out
 from lightning_modules.llm.sampling import Sampling
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.llm.wording import as_data, required_words
+from lightning_modules.llm.wording import as_data, capped, required_words
 from lightning_modules.llm.writing import WritesTexts
 from lightning_modules.predicting import PredictingModule
 from lightning_modules.user_summaries import prompts
@@ -122,14 +122,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
     @cached_property
     def _read(self) -> tuple[list[str], np.ndarray]:
         """(I + 1,) each item's text as it is read, and how many tokens it has; item 0 is padding."""
-        tokens = self.tokenizer(self.texts, add_special_tokens=False)["input_ids"]  # (I) lists
-        most = self.item_tokens
-        shown = [
-            self.tokenizer.decode(ids[:most]) if len(ids) > most else text
-            for text, ids in zip(self.texts, tokens, strict=True)
-        ]
-        lengths = [0, *(min(len(ids), most) for ids in tokens)]
-        return ["", *as_data(shown, self.tokenizer)], np.array(lengths)
+        shown, lengths = capped(self.texts, self.item_tokens, self.tokenizer)
+        return ["", *shown], np.minimum([0, *lengths], self.item_tokens)
 
     def predict_batches(self, size: int, rank: int, world_size: int) -> list[list[int]]:
         """Waves of steps, see ``Plan.batches``."""

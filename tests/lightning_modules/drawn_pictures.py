@@ -71,7 +71,9 @@ class DrawnPictures(pl.LightningDataModule):
 
     attribute_values = {"colour": list(COLOURS), "shape": list(SHAPES), "background": list(COLOURS)}
 
-    def __init__(self, train: int, valid: int, held_out: int = 32, batch_size: int = 16, side: int = 224) -> None:
+    def __init__(
+        self, train: int, valid: int, held_out: int = 32, batch_size: int = 16, side: int = 224
+    ) -> None:
         super().__init__()
         self.batch_size, self.seed = batch_size, 0
         rnd = random.Random(1)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from datamodules.types import ItemWords
 from lightning_modules.item_summaries import ItemSummariesModule
-from lightning_modules.item_summaries.module import shortened
+from lightning_modules.item_summaries.base import shortened
 from lightning_modules.item_texts import item_texts
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.specs import BackboneSpec
@@ -92,7 +92,7 @@ def test_an_empty_answer_is_no_summary_and_is_told(
         "lightning_modules.llm.writing.generate", lambda m, t, prompts, n, c: [[] for _ in prompts]
     )
     assert made.table()["text"].to_list() == [None, None]
-    assert "2 summaries are empty" in made.remarks()[1]
+    assert "2 texts are empty" in made.remarks()[1]
 
 
 def test_what_a_text_is_made_of_changes_what_is_kept(llm: BackboneSpec) -> None:
@@ -121,7 +121,7 @@ def test_what_is_kept_begins_what_was_said(said: str, whole: bool) -> None:
 
 def test_impossible_settings(llm: BackboneSpec) -> None:
     frame = catalogue(["x"])
-    with pytest.raises(ValueError, match="at least 1 each"):
+    with pytest.raises(ValueError, match="words is 0, expected at least 1"):
         ItemSummariesModule(frame, WORDS, llm, words=0)
     with pytest.raises(ValueError, match="what their items are called"):
         ItemSummariesModule(frame, None, llm)

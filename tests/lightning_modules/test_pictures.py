@@ -119,7 +119,9 @@ def test_the_tokens_are_those_of_the_architectures_own_processor(architecture: A
         ids = reader.tokens(f"A {PICTURE} of it.", [picture.size])
         assert made["input_ids"][0].tolist() == ids
         mine = reader.pictures([picture])["pixel_values"]
-        assert torch.equal(mine.flatten(0, 1), made["pixel_values"].reshape(mine.flatten(0, 1).shape))
+        assert torch.equal(
+            mine.flatten(0, 1), made["pixel_values"].reshape(mine.flatten(0, 1).shape)
+        )
 
 
 def test_marks_and_pictures_must_be_as_many() -> None:
@@ -204,7 +206,9 @@ def test_writing_continues_as_the_scores_say_and_padding_does_not_matter(both: A
         said: list[int] = []
         while len(said) < 5:
             with torch.no_grad():
-                best = int(read_last_logits(model, reader.inputs([(ids + said, shown)]))[0, 0].argmax())
+                best = int(
+                    read_last_logits(model, reader.inputs([(ids + said, shown)]))[0, 0].argmax()
+                )
             if best == reader.tokenizer.eos_token_id:
                 break
             said.append(best)
@@ -252,7 +256,11 @@ def test_lora_adapts_the_language_model_alone(both: Any) -> None:
     model = load_causal_lm(reader.spec, "cpu")
     inside = LANGUAGE_MODEL[source.architecture]
     layers = [f"{inside}.layers.{i}" for i in range(2)]
-    expected = {f"{layer}.{'self_attn' if n[0] in 'qkvo' else 'mlp'}.{n}" for layer in layers for n in LINEAR}
+    expected = {
+        f"{layer}.{'self_attn' if n[0] in 'qkvo' else 'mlp'}.{n}"
+        for layer in layers
+        for n in LINEAR
+    }
     assert set(linear_paths(model)) == expected
     assert len(linear_paths(model, ("q_proj",))) == 2  # the towers have a q_proj, too
     adapted = attach_adapter(model, AdapterSpec(), seed=0)

@@ -1,0 +1,144 @@
+"""What the stages that write a text of each item share.
+
+Legend: B items of a batch, I items.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+import polars as pl
+from torch import Tensor
+
+from datamodules.types import ItemWords
+from lightning_modules.errors import ModelError
+from lightning_modules.generations import Generations
+from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.wording import required_words
+from lightning_modules.llm.writing import Shown, WritesTexts
+from lightning_modules.predicting import PredictingModule
+
+_SENTENCE = re.compile(r"(.*?[.!?])(?:[\"')\]]*)(?:\s|$)", re.DOTALL)
+
+
+class WritesItemTexts(WritesTexts, PredictingModule):
+    """A frozen language model is asked about some of the items; the others keep a text, or have none.
+
+    Args:
+        item_words: given by the runner from the data.
+        llm: it writes; nothing is trained.
+        words: that a text should have, at most; the model is asked, not forced.
+        max_new_tokens: of a text, at most; what is cut off ends with its last whole sentence.
+        limits: further numbers that must be at least 1, by name.
+
+    Raises:
+        ValueError: a limit is impossible, or the data do not say what their items are called.
+    """
+
+    written_by = "predict"
+
+    def __init__(
+        self,
+        item_words: ItemWords | None,
+        llm: BackboneSpec,
+        words: int,
+        max_new_tokens: int,
+        **limits: int,
+    ) -> None:
+        super().__init__(llm, AdapterSpec(method="none"))
+        asked = {"words": words, "max_new_tokens": max_new_tokens, **limits}
+        if wrong := [f"{name} is {value}" for name, value in asked.items() if value < 1]:
+            raise ValueError(f"{', '.join(wrong)}, expected at least 1")
+        self.item_words = required_words(item_words)
+        self.words, self.max_new_tokens = words, max_new_tokens
+        self.generations = Generations()
+
+    # What a stage gives --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def is_asked(self, number: int) -> bool:
+        """Whether the model is asked about an item."""
+
+    @abstractmethod
+    def prompt(self, number: int) -> list[int]:
+        """Tokens of what is asked about an item."""
+
+    def shown(self, numbers: Sequence[int]) -> Shown | None:
+        """What the prompts of some items show besides."""
+        return None
+
+    @abstractmethod
+    def kept(self, number: int) -> str | None:
+        """The text of an item that the model is not asked about."""
+
+    def flags(self) -> dict[str, list[bool]]:
+        """Further columns of the table, (I,) each."""
+        return {}
+
+    # What is done with it ------------------------------------------------------------------------------
+
+    def laid_out(self, instruction: str, input_text: str) -> list[int]:
+        """Tokens of a prompt without pictures, see ``require_room``."""
+        text = lay_out(self.tokenizer, self.llm.chat_template, instruction, input_text)
+        special = not self.llm.chat_template
+        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        self.require_room(ids, "lower text_tokens")
+        return ids
+
+    def require_room(self, ids: Sequence[int], remedy: str) -> None:
+        """Refuse a prompt and an answer that are more than the language model reads.
+
+        Raises:
+            ModelError: they are.
+        """
+        if len(ids) + self.max_new_tokens > self.llm.max_length:
+            raise ModelError(
+                f"a prompt of {len(ids)} tokens and a text of {self.max_new_tokens} do not fit into "
+                f"llm.max_length={self.llm.max_length}: {remedy}"
+            )
+
+    def predict_step(self, batch: Tensor, batch_index: int = 0) -> None:
+        """Write about the items of (B,) that the model is asked about."""
+        self._write([number for number in batch.tolist() if self.is_asked(number)])
+
+    def _write(self, numbers: Sequence[int]) -> list[list[int]]:
+        if not numbers:
+            return []
+        asked = [self.prompt(number) for number in numbers]
+        return self.write(asked, self.max_new_tokens, shown=self.shown(numbers))
+
+    @cached_property
+    def written(self) -> dict[int, str]:
+        """What the model has written, by item."""
+        found = {}
+        for number in filter(self.is_asked, range(self.numbered)):
+            (tokens,) = self._write([number])
+            found[number] = shortened(self.said(tokens), len(tokens) < self.max_new_tokens)
+        return found
+
+    def table(self) -> pl.DataFrame:
+        """``item`` 1..I and ``text``; null where an item has none, or nothing was written; then the flags."""
+        numbers = range(self.numbered)
+        texts = [self.written[n] if self.is_asked(n) else self.kept(n) for n in numbers]
+        columns = {"item": [n + 1 for n in numbers], "text": [text or None for text in texts]}
+        kinds = {"item": pl.Int64, "text": pl.String}
+        return pl.DataFrame(columns, schema=kinds).with_columns(
+            pl.Series(name, values, dtype=pl.Boolean) for name, values in self.flags().items()
+        )
+
+    def remarks(self) -> list[str]:
+        """How many texts came to nothing."""
+        empty = sum(not text for text in self.written.values())
+        told = [f"{empty:,} texts are empty: these items have none"] if empty else []
+        return [*super().remarks(), *told]
+
+
+def shortened(said: str, whole: bool = True) -> str:
+    """What was written, on one line; of a text that was cut off the whole sentences, if there is one."""
+    line = " ".join(said.split())
+    sentences = "".join(match[0] for match in _SENTENCE.finditer(line)).strip()
+    return line if whole or not sentences else sentences
