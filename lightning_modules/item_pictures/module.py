@@ -70,13 +70,17 @@ class ItemPicturesModule(WritesItemTexts):
         return None
 
     def prompt(self, number: int) -> list[int]:
-        """Tokens of what is asked about an item, those of its picture among them.
+        """Tokens of what is asked about an item."""
+        return self.tokens_of(number, self.question)
+
+    def tokens_of(self, number: int, question: str) -> list[int]:
+        """Tokens of a question about an item's picture, those of the picture among them.
 
         Raises:
             ModelError: they and the answer are more than the language model reads.
         """
         size = self.images.picture(number + 1).size
-        ids = self.reader.tokens(self.reader.lay_out(self.question, PICTURE), [size])
+        ids = self.reader.tokens(self.reader.lay_out(question, PICTURE), [size])
         self.require_room(ids, "raise it, or lower the size of pictures (llm.pictures)")
         return ids
 

@@ -103,22 +103,25 @@ class WritesItemTexts(WritesTexts, PredictingModule):
 
     def predict_step(self, batch: Tensor, batch_index: int = 0) -> None:
         """Write about the items of (B,) that the model is asked about."""
-        self._write([number for number in batch.tolist() if self.is_asked(number)])
+        if asked := [number for number in batch.tolist() if self.is_asked(number)]:
+            self.answers(asked)
 
-    def _write(self, numbers: Sequence[int]) -> list[list[int]]:
-        if not numbers:
-            return []
-        asked = [self.prompt(number) for number in numbers]
-        return self.write(asked, self.max_new_tokens, shown=self.shown(numbers))
+    def answers(self, numbers: Sequence[int]) -> list[str]:
+        """What the model writes about some items."""
+        written = self.write(
+            [self.prompt(number) for number in numbers],
+            self.max_new_tokens,
+            shown=self.shown(numbers),
+        )
+        return [
+            shortened(self.said(tokens), len(tokens) < self.max_new_tokens) for tokens in written
+        ]
 
     @cached_property
     def written(self) -> dict[int, str]:
         """What the model has written, by item."""
-        found = {}
-        for number in filter(self.is_asked, range(self.numbered)):
-            (tokens,) = self._write([number])
-            found[number] = shortened(self.said(tokens), len(tokens) < self.max_new_tokens)
-        return found
+        asked = filter(self.is_asked, range(self.numbered))
+        return {number: self.answers([number])[0] for number in asked}
 
     def table(self) -> pl.DataFrame:
         """``item`` 1..I and ``text``; null where an item has none, or nothing was written; then the flags."""
