@@ -15,7 +15,6 @@ import polars as pl
 from datamodules.types import ItemImages, ItemWords
 from lightning_modules.item_attributes.answers import UNKNOWN, parsed, short_answer, told
 from lightning_modules.item_pictures import ItemPicturesModule
-from lightning_modules.llm.pictures import PICTURE
 from lightning_modules.llm.specs import VisionSpec
 
 Asks = Literal["together", "apart"]
@@ -32,9 +31,9 @@ ATTRIBUTES = {
 class ItemAttributesModule(ItemPicturesModule):
     """MLLM-SRec's image understanding by questions (VIU, s41598-025-14251-1), not by free descriptions.
 
-    ``together`` asks once for a JSON object of all attributes; an answer that is none, or has other fields, is
-    asked for once more in other words. ``apart`` asks a question for each attribute, as small models need it.
-    What is still no answer is ``unknown``, and ``valid`` says so; ``unknown`` is always allowed.
+    ``together`` asks once for a JSON object of all attributes; an answer that is none, or has other fields,
+    is asked for once more in other words. ``apart`` asks a question for each attribute, as small models need
+    it. What is still no answer is ``unknown``, and ``valid`` says so; ``unknown`` is always allowed.
 
     The table has ``text`` for later prompts (null where nothing is known), the values as JSON in
     ``attributes`` (null without a picture), and ``valid``.
