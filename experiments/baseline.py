@@ -7,6 +7,7 @@ import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from datamodules.sources import cache_root
 from experiments import artifacts, config
@@ -63,7 +64,7 @@ class Baseline:
                 raise UserError(_unlike(row, among[0]))
             return alike[0]
         if not self.name:
-            return max(alike, key=_strength, default=None)
+            return max(alike, key=strength, default=None)
         named = [r for r in alike if r.label == self.name]
         if not named:
             raise UserError(f"BASELINE={self.name} is left out of the rows beside {row.label}")
@@ -92,7 +93,7 @@ def find(experiments: Mapping[int, Experiment]) -> Baseline:
         raise UserError(f"BASELINE={text!r} cannot be read: {error}") from error
     first = next(iter(experiments.values()))
     rows = {row: row for row in _references(first)}
-    rows |= {stage: row_label(first.name, stage) for stage in _tests(first)}
+    rows |= {stage: row_label(first.name, stage) for stage in tests_of(first)}
     if name in rows and not own:
         return Baseline(rows[name])
     if name not in config.names():
@@ -131,7 +132,7 @@ def tested(experiment: Experiment) -> list[PlannedStage]:
     Raises:
         UserError: the experiment has reference rows alone.
     """
-    tests = _tests(experiment)
+    tests = tests_of(experiment)
     if not tests:
         raise UserError(
             f"BASELINE {experiment.name} has rows without a model alone: name one of them, "
@@ -141,7 +142,7 @@ def tested(experiment: Experiment) -> list[PlannedStage]:
     return [stage for stage in planned if stage.name in tests and stage.done]
 
 
-def _tests(experiment: Experiment) -> list[str]:
+def tests_of(experiment: Experiment) -> list[str]:
     """The stages that test a model."""
     stages = experiment.stages.items()
     return [name for name, node in stages if node.get("run") == "test" and "module" in node]
@@ -153,23 +154,29 @@ def _references(experiment: Experiment) -> list[str]:
     return [name for modules in stages for name, node in modules.items() if node is not None]
 
 
-def _strength(row: Row) -> float:
+def strength(row: Row) -> float:
     """What the strongest reference row has most of."""
     values = row.values.get("all/ndcg@10") or row.values.get("all/auc") or []
     told = [v for v in values if v is not None]
     return statistics.fmean(told) if told else -1.0
 
 
-def _unlike(row: Row, base: Row, shown: int = 3) -> str:
+def _unlike(row: Row, base: Row) -> str:
     """Why two rows cannot be compared: the settings of their protocols that differ."""
-    ours, theirs = dict(flatten(row.protocol)), dict(flatten(base.protocol))
-    keys = [k for k in ours | theirs if ours.get(k) != theirs.get(k)]
-    told = [f"{k} ({ours.get(k, 'none')} against {theirs.get(k, 'none')})" for k in keys[:shown]]
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
     return (
         f"{row.label} (fingerprint {row.fingerprint}) and BASELINE {base.label} (fingerprint "
-        f"{base.fingerprint}) differ in {', '.join(told)}{more}: choose a BASELINE of the same protocol"
+        f"{base.fingerprint}) differ in {differing(row.protocol, base.protocol)}: choose a BASELINE of the "
+        "same protocol"
     )
+
+
+def differing(ours: dict[str, Any], theirs: dict[str, Any], shown: int = 3) -> str:
+    """The settings of two protocols that differ, each with both values."""
+    a, b = dict(flatten(ours)), dict(flatten(theirs))
+    keys = [k for k in a | b if a.get(k) != b.get(k)]
+    told = [f"{k} ({a.get(k, 'none')} against {b.get(k, 'none')})" for k in keys[:shown]]
+    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
+    return ", ".join(told) + more
 
 
 def setting(override: str) -> str:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from experiments.errors import UserError
 
 if TYPE_CHECKING:
     import polars as pl
+    from numpy.typing import NDArray
 
 # Student's t, 97.5 % quantile, for 1..9 degrees of freedom (ISO 2602).
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -118,7 +121,7 @@ def paired_rows(
     Raises:
         ValueError: the two were not measured on the same rows.
     """
-    a, b = (_mean_by_row(files, metrics, further) for files in (ours, theirs))
+    a, b = (mean_by_row(files, metrics, further) for files in (ours, theirs))
     if a is None or b is None:
         return None
     both = a.join(b, on=_KEYS, how="inner", suffix="_b").sort("row")
@@ -130,7 +133,7 @@ def paired_rows(
     return both
 
 
-def _mean_by_row(
+def mean_by_row(
     files: Sequence[Path], metrics: Sequence[str], further: bool
 ) -> pl.DataFrame | None:
     """Columns row, user_id and the metrics: the mean over the files."""
@@ -163,9 +166,6 @@ def scores_columns(file: Path) -> list[str]:
 def _row_values(file: Path, metrics: Sequence[str], further: bool) -> pl.DataFrame | None:
     """The metrics of each row of a scores file; None where rows are labelled."""
     import polars as pl
-    import torch  # slow to import, and most commands do without
-
-    from lightning_modules.expected import expected_hit, expected_ndcg
 
     names, lines = scores_columns(file), pl.scan_parquet(file)
     if "label" in names:
@@ -185,9 +185,23 @@ def _row_values(file: Path, metrics: Sequence[str], further: bool) -> pl.DataFra
                 ((pl.col("score") == own).sum() - 1).alias("ties"),
             )
         )
-    above, ties = (torch.tensor(rows[c].to_list()) for c in ("above", "ties"))
-    meaning = {"ndcg": expected_ndcg, "hit": expected_hit}
+    above, ties = (rows[c].to_numpy().astype(np.int64) for c in ("above", "ties"))
     named = [(metric, *metric.split("@")) for metric in metrics]
     return rows.select(_KEYS).with_columns(
-        pl.Series(metric, meaning[name](above, ties, int(k)).tolist()) for metric, name, k in named
+        pl.Series(metric, _expected(name, above, ties, int(k))) for metric, name, k in named
     )
+
+
+def _expected(
+    name: str, above: NDArray[np.int64], ties: NDArray[np.int64], k: int
+) -> NDArray[np.float64]:
+    """``expected_hit`` or ``expected_ndcg`` of ``lightning_modules.expected`` (R,), without torch.
+
+    The mean over the positions above + 1 .. above + ties + 1 of the gain, which is 0 after position k.
+    """
+    position = np.arange(1, k + 1)
+    gains = {"hit": np.ones(k), "ndcg": 1 / np.log2(1 + position)}[name]
+    sums = np.concatenate([[0.0], np.cumsum(gains)])  # (k + 1,)
+    first, last = np.minimum(above, k), np.minimum(above + ties + 1, k)
+    found: NDArray[np.float64] = (sums[last] - sums[first]) / (ties + 1)
+    return found

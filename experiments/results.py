@@ -123,7 +123,7 @@ def collect(runs: Path) -> Iterator[Row]:
         reference = len(job["spec"]["modules"]) > 1
         for name in metrics["rows"]:
             label = name if reference else row_label(job["experiment"], job["stage"])
-            changed = _told(job, name) if reference else _telling(job["overrides"])
+            changed = _told(job, name) if reference else telling(job["overrides"])
             key = (metrics["fingerprint"], label, *changed)
             merged.setdefault(key, []).append((job, metrics, done, folder))
     for (fingerprint, label, *rest), found in merged.items():
@@ -187,7 +187,7 @@ def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
     return tuple(f"{key}={value}" for key, value in node.items() if key != "_target_")
 
 
-def _telling(overrides: list[str]) -> tuple[str, ...]:
+def telling(overrides: list[str]) -> tuple[str, ...]:
     """Overrides that change what was run, without the seed, the way it was run and where its files lie.
 
     Other files of the same names have another content, and so another fingerprint.

@@ -1,0 +1,162 @@
+"""Tables as text: Markdown, LaTeX (booktabs) and CSV, from cells that know their number and its interval."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+FORMATS = ("markdown", "latex", "csv")
+LEVEL = 0.05  # of p, corrected for the number of tests in the table
+BETTER, WORSE = "⁺", "⁻"
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "±": r"$\pm$", "≥": r"$\geq$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    BETTER: "$^{+}$", WORSE: "$^{-}$",
+}  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of one
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number in a table, or None where nothing was measured.
+
+    Args:
+        value: the number.
+        half: half of its 95 % interval.
+        digits: behind the point; -1 for three significant ones.
+        p: of no difference to the baseline, corrected for all tests of the table.
+        gain: the difference to the baseline, which gives the mark its sign.
+        note: stands behind it in brackets.
+    """
+
+    value: float | None
+    half: float | None = None
+    digits: int = 4
+    p: float | None = None
+    gain: float = 0.0
+    note: str = ""
+
+    @property
+    def mark(self) -> str:
+        """Whether it differs from the baseline beyond chance."""
+        if self.p is None or self.p >= LEVEL or not self.gain:
+            return ""
+        return BETTER if self.gain > 0 else WORSE
+
+    def __str__(self) -> str:
+        """``0.1089 ±0.0044⁺``; a dash without a number."""
+        if self.value is None:
+            return "-"
+        half = "" if self.half is None else f" ±{self._told(self.half)}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self._told(self.value)}{half}{self.mark}{note}"
+
+    def _told(self, number: float) -> str:
+        if self.digits < 0:
+            return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+        return f"{number:.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table: what it is called, and its cells by column; a column that it lacks is a dash."""
+
+    label: str
+    cells: Mapping[str, Value | str]
+    reference: bool = False  # below a line of its own
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: its title, the columns in order, its rows, and remarks below."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[Line]
+    remarks: Sequence[str] = ()
+
+    def told(self, form: str) -> str:
+        """The whole table in one of ``FORMATS``; CSV has no title and no remarks."""
+        return {"markdown": self._markdown, "latex": self._latex, "csv": self._csv}[form]()
+
+    def _cells(self) -> list[list[str]]:
+        return [
+            [line.label, *(str(line.cells.get(c, "-")) for c in self.columns)]
+            for line in self.lines
+        ]
+
+    def _markdown(self) -> str:
+        grid = [["method", *self.columns], *self._cells()]
+        grid = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in grid]
+        width = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+        rows = [
+            "| " + " | ".join([row[0].ljust(width[0]), *map(str.rjust, row[1:], width[1:])]) + " |"
+            for row in grid
+        ]
+        rule = "|" + "|".join(["-" * (width[0] + 2), *("-" * (w + 1) + ":" for w in width[1:])])
+        body = [f"**{self.title}**", "", rows[0], f"{rule}|", *rows[1:]]
+        return "\n".join([*body, *(f"\n{r}" for r in self.remarks)]) + "\n"
+
+    def _latex(self) -> str:
+        return "\n".join(self._latex_lines()) + "\n"
+
+    def _latex_lines(self) -> Iterator[str]:
+        yield from (f"% {remark}" for remark in self.remarks)
+        yield r"% needs \usepackage{booktabs}"
+        yield r"\begin{table}"
+        yield r"  \centering"
+        yield rf"  \caption{{{latex(self.title)}}}"
+        yield rf"  \begin{{tabular}}{{l{'r' * len(self.columns)}}}"
+        yield r"    \toprule"
+        yield "    " + " & ".join(map(latex, ["method", *self.columns])) + r" \\"
+        yield r"    \midrule"
+        for number, (line, cells) in enumerate(zip(self.lines, self._cells(), strict=True)):
+            if number and line.reference and not self.lines[number - 1].reference:
+                yield r"    \midrule"
+            yield "    " + " & ".join(map(latex, cells)) + r" \\"
+        yield r"    \bottomrule"
+        yield r"  \end{tabular}"
+        yield r"\end{table}"
+
+    def _csv(self) -> str:
+        """A column for each number; where any row has one, also for its interval's half, p and note."""
+        out = io.StringIO()
+        write = csv.writer(out, lineterminator="\n")
+        parts = [(c, part) for c in self.columns for part in self._parts(c)]
+        write.writerow(["method", *(f"{c} {part}".strip() for c, part in parts)])
+        for line in self.lines:
+            cells = [_part(line.cells.get(c, ""), part) for c, part in parts]
+            write.writerow([_harmless(line.label), *cells])
+        return out.getvalue()
+
+    def _parts(self, column: str) -> list[str]:
+        cells = [line.cells.get(column) for line in self.lines]
+        found = [c for c in cells if isinstance(c, Value)]
+        told = {
+            "±": any(c.half is not None for c in found),
+            "p": any(c.p is not None for c in found),
+            "note": any(c.note for c in found),
+        }
+        return ["", *(part for part, any_has in told.items() if any_has)]
+
+
+def _part(cell: Value | str, part: str) -> str:
+    if not isinstance(cell, Value):
+        return "" if part else _harmless(cell)
+    number = {"": cell.value, "±": cell.half, "p": cell.p}.get(part)
+    if part == "note":
+        return _harmless(cell.note)
+    return "" if number is None else f"{number:.6g}"
+
+
+def _harmless(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) and text != "-" else text
+
+
+def latex(text: str) -> str:
+    """Text with everything escaped that LaTeX would take for something else."""
+    return "".join(_LATEX.get(c, c) for c in text)
