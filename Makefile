@@ -13,8 +13,11 @@ override SEEDS := $(value SEEDS)
 override BASELINE := $(value BASELINE)
 override REQUEST := $(value REQUEST)
 override K := $(value K)
+override NAMES := $(value NAMES)
+override FORMAT := $(value FORMAT)
+override OUT := $(value OUT)
 JOBS ?= 1
-export NAME ARGS SEEDS BASELINE JOBS REQUEST K
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -23,7 +26,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images export recommend list results verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -60,6 +63,15 @@ list: $(READY) ## List every experiment with its one-line header
 
 results: $(READY) ## Rewrite experiments/results.md and the README's table from the runs
 	@$(PY) -m experiments.run results
+
+compare: $(READY) ## Finished experiments in one table, with paired tests and costs (NAMES="a b", FORMAT=markdown|latex|csv, OUT=FILE)
+	@$(PY) -m experiments.compare
+
+beyond: $(READY) ## What the lists of finished experiments are like: coverage, Gini, novelty, diversity, gaps (NAMES="a b")
+	@$(PY) -m experiments.compare beyond
+
+plots: $(READY) ## Charts of finished experiments, SVG and PNG (NAMES="a b", OUT=FOLDER)
+	@$(PY) -m experiments.plots
 
 # A test takes one thread and, at most, some 2 GB: four at once fit a laptop. What is given in ARGS comes later and wins.
 test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)

@@ -123,7 +123,7 @@ def gap(values: Floats, groups: Sequence[str | None], least: int = LEAST) -> Gap
     if len(members) < 2:
         return None
     means = {g: float(v.mean()) for g, v in members.items()}
-    best, worst = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
+    best, worst = max(means, key=means.__getitem__), min(reversed(means), key=means.__getitem__)
     alike = len(np.unique(values)) == 1  # which the test refuses
     p = 1.0 if alike else float(kruskal(*members.values()).pvalue)
     return Gap(best, worst, means[best] - means[worst], p)

@@ -1,4 +1,4 @@
-"""The beyond-accuracy columns of ``make compare``: from scores files, and the prepared data they belong to.
+"""The columns of ``make beyond``: from scores files, and the prepared data they belong to.
 
 Legend: R rows of a test, k places of a list, I items, C words that describe items, U users.
 """
@@ -63,13 +63,17 @@ def sheet_of(rows: Sequence[Row]) -> Sheet:
         cells: dict[str, Value | str] = {"seeds": row.seed_count}
         cells |= {name: _mean([e.get(name) for e in each]) for name in each[0]}
         cells |= {head(m): value_of(row, m) for m in CALIBRATION}
-        cells |= _gaps(row, data)
+        if not _constant(row.scores[0]):  # chance serves all alike
+            cells |= _gaps(row, data)
         lines.append(Line(row.label + (" *" if row.older else ""), cells, row.reference))
-        if not row.labelled and (share := _cut_in_ties(row.scores[0], k)) >= 0.01:
+        listed = any(told is not None for told in each[0].values())
+        if listed and (share := _cut_in_ties(row.scores[0], k)) >= 0.01:
             tied.append(f"{row.label} {share:.0%}")
     columns = dict.fromkeys(c for line in lines for c in line.cells)
     shown = [c for c in columns if any(str(line.cells.get(c, "-")) != "-" for line in lines)]
-    return Sheet(title_of(rows), shown, lines, _remarks(rows, data, tied))
+    return Sheet(
+        title_of(rows), shown, lines, _remarks(rows, data, tied, any(" gap " in c for c in shown))
+    )
 
 
 def _cutoff() -> int:
@@ -171,6 +175,8 @@ def top_lists(file: Path, ids: pl.DataFrame, k: int) -> Ints | None:
     lines = pl.scan_parquet(file)
     if "all" in names:  # a sample, with rows that are there for a rare group alone
         lines = lines.filter("all")
+    if _constant(file):
+        return None
     if "top_items" in names:
         whole = lines.select("row", "top_items", "top_scores").collect()
         best = whole.explode("top_items", "top_scores").rename(
@@ -178,8 +184,6 @@ def top_lists(file: Path, ids: pl.DataFrame, k: int) -> Ints | None:
         )
     else:
         best = lines.select("row", "item_id", "score").collect()
-    if best["score"].n_unique() < 2:
-        return None
     best = (
         best.drop_nulls("item_id")
         .sort("row", "score", descending=[False, True], maintain_order=True)
@@ -194,6 +198,14 @@ def top_lists(file: Path, ids: pl.DataFrame, k: int) -> Ints | None:
     lists = np.full((row[-1] + 1, k), -1, np.int64)
     lists[row, best["place"].to_numpy()] = best["index"].to_numpy()
     return lists
+
+
+def _constant(file: Path) -> bool:
+    """Whether no score differs from another, so that nothing is preferred to anything."""
+    column = pl.col("top_scores" if "top_scores" in scores_columns(file) else "score").explode()
+    ends = pl.scan_parquet(file).select(column.min().alias("low"), column.max().alias("high"))
+    low, high = ends.collect().row(0)
+    return bool(low == high)
 
 
 def _cut_in_ties(file: Path, k: int) -> float:
@@ -228,7 +240,7 @@ def _gaps(row: Row, data: Catalogue) -> dict[str, Value | str]:
         groups = values[name].cast(pl.String).to_list()
         found = beyond.gap(values[metric].to_numpy(), groups)
         note = "" if found is None else f"{found.best} over {found.worst}, p {_p(found.p)}"
-        cells[f"{name} gap {metric}"] = Value(found and found.difference, note=note)
+        cells[f"{name} gap {metric}"] = Value(found.difference if found else None, note=note)
     return cells
 
 
@@ -277,7 +289,7 @@ def _user_aucs(file: Path) -> pl.DataFrame:
     return pl.DataFrame(told, schema={"user_id": pl.String, "uauc": pl.Float64}, orient="row")
 
 
-def _remarks(rows: Sequence[Row], data: Catalogue, tied: Sequence[str]) -> list[str]:
+def _remarks(rows: Sequence[Row], data: Catalogue, tied: Sequence[str], gaps: bool) -> list[str]:
     told = []
     if not rows[0].labelled:
         told.append(
@@ -291,10 +303,11 @@ def _remarks(rows: Sequence[Row], data: Catalogue, tied: Sequence[str]) -> list[
             )
     if tied:
         told.append(f"Lists cut within a tie, by the order of the file: {', '.join(tied)}.")
-    told.append(
-        f"A gap is that between the best and the worst served group of at least {beyond.LEAST} users (p: "
-        "Kruskal & Wallis's test over users); activity by training events: cold and warm users."
-    )
+    if gaps:
+        told.append(
+            f"A gap is that between the best and the worst served group of at least {beyond.LEAST} users "
+            "(p: Kruskal & Wallis's test over users); activity is that of cold and warm users."
+        )
     if any(r.older for r in rows):
         told.append('* made by older code; make exp with ARGS="stale=rerun" makes it anew.')
     return told

@@ -1,9 +1,10 @@
-"""The command behind ``make compare``: finished experiments in one table, against a baseline.
+"""The command behind ``make compare`` and ``make beyond``: finished experiments in one table.
 
-``python -m experiments.compare [NAME[:STAGE] [key=value ...] ...]``. Variables: NAMES (the same words), ARGS
-(overrides of them all), SEEDS, BASELINE (a row of the table; without it the strongest row without a model),
-COLUMNS (accuracy or beyond), K (of the beyond-accuracy columns), FORMAT (markdown, latex or csv), OUT (a file
-to write as well). It reads run folders alone: nothing is trained, and torch is not imported.
+``python -m experiments.compare [beyond] [NAME[:STAGE] [key=value ...] ...]``; ``beyond`` tells what their
+lists are like besides right. Variables: NAMES (the same words), ARGS (overrides of them all), SEEDS, BASELINE
+(a row of the table; without it the strongest row without a model), K (the cutoff of ``beyond``), FORMAT
+(markdown, latex or csv), OUT (a file to write as well). It reads run folders alone, and ``beyond`` the
+prepared data: nothing is trained, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ from experiments.messages import print_error, put, say
 from experiments.results import COLUMNS, LABELLED_COLUMNS, Row
 from experiments.table_text import BETTER, FORMATS, LEVEL, WORSE, Line, Sheet
 
-KINDS = ("accuracy", "beyond")
+BEYOND = "beyond"
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 2 failed (the reason is on the screen)."""
     try:
-        form, kind = _one_of("FORMAT", FORMATS), _one_of("COLUMNS", KINDS)
-        rows = compared.find(compared.request(argv), _seeds(), artifacts.runs_root())
-        if kind == "beyond":
+        form, words = _format(), list(argv)
+        beyond = words[:1] == [BEYOND]
+        rows = compared.find(compared.request(words[beyond:]), _seeds(), artifacts.runs_root())
+        if beyond:
             from experiments.beyond_columns import sheet_of  # reads prepared data and scores
 
             sheet = sheet_of(rows)
@@ -52,11 +54,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _one_of(variable: str, known: Sequence[str]) -> str:
-    given = os.environ.get(variable, "").strip() or known[0]
-    if given not in known:
+def _format() -> str:
+    given = os.environ.get("FORMAT", "").strip() or FORMATS[0]
+    if given not in FORMATS:
         raise UserError(
-            f"{variable}={given!r}, expected one of {', '.join(known)}{nearest(given, known)}"
+            f"FORMAT={given!r}, expected one of {', '.join(FORMATS)}{nearest(given, FORMATS)}"
         )
     return given
 

@@ -242,7 +242,7 @@ def value_of(row: Row, metric: str, tests: Tests | None = None) -> Value:
     p, gain = (tests or {}).get((row.scores[0], metric), (None, 0.0))
     if len(values) > 1:
         return Value(statistics.fmean(values), over_seeds(values), p=p, gain=gain)
-    (stored,) = stored(row)
-    error = (stored.get(metric) or {}).get("stderr")
+    (told_of,) = stored(row)
+    error = (told_of.get(metric) or {}).get("stderr")
     half = None if error is None or error != error else 1.96 * error
     return Value(values[0], half, p=p, gain=gain)

@@ -34,7 +34,9 @@ def line_plot(
         places: of the x axis: name, and a note below it.
         lines: of values in [0, 1] or so; the y axis begins at 0.
     """
-    step, top = _axis(max((p.high for line in lines for p in line.points if p), default=1.0))
+    highest = max((p.high for line in lines for p in line.points if p), default=1.0)
+    step = axis_step(highest)
+    top = step * math.ceil(highest / step - 1e-9)
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
         f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
@@ -48,12 +50,11 @@ def line_plot(
     ]) + "\n"  # fmt: skip
 
 
-def _axis(highest: float) -> tuple[float, float]:
-    """Distance of the ticks (1, 2 or 5 times a power of ten, at most six of them), and the axis's end."""
-    least = max(highest, 1e-9) / 6
+def axis_step(length: float) -> float:
+    """Distance of the ticks of an axis: 1, 2 or 5 times a power of ten, at most six of them."""
+    least = max(length, 1e-9) / 6
     power = 10.0 ** math.floor(math.log10(least))
-    step = next(f * power for f in (1, 2, 5, 10) if f * power >= least * (1 - 1e-9))
-    return step, step * math.ceil(highest / step - 1e-9)
+    return next(f * power for f in (1, 2, 5, 10) if f * power >= least * (1 - 1e-9))
 
 
 def _x(place: int, count: int) -> float:
