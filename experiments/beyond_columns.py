@@ -232,7 +232,7 @@ def _gaps(row: Row, data: Catalogue) -> dict[str, Value | str]:
     values = _by_user(row, metric).join(_activity(row.scores[0]), on="user_id", how="left")
     values = values.join(data.users, on="user_id", how="left")
     if "age" in values.columns:
-        values = values.with_columns(_age_group(pl.col("age")).alias("age"))
+        values = values.with_columns(age_groups(values["age"]).alias("age"))
     cells: dict[str, Value | str] = {}
     for name in ("activity", "gender", "age"):
         if name not in values.columns:
@@ -248,9 +248,11 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _age_group(age: pl.Expr) -> pl.Expr:
-    edges, names = list(AGES)[1:], list(AGES.values())
-    return age.cut(edges, labels=names, left_closed=True).cast(pl.String)
+def age_groups(ages: pl.Series) -> pl.Series:
+    """The group of ``AGES`` of each age, null where it is not known."""
+    edges, names = list(AGES), np.array(list(AGES.values()))
+    place = np.searchsorted(edges, ages.fill_null(0).to_numpy(), side="right") - 1
+    return pl.select(pl.when(ages.is_not_null()).then(pl.Series("age", names[place]))).to_series()
 
 
 def _activity(file: Path) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from experiments.line_plot import COLOURS as NAMED
 from experiments.line_plot import axis_step
 
 COLOURS = (*NAMED[:-1], "#8C6D31", DARK)  # Okabe & Ito's
-PLAIN = ("#4D4D4D", "#7F7F7F", "#A6A6A6", "#C7C7C7", "#DCDCDC")  # rows without a model
+PLAIN = ("#333333", "#595959", "#7A7A7A", "#9A9A9A", "#BDBDBD")  # rows without a model
 WIDTH, PLOT_HEIGHT = 800, 340
 LEFT, RIGHT, BELOW = 70, 36, 58  # margins of a plot
 TITLE, LEGEND_ROW = 34, 20
@@ -158,17 +158,19 @@ def scatter(
         joined: whether a series is a line.
     """
     frame(canvas, x, y)
-    for one in series:
+    for number, one in enumerate(series):
         marks = [m for m in one.marks if m is not None]
+        # Marks that later ones would hide look out from behind them.
+        hidden = sum(other.marks == one.marks for other in series[number + 1 :])
         if joined and len(marks) > 1:
             points = [(x.at(m[0]), y.at(m[1].value)) for m in marks]
-            canvas.add(Stroke(points, one.colour, 1.8))
-        for number, (place, told) in enumerate(marks):
+            canvas.add(Stroke(points, one.colour, 1.8 + 3 * hidden))
+        for nth, (place, told) in enumerate(marks):
             at = x.at(place)
             if told.high > told.low:
                 canvas.line((at, y.at(told.low)), (at, y.at(told.high)), one.colour, 1.4)
-            radius = one.sizes[number] if one.sizes else 3.0 if joined else 5.5
-            canvas.add(Dot(at, y.at(told.value), radius, one.colour))
+            radius = one.sizes[nth] if one.sizes else 3.0 if joined else 5.5
+            canvas.add(Dot(at, y.at(told.value), radius + 2.5 * hidden, one.colour))
 
 
 def bars(

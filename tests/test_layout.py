@@ -42,7 +42,10 @@ ONLY_IN = {
     "pickle": (), "cPickle": (), "dill": (), "cloudpickle": (), "joblib": (), "shelve": (), "marshal": (),
 }  # fmt: skip
 PRETRAINED = ("lightning_modules/llm/backbones.py", "lightning_modules/llm/adapters.py")
-PLANNING = ("run", "config", "artifacts", "lock", "report", "results", "seeds", "significance")
+PLANNING = (
+    "run", "config", "artifacts", "lock", "report", "results", "seeds", "significance", "compare",
+    "beyond_columns", "plots",
+)  # fmt: skip
 TOP = {
     "pyproject.toml", "Makefile", "README.md", *OURS, "tests", "LICENSE", "CHANGELOG.md",
     "constraints.txt",

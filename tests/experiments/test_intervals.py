@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from experiments import intervals
+from lightning_modules.expected import expected_hit, expected_ndcg
 
 
 def ranked(path: Path, above: list[int], ties: list[int] | None = None, first: int = 0) -> Path:
@@ -130,3 +131,17 @@ def test_the_interval_of_a_change_by_hand() -> None:
     alike = intervals.of_change([0.0] * 8)
     assert alike.value == 0
     assert alike.high == -alike.low == pytest.approx(1.96 * math.sqrt(0.1 / 10))
+
+
+@pytest.mark.parametrize("k", [1, 10, 37])
+def test_rows_have_the_metrics_of_the_evaluation(k: int, tmp_path: Path) -> None:
+    """The same numbers as with tensors, which this module does without."""
+    draw = np.random.default_rng(k)
+    above, ties = draw.integers(0, 40, 500), draw.choice([0, 0, 1, 5, 90], 500)
+    file = ranked(tmp_path / "a.parquet", above.tolist(), ties.tolist())
+    found = intervals.mean_by_row([file], (f"hit@{k}", f"ndcg@{k}"), further=False)
+    assert found is not None
+    found = found.sort("row")
+    hit, ndcg = (f(above, ties, k).numpy() for f in (expected_hit, expected_ndcg))
+    assert found[f"hit@{k}"].to_numpy() == pytest.approx(hit, abs=1e-12)
+    assert found[f"ndcg@{k}"].to_numpy() == pytest.approx(ndcg, abs=1e-12)
