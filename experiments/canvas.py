@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 DARK, GREY, FAINT, WHITE = "#1A1A1A", "#595959", "#DDDDDD", "#FFFFFF"
 SCALE = 2  # pixels of a PNG for each of the sheet
+FINE = 2 * SCALE  # those that it is drawn with
 _ANCHORS = {"start": "ls", "middle": "ms", "end": "rs"}
 Point = tuple[float, float]
 
@@ -111,28 +112,28 @@ class Canvas:
 
     def png(self) -> Image.Image:
         """The same as pixels."""
-        image = Image.new("RGB", (self.width * SCALE, self.height * SCALE), WHITE)
+        image = Image.new("RGB", (self.width * FINE, self.height * FINE), WHITE)
         draw = ImageDraw.Draw(image)
         for s in self.shapes:
             if isinstance(s, Stroke):
                 pieces = _dashes(s.points) if s.dashed else [s.points]
                 for piece in pieces:
-                    whole = [(x * SCALE, y * SCALE) for x, y in piece]
-                    draw.line(whole, s.colour, max(1, round(s.width * SCALE)), joint="curve")
+                    whole = [(x * FINE, y * FINE) for x, y in piece]
+                    draw.line(whole, s.colour, max(1, round(s.width * FINE)), joint="curve")
             elif isinstance(s, Box):
                 if s.width > 0 and s.height > 0:
-                    corner = ((s.x + s.width) * SCALE - 1, (s.y + s.height) * SCALE - 1)
-                    draw.rectangle([(s.x * SCALE, s.y * SCALE), corner], s.colour)
+                    corner = ((s.x + s.width) * FINE - 1, (s.y + s.height) * FINE - 1)
+                    draw.rectangle([(s.x * FINE, s.y * FINE), corner], s.colour)
             elif isinstance(s, Dot):
-                r = s.radius * SCALE
-                x, y = s.x * SCALE, s.y * SCALE
+                r = s.radius * FINE
+                x, y = s.x * FINE, s.y * FINE
                 draw.ellipse([(x - r, y - r), (x + r, y + r)], s.colour)
             elif s.turned:
                 _turned(image, s)
             else:
-                place = (s.x * SCALE, s.y * SCALE)
-                draw.text(place, s.words, s.colour, _font(s.size * SCALE), _ANCHORS[s.anchor])
-        return image
+                place = (s.x * FINE, s.y * FINE)
+                draw.text(place, s.words, s.colour, _font(s.size * FINE), _ANCHORS[s.anchor])
+        return image.reduce(FINE // SCALE)  # so that lines have smooth edges
 
     def write(self, stem: Path) -> list[Path]:
         """Write ``stem``.svg and ``stem``.png."""
@@ -155,12 +156,12 @@ def _dashes(points: Sequence[Point], on: float = 5, off: float = 4) -> Iterator[
 
 def _turned(image: Image.Image, text: Text) -> None:
     """Draw words from below to above; they are centred."""
-    font = _font(text.size * SCALE)
-    width, height = round(font.getlength(text.words)) + 4, round(text.size * SCALE * 1.5)
+    font = _font(text.size * FINE)
+    width, height = round(font.getlength(text.words)) + 4, round(text.size * FINE * 1.5)
     label = Image.new("RGB", (width, height), WHITE)
-    ImageDraw.Draw(label).text((width / 2, text.size * SCALE), text.words, text.colour, font, "ms")
+    ImageDraw.Draw(label).text((width / 2, text.size * FINE), text.words, text.colour, font, "ms")
     label = label.rotate(90, expand=True)
-    place = (round(text.x * SCALE) - text.size * SCALE, round(text.y * SCALE - width / 2))
+    place = (round(text.x * FINE) - text.size * FINE, round(text.y * FINE - width / 2))
     image.paste(label, place)
 
 

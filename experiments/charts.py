@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from experiments.canvas import DARK, FAINT, GREY, Box, Canvas, Dot, Stroke, Text, text_width
+from experiments.canvas import DARK, FAINT, GREY, WHITE, Box, Canvas, Dot, Stroke, Text, text_width
 from experiments.intervals import Interval
-from experiments.line_plot import COLOURS as NAMED
-from experiments.line_plot import axis_step
 
-COLOURS = (*NAMED[:-1], "#8C6D31", DARK)  # Okabe & Ito's
+# Okabe & Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 PLAIN = ("#333333", "#595959", "#7A7A7A", "#9A9A9A", "#BDBDBD")  # rows without a model
 WIDTH, PLOT_HEIGHT = 800, 340
-LEFT, RIGHT, BELOW = 70, 36, 58  # margins of a plot
+LEFT, RIGHT, BELOW = 70, 36, 66  # margins of a plot
 TITLE, LEGEND_ROW = 34, 20
 Mark = tuple[float, Interval]  # x, and y with its interval
 
@@ -54,6 +53,13 @@ class Axis:
         steps = [b - a for a, b in pairwise(self.ticks)]
         digits = max(0, -math.floor(math.log10(steps[0]) + 1e-9)) if steps else 0
         return f"{tick:,.{digits}f}"
+
+
+def axis_step(length: float) -> float:
+    """Distance of the ticks of an axis: 1, 2 or 5 times a power of ten, at most six of them."""
+    least = max(length, 1e-9) / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(f * power for f in (1, 2, 5, 10) if f * power >= least * (1 - 1e-9))
 
 
 def linear(title: str, values: Sequence[float], zero: bool = True, whole: bool = False) -> Axis:
@@ -120,12 +126,28 @@ def frame(canvas: Canvas, x: Axis, y: Axis) -> None:
         canvas.add(Text(x.at(tick), bottom + 19, x.told(tick)))
     canvas.line((left, bottom), (right, bottom))
     canvas.line((left, bottom), (left, top))
-    _titles(canvas, x, y)
-
-
-def _titles(canvas: Canvas, x: Axis, y: Axis) -> None:
-    canvas.add(Text(sum(x.span) / 2, y.span[0] + 44, x.title, size=13))
+    canvas.add(Text(sum(x.span) / 2, bottom + (44 if x.ticks else 56), x.title, size=13))
     canvas.add(Text(18, sum(y.span) / 2, y.title, size=13, turned=True))
+
+
+def named_places(
+    canvas: Canvas, title: str, places: Sequence[tuple[str, str]], y: Axis
+) -> list[float]:
+    """The axes of a chart whose x axis has places, not numbers; the middle of each.
+
+    Args:
+        canvas: with room below the y axis.
+        title: of the x axis.
+        places: name, and a note below it.
+        y: a placed axis.
+    """
+    frame(canvas, Axis(title, 0, 1, [], span=(LEFT, WIDTH - RIGHT)), y)
+    width = (WIDTH - LEFT - RIGHT) / len(places)
+    middles = [LEFT + width * (n + 0.5) for n in range(len(places))]
+    for middle, (name, note) in zip(middles, places, strict=True):
+        canvas.add(Text(middle, y.span[0] + 19, name))
+        canvas.add(Text(middle, y.span[0] + 35, note, colour=GREY))
+    return middles
 
 
 def sheet(
@@ -184,14 +206,9 @@ def bars(
         places: of the groups: name, and a note below it.
         y: a placed axis.
     """
-    width = (WIDTH - LEFT - RIGHT) / len(places)
-    thick = width * 0.84 / len(series)
-    frame(canvas, Axis("", 0, 1, [], span=(LEFT, WIDTH - RIGHT)), y)
+    thick = (WIDTH - LEFT - RIGHT) / len(places) * 0.84 / len(series)
     base = y.at(max(0.0, y.low))
-    for place, (name, note) in enumerate(places):
-        middle = LEFT + width * (place + 0.5)
-        canvas.add(Text(middle, y.span[0] + 19, name, size=13))
-        canvas.add(Text(middle, y.span[0] + 36, note, colour=GREY))
+    for place, middle in enumerate(named_places(canvas, "", places, y)):
         for number, one in enumerate(series):
             mark = one.marks[place]
             if mark is None:
@@ -201,5 +218,6 @@ def bars(
             canvas.add(Box(left, min(high, base), thick - 1, abs(base - high), one.colour))
             centre = left + (thick - 1) / 2
             if told.high > told.low:
-                ends = (max(told.low, y.low), min(told.high, y.high))
-                canvas.line((centre, y.at(ends[0])), (centre, y.at(ends[1])), DARK, 1.1)
+                low, top = y.at(max(told.low, y.low)), y.at(min(told.high, y.high))
+                canvas.line((centre, low), (centre, top), WHITE, 3.2)  # seen on dark bars as well
+                canvas.line((centre, low), (centre, top), DARK, 1.2)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 METRIC = "hit@1"
 LEVEL = 0.05  # of p, corrected for the number of tests in the table
-PLOT = "crossover.svg"  # in the folder of the last method's test
+PLOT = "crossover"  # .svg and .png, in the folder of the last method's test
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,14 @@ def tell(experiments: Mapping[int, Experiment]) -> None:
     for other in list(table)[1:]:
         messages.put(sentence(other, base, names, table[other][1:]))
     notes = [f"n = {cell.n}" for cell in table[base][1:]]
-    text = line_plot(
+    canvas = line_plot(
         f"{METRIC} by training events of the target: {experiment.name}",
         "training events of the target", f"{METRIC}, 95 % interval",
         list(zip(names, notes, strict=True)),
         [Line(name, [cell.hit for cell in found[1:]]) for name, found in table.items()],
     )  # fmt: skip
-    plot = methods[-1].scores[0].with_name(PLOT)
-    plot.write_text(text, encoding="utf-8")
-    messages.put(f"plot: {messages.short(plot)}")
+    for plot in canvas.write(methods[-1].scores[0].with_name(PLOT)):
+        messages.put(f"plot: {messages.short(plot)}")
 
 
 def _require_finished(runs: Runs) -> None:

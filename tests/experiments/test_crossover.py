@@ -200,30 +200,27 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_the_plot_shows_every_point_at_its_place() -> None:
     points = [Interval(0.5, 0.4, 0.6), None, Interval(0.0, 0.0, 0.3), Interval(0.25, 0.2, 0.3)]
     lines = [line_plot.Line("a <b>", points), line_plot.Line("c & d", [None] * 4)]
-    text = line_plot.line_plot("T & t", "x", "y", PLACES, lines)
-    root = ET.fromstring(text)
+    root = ET.fromstring(line_plot.line_plot("T & t", "x", "y", PLACES, lines).svg())
     circles = root.findall(f".//{SVG}circle")
     assert len(circles) == 3
     # Ticks of 0.1, the least of 1, 2, 5 x 10^k of which six are enough for 0.6, where the axis ends.
-    height = line_plot.HEIGHT - line_plot.TOP - line_plot.BOTTOM
-    bottom = line_plot.HEIGHT - line_plot.BOTTOM
-    expected = [bottom - height * value / 0.6 for value in (0.5, 0.0, 0.25)]
+    ticks = [t for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"]
+    assert [t.text for t in ticks] == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
+    heights = [float(t.get("y", "")) - 4 for t in ticks]  # a label stands below its line
+    expected = np.interp((0.5, 0.0, 0.25), np.arange(7) / 10, heights)
     assert [float(c.get("cy", "")) for c in circles] == pytest.approx(expected, abs=0.1)
-    width = (line_plot.WIDTH - line_plot.LEFT - line_plot.RIGHT) / 4
-    middle = [float(c.get("cx", "")) for c in circles]
-    assert np.diff(middle).tolist() == pytest.approx([2 * width, width], abs=0.1)
+    names = [t for t in root.iter(f"{SVG}text") if t.text in NAMES]
+    middle = [float(names[n].get("x", "")) for n in (0, 2, 3)]
+    shift = [float(c.get("cx", "")) - x for c, x in zip(circles, middle, strict=True)]
+    assert shift == pytest.approx([-4.5] * 3, abs=0.2)  # the first of two lines, 9 pixels apart
     texts = [t.text for t in root.iter(f"{SVG}text")]
     assert {"T & t", "a <b>", "c & d", "0", "1-4", "10+", "n = 1", "x", "y"} <= set(texts)
-    ticks = [t.text for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"]
-    assert ticks == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5", "0.6"]
 
 
 @pytest.mark.parametrize("top", [1.0, 0.97, 0.5, 0.031, 0.001])
 def test_an_axis_has_few_ticks_and_holds_all(top: float) -> None:
-    text = line_plot.line_plot(
-        "t", "x", "y", PLACES[:1], [line_plot.Line("a", [Interval(0, 0, top)])]
-    )
-    root = ET.fromstring(text)
+    lines = [line_plot.Line("a", [Interval(0, 0, top)])]
+    root = ET.fromstring(line_plot.line_plot("t", "x", "y", PLACES[:1], lines).svg())
     ticks = [t.text or "" for t in root.iter(f"{SVG}text") if t.get("text-anchor") == "end"]
     values = [float(t) for t in ticks]
     assert 3 <= len(values) <= 7
@@ -233,5 +230,5 @@ def test_an_axis_has_few_ticks_and_holds_all(top: float) -> None:
 
 
 def test_a_plot_without_any_point_is_a_plot() -> None:
-    text = line_plot.line_plot("t", "x", "y", PLACES, [line_plot.Line("a", [None] * 4)])
-    assert not ET.fromstring(text).findall(f".//{SVG}circle")
+    canvas = line_plot.line_plot("t", "x", "y", PLACES, [line_plot.Line("a", [None] * 4)])
+    assert not ET.fromstring(canvas.svg()).findall(f".//{SVG}circle")
