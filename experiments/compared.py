@@ -13,9 +13,10 @@ from typing import Any
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
 from experiments import artifacts, baseline, config
+from experiments.costs import chain
 from experiments.errors import UserError
 from experiments.intervals import over_seeds
-from experiments.keys import nearest
+from experiments.keys import flatten, nearest
 from experiments.results import Row, collect, rows_of, telling
 from experiments.table_text import Value
 
@@ -145,7 +146,7 @@ def name_in_file(row: Row) -> str:
 
 def _of_seeds(row: Row, seeds: Sequence[int]) -> Row | None:
     """A row with these seeds alone; None where one of them was not run. A row that draws nothing stays."""
-    if not seeds or not row.seeds:
+    if not seeds or not row.seeds or not _draws(row):
         return row
     at = {_seed(f): i for i, f in enumerate(row.scores)}
     if any(s not in at for s in seeds):
@@ -154,6 +155,13 @@ def _of_seeds(row: Row, seeds: Sequence[int]) -> Row | None:
     values = {m: [told[i] for i in kept] for m, told in row.values.items()}
     files = tuple(row.scores[i] for i in kept)
     return replace(row, seeds=tuple(seeds), values=values, scores=files)
+
+
+def _draws(row: Row) -> bool:
+    """Whether a seed changes it: something was trained for it, or its module is given a seed."""
+    specs = [(read_json(f / "stage.json") or {})["spec"] for f in chain(row.scores[0].parent)]
+    keys = [key for spec in specs for key, _ in flatten(spec["modules"])]
+    return any(s["run"] == "fit" for s in specs) or any(k.endswith(".seed") for k in keys)
 
 
 def _seed(file: Path) -> int:

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from experiments import charts, compare, compared, costs, plots
+from experiments.artifacts import PlannedStage
 from experiments.canvas import Canvas, Dot
 from experiments.compared import Asked
 from experiments.errors import UserError
@@ -45,7 +46,8 @@ def write(
     """A finished stage as it would be; ``places`` has, by row, each user's place of the target."""
     where = runs / folder
     where.mkdir(parents=True)
-    modules = {name: {"_target_": "x"} for name in places or {stage: 0}}
+    drawn = {"seed": seed} if overrides[:1] == (f"seed={seed}",) else {}
+    modules = {name: {"_target_": "x", **drawn} for name in places or {stage: 0}}
     spec = {"modules": modules, "seed": seed, "run": run, "select": None}
     job = {"experiment": experiment, "stage": stage, "overrides": list(overrides), "spec": spec,
            "inputs": inputs or {}}  # fmt: skip
@@ -126,6 +128,16 @@ def test_all_seeds_count_or_those_asked_for(runs: Path) -> None:
         find(SASREC, seeds=(0, 3), runs=runs)
 
 
+def test_a_row_that_draws_nothing_counts_for_every_seed(runs: Path) -> None:
+    write(runs, "p-1", EASE, {"evaluate": [1] * USERS})
+    assert [r.label for r in find(EASE, seeds=(0, 3), runs=runs)] == [EASE]
+    write(runs, "fit-1", SASREC, {}, stage="train", run="fit")
+    weights = {"weights": str(runs / "fit-1" / "best.ckpt")}
+    write(runs, "a-1", SASREC, {"evaluate": [0] * USERS}, inputs=weights)
+    with pytest.raises(UserError, match="SEEDS=0,3"):
+        find(SASREC, seeds=(0, 3), runs=runs)
+
+
 def test_of_one_seed_the_interval_is_that_of_the_run(runs: Path) -> None:
     write(runs, "a-1", SASREC, {"evaluate": [0] * USERS})
     (row,) = find(SASREC, runs=runs)
@@ -164,6 +176,16 @@ def test_of_a_row_of_two_protocols_the_newest_counts(runs: Path) -> None:
     )
     (row,) = find(SASREC, runs=runs)
     assert row.fingerprint == "f1"
+
+
+def test_a_test_that_another_experiment_made_and_this_one_shares(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(runs, "a-1", GRU, {"evaluate": [0] * USERS})
+    shared = PlannedStage("evaluate", {"run": "test"}, "1", folder, "done", "")
+    monkeypatch.setattr(compared.artifacts, "plan", lambda *_: [shared])
+    (row,) = find(SASREC, runs=runs)
+    assert (row.label, row.scores) == (SASREC, (folder / "scores.evaluate.parquet",))
 
 
 def test_a_stage_of_an_experiment(runs: Path) -> None:
