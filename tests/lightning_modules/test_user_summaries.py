@@ -13,6 +13,8 @@ import torch
 
 from callbacks.generations import GenerationsLog
 from datamodules.types import Histories, ItemWords, Rows
+from experiments import build
+from experiments.errors import UserError
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.sampling import Sampling
@@ -377,6 +379,23 @@ def plain_count(module: Any, end: int) -> int:
     """How often any first prompt ends a message."""
     found: int = module.prompt(module.plan.chains[0][0]).count(end)
     return found
+
+
+def test_a_config_is_bound_to_the_data(llm: BackboneSpec) -> None:
+    target = "lightning_modules.user_summaries.UserSummariesModule"
+    node = {
+        "_target_": target, "mode": "sliding", "window": 4, "step": 2, "fields": ["title", "summary"],
+        "llm": {"_target_": "lightning_modules.llm.BackboneSpec", "source": str(llm.source)},
+        "sampling": {"_target_": "lightning_modules.llm.sampling.Sampling", "seed": 3},
+    }  # fmt: skip
+    assert list(build.problems(node, "module")) == []
+    data = SimpleNamespace(catalog=catalogue(), item_words=WORDS, row_histories=every_split())
+    made = build.build_on(node, data)
+    assert (made.numbered, made.sampling) == (len(made.plan.steps), Sampling(seed=3))
+    (problem,) = build.problems({**node, "mode": "recurring"}, "module")
+    assert "module.mode" in problem
+    with pytest.raises(UserError, match="1 <= step <= window"):
+        build.build_on({**node, "step": 5}, data)
 
 
 def test_impossible_settings(llm: BackboneSpec) -> None:
