@@ -94,7 +94,8 @@ def test_reasons_are_kept_and_not_written_twice(
     lines = log.read_bytes()
     assert len(lines.splitlines()) == 9
     entries = [json.loads(line) for line in lines.splitlines()]
-    assert all(set(e) == {"key", "tokens", "text"} and len(e["tokens"]) <= 4 for e in entries)
+    names = {"key", "tokens", "text", "check"}
+    assert all(set(e) == names and len(e["tokens"]) <= 4 for e in entries)
 
     # A kill after four texts and a half: the stage goes on from there and ends with the same numbers.
     before = (folder / "metrics.json").read_bytes()
