@@ -282,18 +282,6 @@ class ItemImages(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class CaptionRows:
-    """Pictures with their captions, by number."""
-
-    row: np.ndarray  # (B,) numbers of the rows
-    pictures: list[Image.Image]  # B, RGB
-    captions: list[str]  # B
-    attributes: dict[str, list[str]]  # name -> B values; empty where nothing is known
-    filler: np.ndarray | None = None  # (B,) bool: as in ``Rows``
-    normaliser: float = 1.0
-
-
 class Method(Protocol):
     """What a data module asks of the module it feeds."""
 

@@ -65,8 +65,7 @@ def main(argv: Sequence[str]) -> int:
         request, overrides = split_request(words)
         experiment = config.load(config.full_name(name), [config.as_text(o) for o in overrides])
         _prepare(experiment)
-        # Instructions have no items.
-        asked = [d for d in experiment.data_sets if "instructions" not in d]
+        asked = [d for d in experiment.data_sets if _has_items(d)]
         return max(_told(data, request, experiment.name) for data in asked)
     except (UserError, DataSourceError, DataFormatError) as error:
         print_error(error)
@@ -122,6 +121,12 @@ def _prepare(experiment: config.Experiment) -> None:
         raise KeyboardInterrupt
     if done.returncode:
         raise UserError(f"the data of {experiment.name} could not be prepared; see above")
+
+
+def _has_items(data: dict[str, Any]) -> bool:
+    """Instructions and captioned pictures are rows of a table, and no catalogue."""
+    note = artifacts.prepared_data(data, cache_root())
+    return note is None or not (Path(note["folder"]) / "rows.parquet").is_file()
 
 
 def _told(data: dict[str, Any], request: Request, experiment: str) -> int:
