@@ -48,7 +48,7 @@ class ItemPicture:
 
 
 class CaptionedItems(CaptionData):
-    """Pictures of items, captioned ``title (category, category)``: films' posters with title and genres.
+    """Pictures of items, captioned as ``caption`` says: films' posters with title and genres.
 
     Items without a picture or a title are left out; nothing else is.
 
@@ -108,18 +108,11 @@ class CaptionedItems(CaptionData):
     def _write(self, folder: Path) -> None:
         found = []
         for name, part in self.parts.items():
-            told = pl.concat_str(
-                "title",
-                pl.when(pl.col("categories").list.len() > 0)
-                .then(pl.format(" ({})", pl.col("categories").list.join(", ")))
-                .otherwise(pl.lit("")),
-            )
-            table = part.catalog.with_row_index("item", offset=1).select(
-                pl.lit(name).alias("part"), pl.col("item").cast(pl.Int64), told.alias("caption")
-            )
-            shown = pl.Series(part.item_images.mask[1:])
-            found.append(table.filter(shown & table["caption"].is_not_null()))
-        rows = pl.concat(found)
+            shown = part.catalog.with_row_index("item", offset=1).filter(part.item_images.mask[1:])
+            texts = shown.drop_nulls("title").select("item", "title", "categories").iter_rows()
+            found += [(name, item, caption(title, groups or [])) for item, title, groups in texts]
+        kinds = {"part": pl.String(), "item": pl.Int64(), "caption": pl.String()}
+        rows = pl.DataFrame(found, schema=kinds, orient="row")
         held_out = _held_out(rows["caption"], self.valid, self.valid_seed)
         split = np.where(held_out, SPLIT_NAMES[VALID], SPLIT_NAMES[TRAIN])
         rows = rows.with_columns(split=pl.Series(split))
@@ -153,6 +146,12 @@ class CaptionedItems(CaptionData):
             ItemPicture(images[row["part"]], row["item"], row["caption"])
             for row in part.iter_rows(named=True)
         ]
+
+
+def caption(title: str, categories: Sequence[str]) -> str:
+    """``title (category, category)``, without categories that the title has, such as a film's year."""
+    told = ", ".join(name for name in categories if name not in title)
+    return f"{title} ({told})" if told else title
 
 
 def _held_out(captions: pl.Series, share: float, seed: int) -> np.ndarray:

@@ -89,7 +89,7 @@ class CaptionedPictures(CaptionData):
                 f"CaptionedPictures got train={train}, valid={valid}, held_out={held_out}; expected pictures "
                 "of each kind, and a share above 0 and below 1"
             )
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "train": train, "valid": valid, "held_out": held_out, "details": details,
             "pictures_seed": pictures_seed,
         }  # fmt: skip

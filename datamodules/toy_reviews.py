@@ -88,7 +88,7 @@ def make_reviews(
 ) -> list[dict[str, Any]]:
     """Reviews in the format of Amazon 2023: each shopper's different products in time order."""
     chance = random.Random(f"toy shop {seed}: reviews")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for user, taste in tastes.items():
         time = _OPENED + chance.randrange(365 * _DAY)
         bought: set[str] = set()
@@ -129,7 +129,7 @@ def make_metadata(
     stars: dict[str, list[float]] = {item: [] for item in items}
     for review in reviews:
         stars[review["parent_asin"]].append(review["rating"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, item in enumerate(items):
         title, again = titles[number % len(titles)], number // len(titles)
         size, parts, given = chance.randint(8, 60), chance.randint(1, 12), stars[item]
