@@ -35,6 +35,7 @@ from lightning_modules.llm.specs import AdapterSpec, VisionSpec
 from lightning_modules.llm.tuning import LanguageModelModule
 from lightning_modules.llm.vision_parts import projector_of
 from lightning_modules.llm.yes_no import WORTH_SHARING
+from lightning_modules.schedules import Schedule
 
 
 class AlignVisionModule(LanguageModelModule):
@@ -51,19 +52,29 @@ class AlignVisionModule(LanguageModelModule):
 
     Args:
         llm: a vision-language model of LLaVA's kind, with any projector.
-        learning_rate, options: of the training, see ``LanguageModelModule``.
+        learning_rate, weight_decay, warmup_steps, schedule: of the training, see ``LanguageModelModule``.
 
     Raises:
         ValueError: ``llm`` describes no vision-language model.
     """
 
-    def __init__(self, llm: VisionSpec, learning_rate: float = 1e-3, **options: Any) -> None:
+    def __init__(
+        self,
+        llm: VisionSpec,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 20,
+        schedule: Schedule = "cosine",
+    ) -> None:
         if not isinstance(llm, VisionSpec):
             raise ValueError(
                 f"llm is a {type(llm).__name__}, which reads no pictures: take llm=smolvision, or any other "
                 "VisionSpec"
             )
-        super().__init__(llm, AdapterSpec(method="none"), learning_rate=learning_rate, **options)
+        super().__init__(
+            llm, AdapterSpec(method="none"), learning_rate=learning_rate,
+            weight_decay=weight_decay, warmup_steps=warmup_steps, schedule=schedule,
+        )  # fmt: skip
         self._states: dict[str, Tensor] = {}  # (K, d) of pictures, by digest
         self._prefix: SharedPrefix | None = (
             None  # what all prompts begin with; its weights are frozen
