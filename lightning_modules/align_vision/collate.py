@@ -74,17 +74,19 @@ class CaptionTokens:
         return self.reader.spec.chat_template
 
     def texts(self, caption: str) -> tuple[str, str]:
-        """Prompt and answer, with the picture's mark."""
-        return captioned(self.reader.tokenizer, self._chat, caption)
+        """Prompt, with the picture's tokens, and answer."""
+        prompt, answer = captioned(self.reader.tokenizer, self._chat, caption)
+        return self.reader.expand(prompt, [_ANY_SIZE]), answer
 
-    def of(self, caption: str, size: tuple[int, int]) -> tuple[list[int], int]:
+    def of(self, caption: str) -> tuple[list[int], int]:
         """Token ids of prompt and answer, and how many of them are the prompt's.
+
+        A picture of any size is as many tokens, in the models that are aligned here.
 
         Raises:
             ModelError: they are more than the model reads.
         """
-        prompt, answer = self.texts(caption)
-        shown = self.reader.expand(prompt, [size])
+        shown, answer = self.texts(caption)
         encoded = self._encoded(shown + answer)
         before = sum(1 for _, end in encoded["offset_mapping"] if end <= len(shown))
         ids: list[int] = encoded["input_ids"]
@@ -102,12 +104,13 @@ class CaptionTokens:
         return ids
 
     def slots(
-        self, caption: str, attributes: Mapping[str, str], size: tuple[int, int]
+        self, caption: str, attributes: Mapping[str, str]
     ) -> list[tuple[int, list[int], int]]:
-        """Of each attribute (S): the token that names it, what the first token would be of each value, and
-        which of them is right; ``NOWHERE`` and no values where the caption does not name it."""
-        prompt, answer = self.texts(caption)
-        shown = self.reader.expand(prompt, [size])
+        """Of each attribute (S): the token that names it, the first token of each value, which is right.
+
+        ``NOWHERE`` and no values where the caption does not name it; they are looked for in their order.
+        """
+        shown, answer = self.texts(caption)
         found = []
         taken = len(shown)
         for name, options in self.values.items():
@@ -145,17 +148,19 @@ class CaptionCollator:
     slots: bool
 
     def __call__(self, rows: Any) -> CaptionBatch:
-        """``rows.rows`` (B,), each with ``picture``, ``caption`` and ``attributes``; ``rows.filler`` (B,) marks
-        rows that only keep ranks in step, ``rows.normaliser`` divides the loss."""
+        """``rows.rows`` (B,), each with ``picture``, ``caption`` and ``attributes``.
+
+        ``rows.filler`` (B,) marks rows that only keep ranks in step, ``rows.normaliser`` divides the loss.
+        """
         read, said, places = [], [], []
         idle = np.zeros(len(rows.rows), bool) if rows.filler is None else rows.filler
         for row, skipped in zip(rows.rows, idle, strict=True):
-            ids, prompt = self.tokens.of(row.caption, row.picture.size)
+            ids, prompt = self.tokens.of(row.caption)
             answer = ids[prompt:]
             read.append(ids[:-1])
             said.append([NO_LOSS] * len(answer) if skipped else answer)
             if self.slots:
-                slots = self.tokens.slots(row.caption, row.attributes, row.picture.size)
+                slots = self.tokens.slots(row.caption, row.attributes)
                 # Counted from the end: rows are padded on the left.
                 places.append([(n - len(ids) if n >= 0 else None, c, t) for n, c, t in slots])
         tokens, mask = pad_left(read, self.tokens.reader.tokenizer.pad_token_id)

@@ -43,12 +43,12 @@ class AlignVisionModule(LanguageModelModule):
 
     ``max_W sum_t log P(y_t | x, W v, y_<t)`` of captions y behind prompts x with a picture's states v; summed
     over the tokens of the whole global batch, over their number. The tower's states of a picture are computed
-    once and kept by the picture's content. Checkpoints hold the projector; a later stage takes it as the input
-    ``llm.projector``.
+    once and kept by the picture's content. Checkpoints hold the projector; a later stage takes it as the
+    input ``llm.projector``.
 
-    A validation tells how often the likeliest of an attribute's values, at its place in the caption, is right
-    (``val/NAME/accuracy``, and over all attributes ``val/all/accuracy``); values with the same first token tie,
-    and share the credit.
+    A validation tells how often the likeliest of an attribute's values, at its place in the caption and
+    behind what is true before it, is right (``val/NAME/accuracy``, and over all attributes
+    ``val/all/accuracy``); values with the same first token tie, and share the credit.
 
     Args:
         llm: a vision-language model of LLaVA's kind, with any projector.
@@ -135,7 +135,7 @@ class AlignVisionModule(LanguageModelModule):
         return np.array([len(ids) - prompt for ids, prompt in self._tokenised(rows)])
 
     def _tokenised(self, rows: Any) -> list[tuple[list[int], int]]:
-        return [self.caption_tokens.of(row.caption, row.picture.size) for row in rows.rows]
+        return [self.caption_tokens.of(row.caption) for row in rows.rows]
 
     def collator(self, training: bool) -> CaptionCollator:
         """Validation asks for attributes, too."""

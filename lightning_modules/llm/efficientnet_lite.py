@@ -103,14 +103,14 @@ class _Block(nn.Module):
 class EfficientNetLite(PreTrainedModel):
     """Maps of the stages, pooled into G x G cells, as LLaVA reads them: ``hidden_states[-1]`` (B, G * G, d).
 
-    A cell tells the head's map and those of earlier stages, each normalised over its channels, and its colours:
-    the means of its quarters, and their spread over the whole. The head's map knows shapes, but hardly colours:
-    a probe of it names 4 of 10 colours of drawn shapes, of all of this 9 of 10, and every shape.
+    A cell tells the head's map and those of earlier stages, each normalised over its channels, and its
+    colours: the means of its quarters, and their spread over the whole. The head's map knows shapes, but
+    hardly colours: a probe of it names 4 of 10 colours of drawn shapes, of all of this 9 of 10, and every
+    shape.
     """
 
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
-    _no_split_modules = ["_Block"]
     _supports_sdpa = _supports_flash_attn = True  # it has no attention that could differ
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:

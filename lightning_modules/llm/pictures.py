@@ -25,7 +25,8 @@ from lightning_modules.llm.specs import VisionSpec
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PICTURE = "\ue0f0"  # stands in a prompt's text for a picture; ``wording.as_data`` takes it out of others' texts
+# Stands in a prompt's text for a picture; ``wording.as_data`` takes it out of texts of others.
+PICTURE = "\ue0f0"
 
 Size = tuple[int, int]  # width and height in pixels, as PIL's ``Image.size``
 Row = tuple[Sequence[int], Sequence["Image"]]  # token ids, and the pictures that they show in order
@@ -108,8 +109,10 @@ class PictureReader:
         return {name: torch.cat([one[name] for one in each]) for name in each[0]} if each else {}
 
     def inputs(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """What a model reads of rows (B,), padded on the left: ``input_ids`` and ``attention_mask`` (B, L), and
-        what its ``pictures`` need, for some the kinds of the tokens, too. Rows may be without pictures."""
+        """What a model reads of rows (B,), padded on the left; rows may be without pictures.
+
+        ``input_ids`` and ``attention_mask`` (B, L), ``pictures``, and for some the kinds of the tokens.
+        """
         tokens, mask = pad_left([ids for ids, _ in rows], self.tokenizer.pad_token_id)
         shown = [picture for _, pictures in rows for picture in pictures]
         found = {"input_ids": tokens, "attention_mask": mask, **self.pictures(shown)}

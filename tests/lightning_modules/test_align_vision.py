@@ -123,7 +123,8 @@ def test_a_row_that_keeps_ranks_in_step_carries_no_loss(data: DrawnPictures) -> 
     fit(made, data, max_epochs=1)
     given = Rows(data.train[:2], np.array([False, True]), 1.0)
     batch = made.collator(True)(given)
-    assert (batch.answers[1] == NO_LOSS).all() and (batch.answers[0] != NO_LOSS).any()
+    assert (batch.answers[1] == NO_LOSS).all()
+    assert (batch.answers[0] != NO_LOSS).any()
 
 
 def test_the_tower_sees_each_picture_once(data: DrawnPictures) -> None:
@@ -147,7 +148,8 @@ def test_what_all_prompts_begin_with_is_read_once(data: DrawnPictures) -> None:
     plain.recomputes = True  # then nothing is shared
     fit(plain, data, max_epochs=1)
     fit(shared, data, max_epochs=1)
-    assert plain._prefix is None and shared._prefix is not None
+    assert plain._prefix is None
+    assert shared._prefix is not None
     opening = plain.tokenizer("You see pictures, and you say what is in them. ")["input_ids"]
     assert len(opening) - 1 <= shared._prefix.length <= len(opening)
     for one, other in zip(plain.projector.parameters(), shared.projector.parameters(), strict=True):
@@ -165,25 +167,26 @@ def test_an_attributes_place_is_where_its_value_begins() -> None:
     values = {"colour": ["red", "blue"], "shape": ["square", "star"], "size": ["big"]}
     made = tokens(values)
     caption = "a red square"
-    size = (56, 56)
     (colour, first, right), (shape, kinds, star), nowhere = made.slots(
-        caption, {"colour": "red", "shape": "square", "size": "huge"}, size
+        caption, {"colour": "red", "shape": "square", "size": "huge"}
     )
-    ids, prompt = made.of(caption, size)
+    ids, prompt = made.of(caption)
     decode = made.reader.tokenizer.decode
-    assert decode(ids[prompt:colour]) == "a" and decode(ids[colour:]).startswith(" red square")
+    assert decode(ids[prompt:colour]) == "a"
+    assert decode(ids[colour:]).startswith(" red square")
     assert decode(ids[prompt:shape]) == "a red"
-    assert first[right] == ids[colour] and right == 0
-    assert " blue".startswith(decode(first[1])) and decode(first[1]).strip()
+    assert first[right] == ids[colour]
+    assert right == 0
+    assert " blue".startswith(decode(first[1]))
+    assert decode(first[1]).strip()
     assert kinds[star] == ids[shape]
     assert nowhere == (NOWHERE, [], 0)
 
 
 def test_equal_values_are_named_in_their_order_and_words_are_whole() -> None:
     made = tokens({"first": ["red", "blue"], "second": ["red", "blue"]})
-    size = (56, 56)
-    one, two = made.slots("a reddish red on red", {"first": "red", "second": "red"}, size)
-    ids, prompt = made.of("a reddish red on red", size)
+    one, two = made.slots("a reddish red on red", {"first": "red", "second": "red"})
+    ids, prompt = made.of("a reddish red on red")
     decode = made.reader.tokenizer.decode
     assert decode(ids[prompt : one[0]]) == "a reddish"
     assert decode(ids[prompt : two[0]]) == "a reddish red on"
@@ -254,7 +257,7 @@ def test_a_later_stage_takes_the_projector_as_an_input(data: DrawnPictures, tmp_
     assert later.llm.digest() != SPEC.digest()
     row = data.valid[0]
     reader = PictureReader(later.llm)
-    ids, _ = made.caption_tokens.of(row.caption, row.picture.size)
+    ids, _ = made.caption_tokens.of(row.caption)
     given = reader.inputs([(ids, [row.picture])])
     with torch.no_grad():
         expected = read_last_logits(made.model, given)

@@ -35,7 +35,7 @@ from lightning_modules.llm.vision_parts import language_model_path, projector_of
 from lightning_modules.llm.wording import as_data
 
 ARCHITECTURES = get_args(Architecture)
-LANGUAGE_MODEL = {name: "model.language_model" for name in ARCHITECTURES} | {
+LANGUAGE_MODEL = dict.fromkeys(ARCHITECTURES, "model.language_model") | {
     "idefics3": "model.text_model"
 }
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -104,7 +104,7 @@ def test_the_tokens_are_those_of_the_architectures_own_processor(architecture: A
     import transformers
 
     reader = PictureReader(described(architecture))
-    config, image_processor = load_image_processor(reader.spec)
+    _, image_processor = load_image_processor(reader.spec)
     own: dict[str, Any] = {
         "patch_size": 14, "vision_feature_select_strategy": "default",
         "num_additional_image_tokens": 1,
