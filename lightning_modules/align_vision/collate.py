@@ -111,7 +111,7 @@ class CaptionTokens:
         ``NOWHERE`` and no values where the caption does not name it; they are looked for in their order.
         """
         shown, answer = self.texts(caption)
-        found = []
+        found: list[tuple[int, list[int], int]] = []
         taken = len(shown)
         for name, options in self.values.items():
             value = attributes.get(name)
@@ -169,8 +169,8 @@ class CaptionCollator:
         normaliser = torch.tensor(rows.normaliser, dtype=torch.float32)
         pixels = self.tokens.reader.pictures(pictures)
         keys = [picture_digest(picture) for picture in pictures]
-        slots = _slot_tensors(places, answers.shape[1])
-        return CaptionBatch(tokens, mask, answers, keys, pixels, normaliser, *slots)
+        where = _slot_tensors(places, answers.shape[1])
+        return CaptionBatch(tokens, mask, answers, keys, pixels, normaliser, *where)
 
 
 def _slot_tensors(places: list[list[Any]], width: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -168,7 +168,8 @@ class AlignVisionModule(LanguageModelModule):
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         projected = self.projector(self.states(batch))  # (B, K, the language model's width)
-        seen = {"image": BaseModelOutputWithPooling(pooler_output=list(projected))}
+        pictures: Any = list(projected)  # one each, as the model makes them itself
+        seen = {"image": BaseModelOutputWithPooling(pooler_output=pictures)}
         keep = batch.answers.shape[1]
         if self._prefix is not None:
             return self._prefix.last_logits(

@@ -115,8 +115,8 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
 
     folder = model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
         config = _config(folder).get_text_config()
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
     _take_chat_template(tokenizer, folder)
     if spec.chat_template and not tokenizer.chat_template:
         raise ModelError(

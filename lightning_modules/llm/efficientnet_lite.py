@@ -137,7 +137,7 @@ class EfficientNetLite(PreTrainedModel):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
         """Cells of normalised pictures (B, 3, H, W), their rows from the top."""
-        pixels = pixel_values.to(self.stem[0].weight.dtype)
+        pixels = pixel_values.to(next(self.parameters()).dtype)
         maps = self.maps(pixels)
         side = self.config.grid
         cells = [_normalised(F.adaptive_avg_pool2d(maps[i], side)) for i in self.config.told]

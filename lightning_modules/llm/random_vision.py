@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 _SIDE, _PATCH = 56, 14  # of the towers' pictures, in pixels
-_TOWER = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.2}
+_TOWER: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.2}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ _Made = tuple[str, Any, dict[str, Any]]  # class, configuration, image processor
 def _clip() -> Any:
     from transformers import CLIPVisionConfig
 
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    heads: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4}
     return CLIPVisionConfig(image_size=_SIDE, patch_size=_PATCH, **heads, **_TOWER)
 
 
@@ -160,9 +160,10 @@ def _idefics3(text: dict[str, Any], image: int, ids: Any) -> _Made:
         "image_size": _SIDE, "patch_size": _PATCH, "num_hidden_layers": 2,
         "num_attention_heads": 4, **_TOWER,
     }  # fmt: skip
+    padding: dict[str, Any] = {"pad_token_id": text["pad_token_id"]}
     config = Idefics3Config(
         vision_config=tower, text_config=LlamaConfig(**text), image_token_id=image,
-        scale_factor=2, pad_token_id=3, tie_word_embeddings=True,
+        scale_factor=2, tie_word_embeddings=True, **padding,
     )  # fmt: skip
     pictures = {
         "image_processor_type": "Idefics3ImageProcessor", "size": {"longest_edge": _SIDE},
@@ -171,7 +172,7 @@ def _idefics3(text: dict[str, Any], image: int, ids: Any) -> _Made:
     return "Idefics3ForConditionalGeneration", config, pictures
 
 
-def _qwen(ids: Any) -> dict[str, int]:
+def _qwen(ids: Any) -> dict[str, Any]:
     names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return {name: ids(token) for name, token in zip(names, _QWEN, strict=True)}
 
