@@ -30,6 +30,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.llm.label_scoring import NO_LOSS, pad_left
 from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.prompt_tokens import tokens_behind
 from lightning_modules.llm.wording import as_data
 
 USER = -1  # in ``Batch.slots``
@@ -165,22 +166,7 @@ class ChoiceTable:
 
     def _behind(self, anchor: str, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts as they follow ``anchor``: some tokenizers mark the beginning of a text."""
-
-        def cut(asked: Sequence[str]) -> list[list[int]]:
-            ids: list[list[int]] = self.tokenizer(list(asked), add_special_tokens=False)[
-                "input_ids"
-            ]
-            return ids
-
-        (start,) = cut([anchor])
-        made = cut([anchor + text for text in texts])
-        for text, ids in zip(texts, made, strict=True):
-            if ids[: len(start)] != start:
-                raise ModelError(
-                    f"this tokenizer joins {anchor!r} and what follows in {anchor + text!r} into one token: "
-                    "choose another language model"
-                )
-        return [ids[len(start) :] for ids in made]
+        return tokens_behind(self.tokenizer, anchor, texts)
 
     @property
     def cut_titles(self) -> int:

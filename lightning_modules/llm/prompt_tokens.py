@@ -9,7 +9,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -25,6 +25,29 @@ AT_ONCE = 2_000  # rows between two ticks of the bar
 
 # Texts (B,) of rows whose oldest ``skip`` (B,) events are left out.
 Texts = Callable[[Rows, np.ndarray], list[str]]
+
+
+class RowTokens(Protocol):
+    """What a method reads of its rows' prompts."""
+
+    limit: int  # tokens that a prompt may have
+
+    @property
+    def cut_events(self) -> int:
+        """History events that did not fit, over all rows."""
+        ...
+
+    def add(self, rows: Rows) -> np.ndarray:
+        """Tokenise all rows of a split: their numbers of tokens (R,)."""
+        ...
+
+    def of(self, rows: Rows) -> list[np.ndarray]:
+        """The tokens of each row, (B,) arrays of L."""
+        ...
+
+    def common_prefix(self) -> list[int]:
+        """Tokens that all rows known so far begin with; always shorter than the shortest row."""
+        ...
 
 
 class PromptTable:
@@ -67,15 +90,7 @@ class PromptTable:
 
     def common_prefix(self) -> list[int]:
         """Tokens that all rows known so far begin with; always shorter than the shortest row."""
-        if not self._tokens:
-            return []
-        first = self._tokens[0]
-        same = len(first) - 1
-        for tokens in self._tokens:
-            same = min(same, len(tokens) - 1)
-            parts = np.flatnonzero(tokens[:same] != first[:same])
-            same = int(parts[0]) if len(parts) else same
-        return [int(i) for i in first[: max(0, same)]]
+        return common_beginning(self._tokens)
 
     def _kept(self, rows: Rows, show: bool) -> tuple[np.ndarray, np.ndarray, int]:
         """From the file that an earlier run left, or made now."""
@@ -113,6 +128,41 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
             save_file(make(), whole)
             whole.replace(file)
     return load_file(file)
+
+
+def common_beginning(texts: Sequence[np.ndarray]) -> list[int]:
+    """Tokens that all texts (L,) begin with; always shorter than the shortest of them."""
+    if not texts:
+        return []
+    first = texts[0]
+    same = len(first) - 1
+    for tokens in texts:
+        same = min(same, len(tokens) - 1)
+        parts = np.flatnonzero(tokens[:same] != first[:same])
+        same = int(parts[0]) if len(parts) else same
+    return [int(i) for i in first[: max(0, same)]]
+
+
+def tokens_behind(tokenizer: Any, anchor: str, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts as they follow ``anchor``: some tokenizers mark the beginning of a text.
+
+    Raises:
+        ModelError: the anchor's end and a text's beginning are one token.
+    """
+
+    def cut(asked: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(list(asked), add_special_tokens=False)["input_ids"]
+        return ids
+
+    (start,) = cut([anchor])
+    made = cut([anchor + text for text in texts]) if texts else []
+    for text, ids in zip(texts, made, strict=True):
+        if ids[: len(start)] != start:
+            raise ModelError(
+                f"this tokenizer joins {anchor!r} and what follows in {anchor + text!r} into one token: "
+                "choose another language model"
+            )
+    return [ids[len(start) :] for ids in made]
 
 
 def in_steps(count: int, show: bool = True) -> Iterator[int]:

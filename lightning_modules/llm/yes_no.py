@@ -32,7 +32,7 @@ from lightning_modules.llm.label_scoring import (
     pad_left,
 )
 from lightning_modules.llm.masks import layer_windows
-from lightning_modules.llm.prompt_tokens import PromptTable
+from lightning_modules.llm.prompt_tokens import PromptTable, RowTokens
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.tuning import LanguageModelModule
 
@@ -49,7 +49,7 @@ class YesNoCollator:
     """
 
     history: HistoryCollator
-    table: PromptTable
+    table: RowTokens
     labels: LabelTokens
     loss: Loss | None  # None: evaluation
     pad: int
@@ -124,7 +124,7 @@ class YesNoModule(LanguageModelModule, RankingModule):
     # Tokens ------------------------------------------------------------------------------------------
 
     @cached_property
-    def table(self) -> PromptTable:
+    def table(self) -> RowTokens:
         """The tokens of all prompts."""
         limit = self.llm.max_length - self.answer_room()
         data = str(self.trainer.datamodule.prepared.digest)  # type: ignore[attr-defined]

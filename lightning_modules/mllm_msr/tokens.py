@@ -1,0 +1,132 @@
+"""Prompts of two parts as tokens: each user's part and each item's part is cut once, then put together.
+
+Legend: B rows, R all rows of a split, I items, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodules.types import Batch, Rows
+from lightning_modules.llm.label_scoring import pad_left
+from lightning_modules.llm.prompt_tokens import (
+    PromptTable,
+    Texts,
+    common_beginning,
+    joined,
+    some_rows,
+    tokens_behind,
+)
+from lightning_modules.llm.yes_no import YesNoCollator
+
+
+@dataclass(frozen=True)
+class _BehindABreak:
+    """A tokenizer of texts that follow a line break, whatever it would make of their beginning."""
+
+    tokenizer: Any
+
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool) -> dict[str, Any]:
+        return {"input_ids": tokens_behind(self.tokenizer, "\n", texts)}
+
+
+class PairTable:
+    """Tokens of users' parts and of items' parts, and of the prompts that both make.
+
+    A user's part is the same for every item: what it may have is what the longest item leaves.
+
+    Args:
+        tokenizer: of transformers.
+        users: the users' parts of rows, without their oldest events.
+        items: (I + 1,) the items' parts; that of 0 is not read.
+        limit: tokens a prompt may have.
+        name: a digest of all that users' parts depend on besides the row.
+        special_tokens: whether the tokenizer adds its own.
+        candidate_first: an item's part stands before a user's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        users: Texts,
+        items: Sequence[str],
+        limit: int,
+        name: str,
+        special_tokens: bool,
+        candidate_first: bool,
+    ) -> None:
+        self.candidate_first = candidate_first
+        behind = _BehindABreak(tokenizer)
+        first, second = (tokenizer, behind) if not candidate_first else (behind, tokenizer)
+        made = second(list(items[1:]), add_special_tokens=special_tokens)["input_ids"]
+        self._flat, offsets = joined(made)
+        self._offsets = np.concatenate([[0], offsets])  # (I + 2,)
+        self.item_lengths = np.diff(self._offsets)  # (I + 1,)
+        self.limit = limit - int(self.item_lengths.max())
+        self.users = PromptTable(first, users, self.limit, name, special_tokens)
+
+    @property
+    def cut_events(self) -> int:
+        """History events that did not fit, over all rows."""
+        return self.users.cut_events
+
+    def add(self, rows: Rows) -> np.ndarray:
+        """Tokenise the users' parts of all rows of a split: the prompts' numbers of tokens (R,)."""
+        assert rows.target is not None
+        stretches = np.stack([rows.start, rows.stop], axis=1)
+        _, first, each = np.unique(stretches, axis=0, return_index=True, return_inverse=True)
+        lengths = self.users.add(_without_targets(some_rows(rows, first)))
+        total: np.ndarray = lengths[each.reshape(-1)] + self.item_lengths[rows.target]
+        return total
+
+    def user_parts(self, rows: Rows) -> list[np.ndarray]:
+        """(B,) arrays of L, of rows whatever they ask about."""
+        return self.users.of(_without_targets(rows))
+
+    def item_part(self, item: int) -> np.ndarray:
+        """(L,) of an internal id."""
+        return self._flat[self._offsets[item] : self._offsets[item + 1]]
+
+    def whole(self, user: np.ndarray, item: int) -> np.ndarray:
+        """(L,) the prompt that a user's part and an item's part make."""
+        parts = [user, self.item_part(item)]
+        return np.concatenate(parts[::-1] if self.candidate_first else parts)
+
+    def of(self, rows: Rows) -> list[np.ndarray]:
+        """The tokens of each row's prompt, (B,) arrays of L."""
+        assert rows.target is not None
+        pairs = zip(self.user_parts(rows), rows.target.tolist(), strict=True)
+        return [self.whole(user, item) for user, item in pairs]
+
+    def common_prefix(self) -> list[int]:
+        """Tokens that all prompts begin with; always shorter than the shortest part."""
+        return self._items_begin if self.candidate_first else self.users.common_prefix()
+
+    @cached_property
+    def _items_begin(self) -> list[int]:
+        return common_beginning([self.item_part(i) for i in range(1, len(self.item_lengths))])
+
+
+def _without_targets(rows: Rows) -> Rows:
+    return replace(rows, target=np.zeros_like(rows.user))
+
+
+@dataclass(frozen=True)
+class PairCollator(YesNoCollator):
+    """Labelled rows with their prompts; ranked rows with their users' parts alone."""
+
+    def __call__(self, rows: Rows) -> Batch:
+        """Rows whose ``target`` is the item asked about, if they are labelled."""
+        if rows.label is not None:
+            return super().__call__(rows)
+        assert isinstance(self.table, PairTable)
+        parts = [ids.tolist() for ids in self.table.user_parts(rows)]
+        tokens, mask = pad_left(parts, self.pad)
+        weight = torch.ones(len(parts), dtype=torch.float64)
+        return replace(self.history(rows), tokens=tokens, token_mask=mask, weight=weight)
