@@ -115,7 +115,7 @@ class MLLMMSRModule(YesNoModule):
         """(I + 1,) the items' parts of prompts."""
         details = as_data(self.details, self.tokenizer) or [""] * len(self.titles)
         counts = self._counts(self.shown[1:])
-        rooms = [self.text_tokens - count for count in counts]
+        rooms = [max(0, self.text_tokens - count) for count in counts]
         told = self._within(details, rooms)
         _, frame = self._frames
         pairs = zip(self.shown[1:], told, strict=True)
@@ -158,22 +158,25 @@ class MLLMMSRModule(YesNoModule):
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
         return ids
 
     def _within(self, texts: Sequence[str], most: int | Sequence[int]) -> list[str]:
         """Texts cut to so many tokens each; those that fit stay as they are."""
         rooms = [most] * len(texts) if isinstance(most, int) else list(most)
         # No token is shorter than a byte: most texts need not be cut into tokens to know that they fit.
-        long = [
-            i
-            for i, (text, room) in enumerate(zip(texts, rooms, strict=True))
-            if len(text.encode()) > room
-        ]
-        found = list(texts)
-        for i, ids in zip(long, self._ids([texts[i] for i in long]), strict=True):
-            if len(ids) > rooms[i]:
-                found[i] = self._decoded(ids[: max(0, rooms[i])])
+        pairs = enumerate(zip(texts, rooms, strict=True))
+        long = [i for i, (text, room) in pairs if len(text.encode()) > room]
+        found, less = list(texts), 0
+        while long:
+            cut = zip(long, self._ids([found[i] for i in long]), strict=True)
+            over = {i: ids for i, ids in cut if len(ids) > rooms[i]}
+            for i, ids in over.items():
+                found[i] = self._decoded(ids[: max(0, rooms[i] - less)])
+            # What was cut may be cut into other, more tokens.
+            long, less = list(over), less + 1
         return found
 
     def _decoded(self, ids: Sequence[int]) -> str:
