@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.attention import TAKE_MASKS
 from lightning_modules.llm.masks import attention_mask, layer_windows, padding_mask
 
 Tokens = Sequence[int]
@@ -77,7 +78,7 @@ def _laid_out(
 def can_branch(model: Any) -> bool:
     """Whether a model takes a mask of our own: its attention is sdpa or eager, its layers are known."""
     known = layer_windows(model) is not None
-    return known and getattr(model.config, "_attn_implementation", "sdpa") in ("sdpa", "eager")
+    return known and getattr(model.config, "_attn_implementation", "sdpa") in TAKE_MASKS
 
 
 class ReadPrompts:
