@@ -1,0 +1,109 @@
+"""MLLM-MSR's recommender, tiny, through the real command: tuned, then asked about every candidate."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from datamodules.loading import EvalDataset
+from datamodules.types import TEST
+from experiments import build
+from tests.conftest import REPO
+from tests.lightning_modules.tiny_llm import write_tiny_llm
+
+NAME = "mllm_msr/movielens_100k_titles"
+CANDIDATES = 21
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> list[str]:
+    llm = write_tiny_llm(tmp_path_factory.mktemp("llm"), longest=1024)
+    return [
+        f"data.root={tiny_movielens}", "data.expected=null", "data.split.users=40",
+        f"++llm.source={llm}", "++llm.max_length=1024", "++llm.dtype=float32",
+        "launch.threads=1", "launch.accelerator=cpu", "~stages.sasrec", "~stages.evaluate_sasrec",
+        "++stages.sft.trainer.max_epochs=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(finish: Callable[..., Any], words: list[str]) -> Any:
+    return finish(NAME, words)
+
+
+def scores_of(finished: Any) -> pl.DataFrame:
+    return pl.read_parquet(next(finished.folder("evaluate").glob("scores.*.parquet")))
+
+
+def test_users_are_ranked_among_candidates_by_group(finished: Any) -> None:
+    (metrics,) = finished.json("evaluate", "metrics.json")["rows"].values()
+    scores = scores_of(finished)
+    assert scores.height == CANDIDATES * metrics["all/n"]["value"] == CANDIDATES * 6
+    expected = roc_auc_score(scores["is_target"], scores["score"])
+    assert metrics["all/auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    lists = scores.partition_by("row")
+    own = [roc_auc_score(each["is_target"], each["score"]) for each in lists]
+    assert metrics["all/uauc"]["value"] == pytest.approx(np.mean(own), abs=1e-9)
+    places = [
+        1 + int((each["score"] > each.filter("is_target")["score"].item()).sum()) for each in lists
+    ]
+    for k in (3, 5, 10):
+        hits = [place <= k for place in places]
+        assert metrics[f"all/hit@{k}"]["value"] == pytest.approx(np.mean(hits), abs=1e-9)
+        gains = [hit / place for hit, place in zip(hits, places, strict=True)]
+        assert metrics[f"all/mrr@{k}"]["value"] == pytest.approx(np.mean(gains), abs=1e-9)
+    assert {"cold_item/auc", "warm_item/auc", "warm_item/ndcg@5"} <= set(metrics)
+    assert scores["score"].n_unique() > scores.height // 2
+
+
+def test_targets_do_not_stand_first(finished: Any) -> None:
+    places = [each["is_target"].arg_max() for each in scores_of(finished).partition_by("row")]
+    assert len(set(places)) > 1
+
+
+@torch.no_grad()
+def test_scores_are_margins_of_whole_prompts_one_by_one(
+    finished: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
+) -> None:
+    """The tested weights in plain transformers: nothing of ours computes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.export", NAME, *words],
+        cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    spec = finished.json("evaluate", "stage.json")["spec"]
+    (node,) = spec["modules"].values()
+    data: Any = build.build(spec["data"])
+    rows = EvalDataset(data.histories, data.rows(TEST), data.seed, data.liked_above).every()
+    assert rows.label is None
+    module = build.build_on(node, data)
+    merged = finished.folder("sft") / "export" / "merged"
+    tokenizer = AutoTokenizer.from_pretrained(merged)
+    model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
+    table = scores_of(finished)
+    for row in range(2):
+        asked = rows.candidates[row]
+        known = module.user_texts(rows, np.zeros(len(rows.row), np.int64))[row]
+        for item in asked.tolist():
+            prompt = known + module.item_texts[item]
+            yes, no = (
+                tokenizer(prompt + word, add_special_tokens=False)["input_ids"]
+                for word in ("Yes.", "No.")
+            )
+            parted = next(i for i, (a, b) in enumerate(zip(yes, no, strict=False)) if a != b)
+            logits = model(torch.tensor([yes[:parted]])).logits[0, -1]
+            expected = float(logits[yes[parted]] - logits[no[parted]])
+            raw = data.raw_items(np.array([item]))[0]
+            got = table.filter((pl.col("row") == row) & (pl.col("item_id") == raw))["score"].item()
+            assert got == pytest.approx(expected, abs=1e-4)
