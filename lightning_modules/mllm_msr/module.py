@@ -23,15 +23,13 @@ from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.item_texts import Field, catalogue_texts, without_years
 from lightning_modules.llm.branches import ReadPrompts, can_branch
 from lightning_modules.llm.label_scoring import pad_left
-from lightning_modules.llm.layouts import lay_out
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.llm.wording import as_data, required_words
+from lightning_modules.llm.wording import required_words
 from lightning_modules.llm.yes_no import YesNoModule
 from lightning_modules.mllm_msr.preferences import Preferences
-from lightning_modules.mllm_msr.prompts import BETWEEN, CANDIDATE, USER, PairPrompt
-from lightning_modules.mllm_msr.tokens import PairCollator, PairTable
-
-_SLACK = 4  # tokens: a text that was cut may be cut into others where it stands
+from lightning_modules.mllm_msr.prompts import CANDIDATE, USER, PairPrompt
+from lightning_modules.mllm_msr.texts import Frames, ItemTexts, UserTexts
+from lightning_modules.mllm_msr.tokens import ItemParts, PairCollator, PairTable
 
 
 @dataclass(frozen=True)
@@ -90,134 +88,63 @@ class MLLMMSRModule(YesNoModule):
     # Words ---------------------------------------------------------------------------------------------
 
     @cached_property
-    def _frames(self) -> tuple[str, str]:
-        """A user's part and an item's part, with a mark where what is known of them belongs.
-
-        Raises:
-            ModelError: the chat template does not show a message once, as it is.
-        """
-        asked = (self.prompt.instruction(), self.prompt.marked())
-        text = lay_out(self.tokenizer, self.llm.chat_template, *asked)
-        if any(text.count(mark) != 1 for mark in (USER, CANDIDATE, BETWEEN)):
-            raise ModelError(
-                "the chat template changes what a message says: take llm.chat_template=false"
-            )
-        first, second = text.split(BETWEEN)
-        return (second, first) if self.prompt.candidate_first else (first, second)
+    def frames(self) -> Frames:
+        """What stands around the parts."""
+        return Frames.of(self.prompt, self.tokenizer, self.llm.chat_template)
 
     @cached_property
-    def shown(self) -> list[str]:
-        """(I + 1,) titles as prompts have them."""
-        return ["", *self._within(as_data(self.titles, self.tokenizer), self.text_tokens)]
+    def item_texts(self) -> ItemTexts:
+        """The items' parts of prompts."""
+        return ItemTexts(
+            self.frames, self.prompt, self.tokenizer, self.titles, self.details, self.text_tokens
+        )
 
     @cached_property
-    def item_texts(self) -> list[str]:
-        """(I + 1,) the items' parts of prompts."""
-        details = as_data(self.details, self.tokenizer) or [""] * len(self.titles)
-        counts = self._counts(self.shown[1:])
-        rooms = [max(0, self.text_tokens - count) for count in counts]
-        told = self._within(details, rooms)
-        _, frame = self._frames
-        pairs = zip(self.shown[1:], told, strict=True)
-        return ["", *(frame.replace(CANDIDATE, self.prompt.candidate(*pair)) for pair in pairs)]
-
-    def user_texts(self, rows: Rows, skip: np.ndarray) -> list[str]:
-        """The users' parts (B,) of rows without their ``skip`` (B,) oldest events, or last words."""
-        frame, _ = self._frames
-        return [frame.replace(USER, known) for known in self._known(rows, skip)]
-
-    def _known(self, rows: Rows, skip: np.ndarray) -> list[str]:
-        if self.preferences is not None:
-            texts = [self.told[i] for i in self.preferences.of(rows)]
-            pairs = zip(texts, skip.tolist(), strict=True)
-            shorter = (" ".join(text.split()[:-most]) if most else text for text, most in pairs)
-            return [self.prompt.preference(text) for text in shorter]
-        first = np.maximum(rows.start, rows.stop - self.max_length) + skip
-        stretches = zip(first, rows.stop, strict=True)
-        items = rows.histories.items
-        return [self.prompt.history([self.shown[i] for i in items[a:b]]) for a, b in stretches]
-
-    @cached_property
-    def told(self) -> list[str]:
-        """The preferences' texts as prompts have them: their first words, as many as fit."""
-        assert self.preferences is not None
-        frame, _ = self._frames
-        (empty,) = self._counts([frame.replace(USER, self.prompt.preference("-"))])
-        room = self.table.limit - empty - _SLACK
-        if room < 1:
-            raise ModelError(
-                f"llm.max_length={self.llm.max_length} leaves a preference no token beside a candidate: "
-                "raise it, or lower text_tokens"
-            )
-        texts = as_data([text or "" for text in self.preferences.texts], self.tokenizer)
-        return self._within(texts, room)
-
-    def _counts(self, texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in self._ids(texts)]
-
-    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return ids
-
-    def _within(self, texts: Sequence[str], most: int | Sequence[int]) -> list[str]:
-        """Texts cut to so many tokens each; those that fit stay as they are."""
-        rooms = [most] * len(texts) if isinstance(most, int) else list(most)
-        # No token is shorter than a byte: most texts need not be cut into tokens to know that they fit.
-        pairs = enumerate(zip(texts, rooms, strict=True))
-        long = [i for i, (text, room) in pairs if len(text.encode()) > room]
-        found, less = list(texts), 0
-        while long:
-            cut = zip(long, self._ids([found[i] for i in long]), strict=True)
-            over = {i: ids for i, ids in cut if len(ids) > rooms[i]}
-            for i, ids in over.items():
-                found[i] = self._decoded(ids[: max(0, rooms[i] - less)])
-            # What was cut may be cut into other, more tokens.
-            long, less = list(over), less + 1
-        return found
-
-    def _decoded(self, ids: Sequence[int]) -> str:
-        """On one line, without a character of which the last token is but a part."""
-        return " ".join(str(self.tokenizer.decode(ids)).rstrip("\ufffd").split())
+    def user_texts(self) -> UserTexts:
+        """The users' parts of prompts; they may have what the longest item's part leaves."""
+        room = self.llm.max_length - self.answer_room() - int(self.items.lengths.max())
+        return UserTexts(
+            self.frames, self.prompt, self.tokenizer, self.item_texts.titles, self.preferences, room,
+            self.max_length,
+        )  # fmt: skip
 
     def texts(self, rows: Rows, skip: np.ndarray) -> list[str]:
         """Laid-out prompts (B,)."""
         assert rows.target is not None
-        items = [self.item_texts[i] for i in rows.target]
-        return [self._whole(*pair) for pair in zip(self.user_texts(rows, skip), items, strict=True)]
-
-    def _whole(self, user: str, item: str) -> str:
-        return item + user if self.prompt.candidate_first else user + item
+        items = [self.item_texts.parts[i] for i in rows.target]
+        pairs = zip(self.user_texts(rows, skip), items, strict=True)
+        return [self.frames.whole(*pair) for pair in pairs]
 
     def example_prompt(self) -> str:
         """A question about somebody of whom nothing is known."""
-        user, item = self._frames
-        known = self.prompt.history([]) if self.preferences is None else self.prompt.preference("")
-        return self._whole(
-            user.replace(USER, known), item.replace(CANDIDATE, self.prompt.candidate("X"))
-        )
+        user = self.frames.user.replace(USER, self.prompt.preference(""))
+        item = self.frames.item.replace(CANDIDATE, self.prompt.candidate("X"))
+        return self.frames.whole(user, item)
 
     def wording(self) -> str:
         """The prompt's words, and what is told of users."""
-        known = self.shown if self.preferences is None else [self.preferences.digest]
-        parts = [self.example_prompt(), known, self.max_length, self.prompt.candidate_first]
+        titles = self.item_texts.titles
+        known = titles if self.preferences is None else [self.preferences.digest]
+        parts = [self.example_prompt(), known, self.max_length]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     # Tokens --------------------------------------------------------------------------------------------
 
     @cached_property
+    def items(self) -> ItemParts:
+        """The tokens of items' parts."""
+        special = not self.llm.chat_template
+        first = self.prompt.candidate_first
+        return ItemParts(self.tokenizer, self.item_texts.parts, special, first)
+
+    @cached_property
     def table(self) -> PairTable:
-        """The tokens of all parts."""
-        limit = self.llm.max_length - self.answer_room()
+        """The tokens of all prompts."""
         data = str(self.trainer.datamodule.prepared.digest)  # type: ignore[attr-defined]
-        return PairTable(
-            self.tokenizer, self.user_texts, self.item_texts, limit,
-            f"{self.wording()} {self.llm.digest()} {data}", not self.llm.chat_template,
-            self.prompt.candidate_first,
-        )  # fmt: skip
+        name = f"{self.wording()} {self.llm.digest()} {data}"
+        special = not self.llm.chat_template
+        users = self.user_texts
+        return PairTable(self.tokenizer, users, self.items, users.room, name, special)
 
     def collator(self, training: bool) -> Collator:
         """Id batches with tokens, see ``PairCollator``."""
@@ -225,6 +152,12 @@ class MLLMMSRModule(YesNoModule):
             HistoryCollator(self.max_length), self.table, self.answer_tokens,
             self.loss if training else None, self.tokenizer.pad_token_id,
         )  # fmt: skip
+
+    def remarks(self) -> list[str]:
+        """What preferences lost."""
+        told = "preferences lost their last words, which did not fit"
+        count = self.user_texts.cut
+        return [*super().remarks(), *([f"{count:,} {told}"] if count else [])]
 
     # Evaluation ----------------------------------------------------------------------------------------
 
@@ -270,7 +203,7 @@ class MLLMMSRModule(YesNoModule):
         assert state.read is not None
         labels, pad = self.answer_tokens, self.tokenizer.pad_token_id
         branches = [
-            [[*self.table.item_part(i).tolist(), *labels.shared] if i else [pad] for i in row]
+            [[*self.items.of(i).tolist(), *labels.shared] if i else [pad] for i in row]
             for row in items.tolist()
         ]
         logits = state.read.end_logits(branches, (labels.first, labels.second), pad)

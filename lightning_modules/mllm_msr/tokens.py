@@ -36,40 +36,61 @@ class _BehindABreak:
         return {"input_ids": tokens_behind(self.tokenizer, "\n", texts)}
 
 
+class ItemParts:
+    """Tokens of the items' parts.
+
+    Args:
+        tokenizer: of transformers.
+        texts: (I + 1,) that of 0 is not read.
+        special_tokens: whether the tokenizer adds its own.
+        candidate_first: they stand before users' parts, not behind.
+    """
+
+    def __init__(
+        self, tokenizer: Any, texts: Sequence[str], special_tokens: bool, candidate_first: bool
+    ) -> None:
+        self.first = candidate_first
+        cut = tokenizer if candidate_first else _BehindABreak(tokenizer)
+        self._flat, offsets = joined(cut(texts[1:], add_special_tokens=special_tokens)["input_ids"])
+        self._offsets = np.concatenate([[0], offsets])  # (I + 2,)
+        self.lengths = np.diff(self._offsets)  # (I + 1,)
+
+    def of(self, item: int) -> np.ndarray:
+        """(L,) of an internal id."""
+        return self._flat[self._offsets[item] : self._offsets[item + 1]]
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """Tokens that all of them begin with."""
+        return common_beginning([self.of(i) for i in range(1, len(self.lengths))])
+
+
 class PairTable:
-    """Tokens of users' parts and of items' parts, and of the prompts that both make.
+    """Tokens of users' parts, and of the prompts that they make with items' parts.
 
     A user's part is the same for every item: what it may have is what the longest item leaves.
 
     Args:
         tokenizer: of transformers.
         users: the users' parts of rows, without their oldest events.
-        items: (I + 1,) the items' parts; that of 0 is not read.
-        limit: tokens a prompt may have.
+        items: the items' parts.
+        limit: tokens a user's part may have.
         name: a digest of all that users' parts depend on besides the row.
         special_tokens: whether the tokenizer adds its own.
-        candidate_first: an item's part stands before a user's.
     """
 
     def __init__(
         self,
         tokenizer: Any,
         users: Texts,
-        items: Sequence[str],
+        items: ItemParts,
         limit: int,
         name: str,
         special_tokens: bool,
-        candidate_first: bool,
     ) -> None:
-        self.candidate_first = candidate_first
-        behind = _BehindABreak(tokenizer)
-        first, second = (tokenizer, behind) if not candidate_first else (behind, tokenizer)
-        made = second(list(items[1:]), add_special_tokens=special_tokens)["input_ids"]
-        self._flat, offsets = joined(made)
-        self._offsets = np.concatenate([[0], offsets])  # (I + 2,)
-        self.item_lengths = np.diff(self._offsets)  # (I + 1,)
-        self.limit = limit - int(self.item_lengths.max())
-        self.users = PromptTable(first, users, self.limit, name, special_tokens)
+        self.items, self.limit = items, limit
+        cut = _BehindABreak(tokenizer) if items.first else tokenizer
+        self.users = PromptTable(cut, users, limit, name, special_tokens)
 
     @property
     def cut_events(self) -> int:
@@ -82,21 +103,17 @@ class PairTable:
         stretches = np.stack([rows.start, rows.stop], axis=1)
         _, first, each = np.unique(stretches, axis=0, return_index=True, return_inverse=True)
         lengths = self.users.add(_without_targets(some_rows(rows, first)))
-        total: np.ndarray = lengths[each.reshape(-1)] + self.item_lengths[rows.target]
+        total: np.ndarray = lengths[each.reshape(-1)] + self.items.lengths[rows.target]
         return total
 
     def user_parts(self, rows: Rows) -> list[np.ndarray]:
         """(B,) arrays of L, of rows whatever they ask about."""
         return self.users.of(_without_targets(rows))
 
-    def item_part(self, item: int) -> np.ndarray:
-        """(L,) of an internal id."""
-        return self._flat[self._offsets[item] : self._offsets[item + 1]]
-
     def whole(self, user: np.ndarray, item: int) -> np.ndarray:
         """(L,) the prompt that a user's part and an item's part make."""
-        parts = [user, self.item_part(item)]
-        return np.concatenate(parts[::-1] if self.candidate_first else parts)
+        parts = [user, self.items.of(item)]
+        return np.concatenate(parts[::-1] if self.items.first else parts)
 
     def of(self, rows: Rows) -> list[np.ndarray]:
         """The tokens of each row's prompt, (B,) arrays of L."""
@@ -106,11 +123,7 @@ class PairTable:
 
     def common_prefix(self) -> list[int]:
         """Tokens that all prompts begin with; always shorter than the shortest part."""
-        return self._items_begin if self.candidate_first else self.users.common_prefix()
-
-    @cached_property
-    def _items_begin(self) -> list[int]:
-        return common_beginning([self.item_part(i) for i in range(1, len(self.item_lengths))])
+        return self.items.beginning if self.items.first else self.users.common_prefix()
 
 
 def _without_targets(rows: Rows) -> Rows:

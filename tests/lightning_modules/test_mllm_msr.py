@@ -245,7 +245,7 @@ def test_a_users_part_is_read_once(
         module.rank(batch)
     assert len(read) == 2
     assert read[0] == batch.tokens.shape[1]
-    lengths = [[len(module.table.item_part(i)) for i in row] for row in CANDIDATES]
+    lengths = [[len(module.items.of(i)) for i in row] for row in CANDIDATES]
     longest = np.sort(np.array(lengths), axis=1).max(0)
     assert read[1] <= longest.sum() + 1  # a row's padding is one token
 
@@ -327,7 +327,7 @@ def test_a_long_taste_loses_its_last_words_and_no_prompt_its_label(
     module = made(llama, longest=400, preferences=path, fields=("description",), text_tokens=70)
     lengths = module.row_lengths(ROWS)
     batch = labelled(module)
-    longest = int(module.table.item_lengths.max()) + module.answer_room()
+    longest = int(module.items.lengths.max()) + module.answer_room()
     assert (lengths <= 400 - module.answer_room()).all()
     assert len(module.table.user_parts(ROWS)[0]) > 400 - longest - 8  # what fits is told
     assert "word0 word1 word2" in text_of(module, 0, 4)
@@ -335,7 +335,8 @@ def test_a_long_taste_loses_its_last_words_and_no_prompt_its_label(
     for row, ids in enumerate(batch.tokens):
         text = module.tokenizer.decode(ids[batch.token_mask[row].bool()])
         assert text.endswith("Will they watch it next?\n\n### Response:\n")
-    plot = module.item_texts[3]
+    assert "1 preferences lost their last words" in " ".join(module.remarks())
+    plot = module.item_texts.parts[3]
     assert plot.count("A shark.") < 40
     about = module.tokenizer(plot[plot.index("About it: ") :], add_special_tokens=False)
     assert len(about["input_ids"]) <= 70 + 30
@@ -347,7 +348,7 @@ def test_a_long_history_loses_its_oldest_titles(made: Callable[..., Any], llama:
     whole = made(llama)
     whole.row_lengths(ROWS)
     users = [len(part) for part in whole.table.user_parts(ROWS)]
-    longest = int(whole.table.item_lengths.max()) + whole.answer_room()
+    longest = int(whole.items.lengths.max()) + whole.answer_room()
     module = made(llama, longest=longest + users[0] - 1)
     module.row_lengths(ROWS)
     assert module.table.cut_events >= 1

@@ -1,4 +1,4 @@
-"""MLLM-MSR's recommender, tiny, through the real command: tuned, then asked about every candidate."""
+"""MLLM-MSR's texts, tiny, through the real command: users summarised, a yes/no tuned, candidates ranked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments import build
 from tests.conftest import REPO
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
-NAME = "mllm_msr/movielens_100k_titles"
+NAME = "mllm_msr/movielens_100k_text"
 CANDIDATES = 21
 
 
@@ -32,7 +32,7 @@ def words(tmp_path_factory: pytest.TempPathFactory, tiny_movielens: Path) -> lis
         f"data.root={tiny_movielens}", "data.expected=null", "data.split.users=40",
         f"++llm.source={llm}", "++llm.max_length=1024", "++llm.dtype=float32",
         "launch.threads=1", "launch.accelerator=cpu", "~stages.sasrec", "~stages.evaluate_sasrec",
-        "++stages.sft.trainer.max_epochs=2",
+        "++stages.sft.trainer.max_epochs=2", "++stages.user_summaries.module.max_new_tokens=8",
     ]  # fmt: skip
 
 
@@ -87,16 +87,20 @@ def test_scores_are_margins_of_whole_prompts_one_by_one(
     data: Any = build.build(spec["data"])
     rows = EvalDataset(data.histories, data.rows(TEST), data.seed, data.liked_above).every()
     assert rows.label is None
-    module = build.build_on(node, data)
+    zeros = np.zeros(len(rows.row), np.int64)
+    table = finished.folder("user_summaries") / "predictions.parquet"
+    module = build.build_on(node, data, preferences=str(table))
     merged = finished.folder("sft") / "export" / "merged"
     tokenizer = AutoTokenizer.from_pretrained(merged)
     model = AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
-    table = scores_of(finished)
+    scores = scores_of(finished)
+    written = pl.read_parquet(table)["text"].drop_nulls().to_list()
+    assert any(text in known for text in written for known in module.user_texts(rows, zeros))
     for row in range(2):
         asked = rows.candidates[row]
-        known = module.user_texts(rows, np.zeros(len(rows.row), np.int64))[row]
+        known = module.user_texts(rows, zeros)[row]
         for item in asked.tolist():
-            prompt = known + module.item_texts[item]
+            prompt = known + module.item_texts.parts[item]
             yes, no = (
                 tokenizer(prompt + word, add_special_tokens=False)["input_ids"]
                 for word in ("Yes.", "No.")
@@ -105,5 +109,5 @@ def test_scores_are_margins_of_whole_prompts_one_by_one(
             logits = model(torch.tensor([yes[:parted]])).logits[0, -1]
             expected = float(logits[yes[parted]] - logits[no[parted]])
             raw = data.raw_items(np.array([item]))[0]
-            got = table.filter((pl.col("row") == row) & (pl.col("item_id") == raw))["score"].item()
+            got = scores.filter((pl.col("row") == row) & (pl.col("item_id") == raw))["score"].item()
             assert got == pytest.approx(expected, abs=1e-4)
