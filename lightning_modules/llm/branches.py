@@ -8,7 +8,7 @@ Legend: B rows, C branches of each, P prompt tokens, S tokens of branches, N tok
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,8 @@ from lightning_modules.llm.attention import TAKE_MASKS
 from lightning_modules.llm.masks import attention_mask, layer_windows, padding_mask
 
 Tokens = Sequence[int]
+# What else a pass is given, such as pictures, for its branches as (row, branch) in the order of their tokens.
+Beside = Callable[[list[tuple[int, int]]], dict[str, Any]]
 AT_ONCE = 512  # tokens of branches behind a prompt in one pass: a token sees no other branch, but pays for it
 _ENDS = 512  # branch ends in one pass, over all rows: each costs a row of logits
 
@@ -119,7 +121,12 @@ class ReadPrompts:
         self.states = [(layer.keys, layer.values) for layer in read.layers]
 
     def end_logits(
-        self, branches: Sequence[Sequence[Tokens]], ids: Tokens, pad: int, at_once: int = AT_ONCE
+        self,
+        branches: Sequence[Sequence[Tokens]],
+        ids: Tokens,
+        pad: int,
+        at_once: int = AT_ONCE,
+        beside: Beside | None = None,
     ) -> Tensor:
         """Logits (B, C, N) float32 of the tokens ``ids`` at the end of each branch.
 
@@ -128,17 +135,22 @@ class ReadPrompts:
             ids: (N,) tokens that are asked about.
             pad: fills gaps.
             at_once: tokens a pass, see ``side_by_side``.
+            beside: what else the model is given.
         """
         device = self.mask.device
         found = torch.zeros(len(branches), len(branches[0]), len(ids), device=device)
         asked = torch.as_tensor(ids, device=device)
         for part in side_by_side(branches, pad, at_once):
-            logits = self._read(SideBySide(*(t.to(device) for t in part)))[..., asked].float()
+            rows = enumerate(part.branches.tolist())
+            shown = [(row, branch) for row, own in rows for branch in own] if beside else []
+            given = beside(shown) if beside else {}
+            moved = SideBySide(*(t.to(device) for t in part))
+            logits = self._read(moved, given)[..., asked].float()
             to = part.branches.to(device)[..., None].expand_as(logits)
             found.scatter_(1, to, logits)
         return found
 
-    def _read(self, part: SideBySide) -> Tensor:
+    def _read(self, part: SideBySide, beside: dict[str, Any]) -> Tensor:
         """(B, C, V) of one pass."""
         from transformers import DynamicCache
 
@@ -160,5 +172,6 @@ class ReadPrompts:
             past_key_values=DynamicCache(self.states),
             logits_to_keep=part.ends,
             use_cache=True,
+            **beside,
         ).logits
         return logits

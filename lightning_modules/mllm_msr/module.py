@@ -10,22 +10,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor
 
-from datamodules.types import NO_TITLE, Batch, Collator, ItemWords, Rows
+from datamodules.types import NO_TITLE, Batch, Collator, ItemImages, ItemWords, Rows
 from lightning_modules.errors import ModelError
 from lightning_modules.id_batches import HistoryCollator
 from lightning_modules.item_texts import Field, catalogue_texts, without_years
 from lightning_modules.llm.branches import ReadPrompts, can_branch
 from lightning_modules.llm.label_scoring import pad_left
-from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.pictures import PictureReader
+from lightning_modules.llm.seen_pictures import SeenPictures
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec, VisionSpec
 from lightning_modules.llm.wording import required_words
 from lightning_modules.llm.yes_no import YesNoModule
+from lightning_modules.mllm_msr.pictures import Shown, ShownPictures
 from lightning_modules.mllm_msr.preferences import Preferences
 from lightning_modules.mllm_msr.prompts import CANDIDATE, USER, PairPrompt
 from lightning_modules.mllm_msr.texts import Frames, ItemTexts, UserTexts
@@ -49,17 +52,20 @@ class MLLMMSRModule(YesNoModule):
     then read in parallel behind it; with ``candidate_first``, as published, each prompt is read alone.
 
     Args:
-        catalog, item_words: given by the runner from the data.
+        catalog, item_words, item_images: given by the runner from the data.
         llm, adapter: see ``YesNoModule``.
         preferences: the table of a stage that summarises users; None lists the newest titles instead.
         fields: of the catalogue, that are told of a candidate besides its title.
         candidate_first: show the candidate before the user.
         text_tokens: of a candidate's title and fields, at most.
         years: show the year that a film's title ends with.
+        pictures: of candidates, ``own`` or none; or wrong ones, to learn what a finished model reads
+            (``ShownPictures``). Image tokens count as tokens of a prompt.
         options: of the training, see ``YesNoModule``; without preferences ``max_length`` titles are shown.
 
     Raises:
-        ValueError: data that do not say what their items are called, or see ``Preferences``.
+        ValueError: data that do not say what their items are called; pictures that the data do not have, or
+            that the language model does not read; or see ``Preferences``.
     """
 
     def __init__(
@@ -73,17 +79,40 @@ class MLLMMSRModule(YesNoModule):
         candidate_first: bool = False,
         text_tokens: int = 96,
         years: bool = True,
+        pictures: Shown = "none",
+        item_images: ItemImages | None = None,
         **options: Any,
     ) -> None:
         super().__init__(llm, adapter, **options)
         if text_tokens < 1:
             raise ValueError(f"text_tokens is {text_tokens}, expected at least 1")
+        if pictures not in get_args(Shown):
+            known = ", ".join(get_args(Shown))
+            raise ValueError(f"pictures is {pictures!r}, expected one of {known}")
+        if pictures != "none" and (not isinstance(llm, VisionSpec) or adapter.adds_tokens):
+            raise ValueError(
+                f"pictures={pictures} needs a language model that reads them, and an adapter that adds no "
+                "tokens: take llm=smolvision and lora, or pictures=none"
+            )
+        self.shown = None if pictures == "none" else ShownPictures(item_images, pictures)
+        self.seen: SeenPictures | None = None
         self.prompt = PairPrompt(required_words(item_words), candidate_first)
         self.preferences = None if preferences is None else Preferences(preferences)
         self.fields, self.text_tokens = tuple(fields), text_tokens
         titles = list(catalog["title"].fill_null(NO_TITLE))
         self.titles = titles if years else without_years(titles)  # (I,)
         self.details = catalogue_texts(catalog, self.fields, len(catalog)) if fields else []
+
+    def add_parts(self, device: torch.device, seed: int) -> None:
+        """What the model's frozen tower sees of candidates."""
+        if self.shown is not None:
+            self.seen = SeenPictures(self.model, self.reader, self.shown.picture)
+
+    @cached_property
+    def reader(self) -> PictureReader:
+        """It knows the model's image tokens."""
+        assert isinstance(self.llm, VisionSpec)
+        return PictureReader(self.llm, self.tokenizer)
 
     # Words ---------------------------------------------------------------------------------------------
 
@@ -96,8 +125,9 @@ class MLLMMSRModule(YesNoModule):
     def item_texts(self) -> ItemTexts:
         """The items' parts of prompts."""
         return ItemTexts(
-            self.frames, self.prompt, self.tokenizer, self.titles, self.details, self.text_tokens
-        )
+            self.frames, self.prompt, self.tokenizer, self.titles, self.details, self.text_tokens,
+            None if self.shown is None else self.shown.mask,
+        )  # fmt: skip
 
     @cached_property
     def user_texts(self) -> UserTexts:
@@ -133,9 +163,11 @@ class MLLMMSRModule(YesNoModule):
     @cached_property
     def items(self) -> ItemParts:
         """The tokens of items' parts."""
-        special = not self.llm.chat_template
-        first = self.prompt.candidate_first
-        return ItemParts(self.tokenizer, self.item_texts.parts, special, first)
+        special, texts, image = not self.llm.chat_template, self.item_texts.parts, None
+        if self.shown is not None:
+            texts = self.shown.expanded(texts, self.reader)
+            image = int(self.reader.processor.config.image_token_id)
+        return ItemParts(self.tokenizer, texts, special, self.prompt.candidate_first, image)
 
     @cached_property
     def table(self) -> PairTable:
@@ -154,18 +186,48 @@ class MLLMMSRModule(YesNoModule):
         )  # fmt: skip
 
     def remarks(self) -> list[str]:
-        """What preferences lost."""
-        told = "preferences lost their last words, which did not fit"
-        count = self.user_texts.cut
-        return [*super().remarks(), *([f"{count:,} {told}"] if count else [])]
+        """What preferences lost, and candidates without a picture."""
+        without = 0 if self.shown is None else int((~self.shown.mask[1:]).sum())
+        counted = (
+            (self.user_texts.cut, "preferences lost their last words, which did not fit"),
+            (without, "items have no picture and are asked about without one"),
+        )
+        return [*super().remarks(), *(f"{count:,} {what}" for count, what in counted if count)]
+
+    # Pictures ------------------------------------------------------------------------------------------
+
+    def _shared_opening(self) -> list[int]:
+        """None where image tokens have places of their own kind."""
+        if self.seen is not None and not self.seen.in_line:
+            return []
+        return super()._shared_opening()
+
+    def _last_logits(self, batch: Batch, keep: int) -> Tensor:
+        """With the pictures of the items asked about."""
+        if self.seen is None:
+            return super()._last_logits(batch, keep)
+        assert batch.target is not None
+        assert batch.tokens is not None
+        assert batch.token_mask is not None
+        items = self._pictured(batch.target.tolist())
+        if self._prefix is not None:
+            beside = self.seen.beside(items)
+            return self._prefix.last_logits(batch.tokens, batch.token_mask, keep, **beside)
+        return self.seen.last_logits(batch.tokens, batch.token_mask, items, keep)
+
+    def _pictured(self, items: Sequence[int]) -> list[int]:
+        """Those that are shown with a picture."""
+        assert self.shown is not None
+        return [item for item in items if self.shown.mask[item]]
 
     # Evaluation ----------------------------------------------------------------------------------------
 
     @property
     def shares_users(self) -> bool:
         """Whether a user's part is read once for all candidates."""
+        in_line = self.seen is None or self.seen.in_line
         possible = not self.prompt.candidate_first and not self.adapter.adds_tokens
-        return possible and can_branch(self.model)
+        return possible and in_line and can_branch(self.model)
 
     def encode(self, batch: Batch) -> Any:
         """Margins (B,) of labelled rows; of ranked ones what candidates are asked about behind.
@@ -201,12 +263,21 @@ class MLLMMSRModule(YesNoModule):
     def _side_by_side(self, state: Asked, items: Tensor) -> Tensor:
         """(B, C), all candidates of a row behind what was read of its user."""
         assert state.read is not None
+        asked = items.tolist()
         labels, pad = self.answer_tokens, self.tokenizer.pad_token_id
         branches = [
             [[*self.items.of(i).tolist(), *labels.shared] if i else [pad] for i in row]
-            for row in items.tolist()
+            for row in asked
         ]
-        logits = state.read.end_logits(branches, (labels.first, labels.second), pad)
+        seen = self.seen
+
+        def beside(shown: list[tuple[int, int]]) -> dict[str, Any]:
+            assert seen is not None
+            return seen.beside(self._pictured([asked[row][branch] for row, branch in shown]))
+
+        logits = state.read.end_logits(
+            branches, (labels.first, labels.second), pad, beside=None if seen is None else beside
+        )
         return logits[..., 0] - logits[..., 1]
 
     def _alone(self, state: Asked, items: Tensor) -> Tensor:
@@ -228,6 +299,8 @@ class MLLMMSRModule(YesNoModule):
         for first in range(0, len(order), len(batch)):
             some = order[first : first + len(batch)]
             tokens, mask = pad_left([prompts[i] for i in some], self.tokenizer.pad_token_id)
-            part = replace(batch, tokens=tokens.to(items.device), token_mask=mask.to(items.device))
+            asked = items[rows[some], columns[some]]
+            moved = (tokens.to(items.device), mask.to(items.device))
+            part = replace(batch, tokens=moved[0], token_mask=moved[1], target=asked)
             found[rows[some], columns[some]] = self.margins(part)
         return found

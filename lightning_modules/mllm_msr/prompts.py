@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from datamodules.types import ItemWords
+from lightning_modules.llm.pictures import PICTURE
 
 # Private code points that no text has: who is meant, and where a prompt is cut in two.
 USER, CANDIDATE, BETWEEN = "\ue000", "\ue001", "\ue002"
@@ -45,10 +46,12 @@ class PairPrompt:
         shown = ", ".join(f'"{title}"' for title in titles) or "nothing so far"
         return f"What they have {self.words.past}, the oldest first: {shown}"
 
-    def candidate(self, title: str, details: str = "") -> str:
-        """The item asked about, and what else is known of it."""
-        about = f"\nAbout it: {details}" if details else ""
-        return f'One {self.words.singular}: "{title}"{about}'
+    def candidate(self, title: str, details: str = "", pictured: bool = False) -> str:
+        """The item asked about, what else is known of it, and its picture: first where it comes first."""
+        told = [f'One {self.words.singular}: "{title}"']
+        told += [f"About it: {details}"] if details else []
+        shown = [f"Its picture: {PICTURE}"] if pictured else []
+        return "\n".join(shown + told if self.candidate_first else told + shown)
 
     def marked(self) -> str:
         """All but the instruction, with marks in place of user and candidate, and where the parts meet."""

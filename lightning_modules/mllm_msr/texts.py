@@ -86,6 +86,7 @@ class ItemTexts:
         titles: (I,).
         details: (I,) what else is told, or none.
         most: tokens of a title and its details, at most.
+        pictured: (I + 1,) bool, whose picture is shown, at a mark; None: of none.
     """
 
     def __init__(
@@ -96,14 +97,16 @@ class ItemTexts:
         titles: Sequence[str],
         details: Sequence[str],
         most: int,
+        pictured: np.ndarray | None = None,
     ) -> None:
         plain = cut_to(tokenizer, as_data(titles, tokenizer), [most] * len(titles))
         self.titles = ["", *plain]  # (I + 1,) as prompts have them
         counts = [len(ids) for ids in token_ids(tokenizer, plain)] if details else []
         told = as_data(details, tokenizer) or [""] * len(titles)
         rooms = [most - count for count in counts] or [0] * len(titles)
-        pairs = zip(plain, cut_to(tokenizer, told, rooms), strict=True)
-        made = (frames.item.replace(CANDIDATE, prompt.candidate(*pair)) for pair in pairs)
+        shows = [False] * len(titles) if pictured is None else pictured[1:].tolist()
+        each = zip(plain, cut_to(tokenizer, told, rooms), shows, strict=True)
+        made = (frames.item.replace(CANDIDATE, prompt.candidate(*one)) for one in each)
         self.parts = ["", *made]  # (I + 1,)
 
 

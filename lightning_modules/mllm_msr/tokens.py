@@ -44,12 +44,18 @@ class ItemParts:
         texts: (I + 1,) that of 0 is not read.
         special_tokens: whether the tokenizer adds its own.
         candidate_first: they stand before users' parts, not behind.
+        image: the token that stands for a piece of a picture, if any is shown.
     """
 
     def __init__(
-        self, tokenizer: Any, texts: Sequence[str], special_tokens: bool, candidate_first: bool
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        special_tokens: bool,
+        candidate_first: bool,
+        image: int | None = None,
     ) -> None:
-        self.first = candidate_first
+        self.first, self.image = candidate_first, image
         cut = tokenizer if candidate_first else _BehindABreak(tokenizer)
         self._flat, offsets = joined(cut(texts[1:], add_special_tokens=special_tokens)["input_ids"])
         self._offsets = np.concatenate([[0], offsets])  # (I + 2,)
@@ -61,8 +67,9 @@ class ItemParts:
 
     @cached_property
     def beginning(self) -> list[int]:
-        """Tokens that all of them begin with."""
-        return common_beginning([self.of(i) for i in range(1, len(self.lengths))])
+        """Tokens that all of them begin with, before any picture, whose tokens say nothing of it."""
+        found = common_beginning([self.of(i) for i in range(1, len(self.lengths))])
+        return found[: found.index(self.image)] if self.image in found else found
 
 
 class PairTable:
