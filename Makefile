@@ -16,8 +16,14 @@ override K := $(value K)
 override NAMES := $(value NAMES)
 override FORMAT := $(value FORMAT)
 override OUT := $(value OUT)
+override GPUS := $(value GPUS)
+override NODES := $(value NODES)
+override TASKS := $(value TASKS)
+override TIME := $(value TIME)
+override LEAD := $(value LEAD)
+override DRY := $(value DRY)
 JOBS ?= 1
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -26,7 +32,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp slurm plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -36,6 +42,9 @@ help: ## Show this list
 
 exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off, print its table
 	@$(PY) -m experiments.run exp
+
+slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 (DRY=1 prints the script)
+	@$(PY) -m experiments.slurm
 
 plan: $(READY) ## Say which stages are done, missing or stale, and why
 	@$(PY) -m experiments.run plan

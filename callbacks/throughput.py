@@ -78,6 +78,10 @@ class Throughput(pl.Callback):
             )
         )
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock runs; a fit that goes on inside an epoch has no start of one."""
+        self.on_train_epoch_start(trainer, pl_module)
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The clock runs."""
         if self._first_step is None:

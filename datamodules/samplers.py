@@ -13,6 +13,7 @@ M micro batches.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -212,7 +213,8 @@ class GlobalBatchSampler:
     """Training batches of one rank: M ``RowBatch``es for each global batch.
 
     Every rank makes equally many steps and every row comes once an epoch over all ranks. A shard
-    that would be empty holds one row marked as filler. There is no state but the epoch.
+    that would be empty holds one row marked as filler. There is no state but the epoch, and how many
+    micro batches the next iteration leaves out because they were learned from before (``skip``).
 
     Arguments:
         lengths: (R,) length of each row, in whatever unit is padded (events or tokens).
@@ -247,7 +249,7 @@ class GlobalBatchSampler:
         self.target_counts = counts
         self.batch_size, self.seed, self.shuffle, self.bucket = batch_size, seed, shuffle, bucket
         self.rank, self.world_size, self.micro_batches = rank, world_size, micro_batches
-        self.epoch = 0
+        self.epoch = self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration follows."""
@@ -259,6 +261,10 @@ class GlobalBatchSampler:
 
     def __iter__(self) -> Iterator[RowBatch]:
         """Micro batches of this rank, those of one global batch in a row."""
+        skip, self.skip = self.skip, 0
+        yield from itertools.islice(self._every(), skip, None)
+
+    def _every(self) -> Iterator[RowBatch]:
         for batch in global_batches(
             self.lengths, self.batch_size, self.seed, self.epoch, self.shuffle, self.bucket
         ):

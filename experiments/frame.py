@@ -11,10 +11,10 @@ from typing import Any
 from experiments.keys import nearest
 from experiments.places import is_place
 
-GROUPS = ("data", "llm", "backbone", "trainer", "logger")
+GROUPS = ("data", "llm", "backbone", "trainer", "logger", "slurm")
 STAGE_KEYS = {
     "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
-    "split",
+    "split", "launch",
 }  # fmt: skip
 TOP_KEYS = {
     "seed", "stages", "trainer", "logger", "launch", "callbacks", "expected", "preset", "split",
@@ -28,6 +28,11 @@ OUTPUTS = ("best.ckpt", "last.ckpt")  # files of a finished fit that a later sta
 STRATEGIES = ("auto", "ddp", "fsdp")
 SPLITS = ("test", "valid")  # what a test stage scores; `valid` is for choosing between methods
 EXPECTED_KEYS = ("metric", "value", "source", "tolerance", "row", "at_least")  # see verify.py
+# How a run, or one of its stages, is carried out (base.yaml says what each is).
+LAUNCH_KEYS = (
+    "accelerator", "devices", "num_nodes", "strategy", "micro_batch_size", "num_workers", "threads",
+    "activation_checkpointing", "compile",
+)  # fmt: skip
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
 TRAINER_KEYS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
@@ -46,18 +51,7 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
         yield f"preset is {config['preset']!r}, expected one of {', '.join(PRESETS)}"
     yield from _split_problems("split", config)
     yield from _trainer_problems("trainer", config.get("trainer") or {})
-    launch = config.get("launch") or {}
-    for key in ("devices", "num_nodes"):
-        yield from _count_problems(f"launch.{key}", launch.get(key, 1))
-    if launch.get("strategy", "auto") not in STRATEGIES:
-        yield f"launch.strategy is {launch['strategy']!r}, expected one of {', '.join(STRATEGIES)}"
-    for key in ("threads", "micro_batch_size"):
-        if launch.get(key) is not None:
-            yield from _count_problems(f"launch.{key}", launch[key])
-    yield from _count_problems("launch.num_workers", launch.get("num_workers", 0), least=0)
-    for name in ("compile", "activation_checkpointing"):
-        if not isinstance(launch.get(name, False), bool):
-            yield f"launch.{name} is {launch[name]!r}, expected true or false"
+    yield from _launch_problems("launch", config.get("launch") or {})
     yield from _expected_problems(config.get("expected") or [])
     beside = config.get("beside") or []
     if not isinstance(beside, list) or not all(isinstance(name, str) for name in beside):
@@ -68,6 +62,27 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
         yield "no stages: an experiment lists at least one under `stages:`"
     for name, stage in stages.items():
         yield from _stage_problems(name, stage, stages)
+
+
+def _launch_problems(where: str, launch: Any) -> Iterator[str]:
+    """What is wrong with how a run, or one of its stages, is to be carried out."""
+    if not isinstance(launch, dict):
+        yield f"{where} is {launch!r}, expected a mapping"
+        return
+    for key in launch:
+        if key not in LAUNCH_KEYS:
+            yield f"{where}: unknown key {key!r}{nearest(key, LAUNCH_KEYS)}"
+    for key in ("devices", "num_nodes"):
+        yield from _count_problems(f"{where}.{key}", launch.get(key, 1))
+    if launch.get("strategy", "auto") not in STRATEGIES:
+        yield f"{where}.strategy is {launch['strategy']!r}, expected one of {', '.join(STRATEGIES)}"
+    for key in ("threads", "micro_batch_size"):
+        if launch.get(key) is not None:
+            yield from _count_problems(f"{where}.{key}", launch[key])
+    yield from _count_problems(f"{where}.num_workers", launch.get("num_workers", 0), least=0)
+    for name in ("compile", "activation_checkpointing"):
+        if not isinstance(launch.get(name, False), bool):
+            yield f"{where}.{name} is {launch[name]!r}, expected true or false"
 
 
 def _expected_problems(expected: Any) -> Iterator[str]:
@@ -112,6 +127,7 @@ def _stage_problems(name: str, stage: dict[str, Any], stages: dict[str, Any]) ->
     if stage.get("select") and "metric" not in stage["select"]:
         yield f"stages.{name}.select needs `metric`, for instance val/all/ndcg@10"
     yield from _trainer_problems(f"stages.{name}.trainer", stage.get("trainer") or {})
+    yield from _launch_problems(f"stages.{name}.launch", stage.get("launch") or {})
     for argument, source in (stage.get("inputs") or {}).items():
         upstream = str(source).partition("/")[0]
         if is_place(source):

@@ -10,14 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from callbacks import stop_request
 from experiments.errors import UserError
+from experiments.messages import say
 
 NAME = ".lock"
+WAIT_SECONDS = 2.0
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[list[str]]:
+def hold(folder: Path, wait: bool = False) -> Iterator[list[str]]:
     """Hold ``folder/.lock`` while a stage runs; yields messages about a lock that was taken over.
+
+    Args:
+        folder: of the run.
+        wait: until a living process lets it go.
 
     Raises:
         UserError: a living process holds it.
@@ -25,8 +32,17 @@ def hold(folder: Path) -> Iterator[list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     messages: list[str] = []
+    waited = False
     while not _create(path):
-        if alive := holder(folder):
+        if (alive := holder(folder)) and wait:
+            if not waited:
+                say(f"  {folder.name} is {alive}; waiting for it")
+            waited = True
+            time.sleep(WAIT_SECONDS)
+            if stop_request.asked():
+                raise stop_request.Stopped
+            continue
+        if alive:
             raise UserError(f"{folder.name} is {alive}; wait for it, or stop it and run again")
         messages.append(_take_over(path))
     try:
@@ -57,15 +73,28 @@ def holder(folder: Path) -> str | None:
 
 
 def _alive(note: dict[str, object]) -> bool:
-    """Whether the driver or its stage process still runs; on another host nobody can tell."""
+    """Whether the driver or its stage process still runs; on another host nobody can tell.
+
+    But for an earlier attempt of our own Slurm job: a job that was requeued runs no more where it ran.
+    """
+    job, attempt = _attempt()
+    if job and note.get("job") == job and note.get("attempt") != attempt:
+        return False
     if note.get("host") != socket.gethostname():
         return True
     pairs = ((note.get("pid"), note.get("start")), (note.get("child"), note.get("child_start")))
     return any(pid and start is not None and _start_time(pid) == start for pid, start in pairs)
 
 
+def _attempt() -> tuple[str | None, str]:
+    """Our Slurm job, and how often it was requeued."""
+    return os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+
+
 def _create(path: Path) -> bool:
     note = {"pid": os.getpid(), "start": _start_time(os.getpid()), "host": socket.gethostname()}
+    job, attempt = _attempt()
+    note |= {"job": job, "attempt": attempt} if job else {}
     part = path.with_name(f"{NAME}.{os.getpid()}.new")
     part.write_text(json.dumps({**note, "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
     try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -61,12 +63,18 @@ def finish(folder: Path, job: dict[str, Any], outcome: Outcome, seconds: float) 
 
 
 def wandb_id(folder: Path, row: str = "") -> str:
-    """The W&B id of a stage (or of one row of it): made before the run, kept over every resume."""
+    """The W&B id of a stage (or of one row of it): made before the run, kept over every resume.
+
+    Of several processes that make it at once, as under srun, one succeeds.
+    """
     path = folder / (f"wandb_id.{row}" if row else "wandb_id")
     if not path.is_file():
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(uuid.uuid4().hex[:12])
-        part.replace(path)
+        made = uuid.uuid4().hex[:12]
+        part = path.with_name(f".{path.name}.{made}.part")
+        part.write_text(made)
+        with suppress(FileExistsError):
+            os.link(part, path)
+        part.unlink()
     return path.read_text().strip()
 
 

@@ -13,12 +13,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from callbacks import stop_request
+from callbacks.stop_request import Stopped
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json, write_json
 from experiments import (
@@ -26,6 +29,7 @@ from experiments import (
     beside,
     config,
     data_report,
+    launchers,
     lock,
     messages,
     report,
@@ -37,20 +41,25 @@ from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.errors import UserError
 from experiments.source_graph import REPO
 
+RESEND_SECONDS = 5.0
 VERBS = ("exp", "plan", "show", "data", "list", "results", "verify", "crossover")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen), 130 stopped."""
+    """Exit status: 0 done, 2 failed (the reason is on the screen), 75 stopped as asked, 130 stopped."""
     words = list(argv)
     verb = words.pop(0) if words and words[0] in VERBS else "exp"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_request.listen(signal.SIGUSR1)
     try:
         name, overrides = request(words)
         return _run(verb, name, overrides)
     except UserError as error:
         messages.print_error(error)
         return 2
+    except Stopped:
+        messages.say("stopped as asked; the same command goes on where it stood")
+        return stop_request.STATUS
     except BrokenPipeError:  # `make show | head`
         sys.stdout = None
         return 0
@@ -134,6 +143,8 @@ def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[Pla
         assert stage.name == planned.name
         _announce(stage, number, len(stages), rerun_stale)
         if _wanted(stage, rerun_stale):
+            if stop_request.asked():  # while the stage before ended
+                raise Stopped
             run_stage(experiment, stage, rerun_stale)
     return artifacts.plan(experiment, cache_root())
 
@@ -147,7 +158,7 @@ def run_stage(
         UserError: another process holds the folder, or the stage failed.
     """
     assert stage.folder is not None
-    with lock.hold(stage.folder) as taken_over:
+    with lock.hold(stage.folder, wait=launchers.through_srun(os.environ)) as taken_over:
         for message in taken_over:
             messages.say(f"  {message}")
         if read_json(stage.folder / "done.json") is not None:
@@ -158,13 +169,17 @@ def run_stage(
             written = stage.folder.glob("generations.*.jsonl")
             for file in (done, *stage.folder.glob("*.ckpt"), *written):
                 file.unlink()
-        write_json(stage.folder / "stage.json", _job(experiment, stage))
+        job = _job(experiment, stage)
+        _taken(stage.folder / stop_request.MARK)
+        write_json(stage.folder / "stage.json", job)
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
         (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
-        in_process("experiments.stage", [str(stage.folder)], stage.folder)
+        in_process("experiments.stage", [str(stage.folder)], stage.folder, job["launch"])
 
 
 def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:
+    if stage.state == RUNNING and launchers.through_srun(os.environ):
+        return True  # another job runs it (seeds share rows without a model): wait, then look again
     if stage.state == RUNNING:
         raise UserError(f"{stage.folder} is {stage.why}; wait for it, or stop it and run again")
     return stage.state in (MISSING, PARTIAL) or (rerun_stale and stage.state == STALE)
@@ -190,7 +205,7 @@ def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
         "key": stage.key,
         "spec": stage.spec,
         "inputs": stage.inputs,
-        "launch": settings["launch"],
+        "launch": {**settings["launch"], **(experiment.stages[stage.name].get("launch") or {})},
         "logger": settings.get("logger"),
         "callbacks": settings.get("callbacks"),
         "overrides": list(experiment.overrides),
@@ -209,28 +224,33 @@ def _begun_with(stage: PlannedStage) -> dict[str, str]:
     return stage.sources
 
 
-def in_process(module: str, arguments: list[str], folder: Path | None = None) -> None:
-    """Run one of our modules in a process of its own, and pass signals on to it.
+def in_process(
+    module: str,
+    arguments: list[str],
+    folder: Path | None = None,
+    launch: dict[str, Any] | None = None,
+) -> None:
+    """Run one of our modules in a process of its own (or in several, see ``launchers``), and pass signals on.
 
     Raises:
         UserError: it ended badly; what it had to say stands above.
+        Stopped: it, or we, were asked to stop.
     """
-    environment = {**os.environ, "LLMREC_DRIVER": str(os.getpid())}
-    # Threads that spin while they wait starve each other when the machine does anything else. Of four
-    # epochs on two cores: GNU OpenMP's default took 9 s quiet and 95 to 190 s busy, sleeping at once 14 s
-    # and 16 s, a short spin 9 s and 21 s.
-    environment.setdefault("GOMP_SPINCOUNT", "1000")
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    child = subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment)
+    words = launchers.command(module, arguments, launch, os.environ)
+    child = subprocess.Popen(words, env=launchers.environment_of(launch))
     if folder is not None:
         lock.add_child(folder, child.pid)
+    # What has no run folder has nothing to save.
+    resend = signal.SIGUSR1 if folder is not None else signal.SIGTERM
     try:
-        status = child.wait()
+        with _asking(child, resend):
+            status = child.wait()
     except KeyboardInterrupt:  # Ctrl-C reached the child too; SIGTERM reached only us
         _stop(child)
         raise
+    marked = _taken(folder / stop_request.MARK) if folder else False
+    if status and (marked or stop_request.asked() or status == stop_request.STATUS):
+        raise Stopped
     if status == 130:
         raise KeyboardInterrupt
     if status < 0:
@@ -241,6 +261,34 @@ def in_process(module: str, arguments: list[str], folder: Path | None = None) ->
     if status:
         log = f" (logs: {messages.short(folder)})" if folder else ""
         raise UserError(f"{module} ended with status {status}{log}; the reason stands above")
+
+
+@contextmanager
+def _asking(child: subprocess.Popen[bytes], number: signal.Signals) -> Iterator[None]:
+    """Pass a request to stop on to the child, again and again: what is just being started may not hear it."""
+
+    def send(*unused: Any) -> None:
+        if child.poll() is None:
+            child.send_signal(number)
+
+    def note(*unused: Any) -> None:
+        stop_request.note()
+        signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
+
+    signal.signal(signal.SIGALRM, send)
+    signal.signal(signal.SIGUSR1, note)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        stop_request.listen(signal.SIGUSR1)
+
+
+def _taken(mark: Path) -> bool:
+    """Whether a task has left its mark; it is taken away."""
+    found = mark.is_file()
+    mark.unlink(missing_ok=True)
+    return found
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

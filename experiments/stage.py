@@ -1,15 +1,24 @@
 """One stage in one process: data -> module -> trainer -> outputs.
 
 ``python -m experiments.stage FOLDER`` reads ``FOLDER/stage.json``, which ``experiments.run`` wrote. Under
-DDP Lightning starts this command again for every further rank; the driver alone holds the lock.
+DDP Lightning, or srun, starts this command again for every further rank; the driver alone holds the lock.
 """
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import signal
+
+from callbacks import stop_request
+from experiments import launchers
+
+# Under Slurm what ends a job early, or makes room for another, is saved like what was announced.
+SIGNALS = (signal.SIGUSR1, *([signal.SIGTERM] if launchers.is_task(os.environ) else []))
+if __name__ == "__main__":  # before the slow imports
+    stop_request.listen(*SIGNALS)
+
+import logging
+import math
 import sys
 import threading
 import time
@@ -23,6 +32,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoints import Patience, checkpoints
 from callbacks.generations import GenerationsLog
+from callbacks.preemption import Preemption
 from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from callbacks.throughput import Throughput
@@ -104,7 +114,8 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
     speed = Throughput()
-    trainer = make_trainer(folder, job, data, module, [*callbacks, progress, speed])
+    callbacks += [progress, speed, Preemption(folder, SIGNALS)]
+    trainer = make_trainer(folder, job, data, module, callbacks)
     if reason := module.untrainable(trainer):
         raise UserError(reason)
     resume = folder / "last.ckpt"
@@ -176,6 +187,7 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks: list[pl.Callback] = [writer, progress, speed]
         if module.generations is not None:
             callbacks.append(GenerationsLog(folder, name))
+        callbacks.append(Preemption(folder, SIGNALS))
         trainer = make_trainer(folder, job, data, module, callbacks, row)
         trainer.test(module, datamodule=data, verbose=False)
         _tell(trainer, module, speed)
@@ -206,6 +218,7 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
     callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
     if module.generations is not None:
         callbacks.append(GenerationsLog(folder, job["stage"], cache_root() / "generations"))
+    callbacks.append(Preemption(folder, SIGNALS))
     trainer = make_trainer(folder, job, data, module, callbacks)
     trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
@@ -250,22 +263,41 @@ def quiet() -> None:
     # Frozen language models are meant to be in eval mode; transformers asks itself under an old name.
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")
+    # Our samplers go on behind the last batch of a checkpoint, and srun is for what make slurm starts.
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
+    warnings.filterwarnings("ignore", message=".*The `srun` command is available.*")
     # Epochs without a validation; a metric that never comes is an error of its own at the end of the fit.
     warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")
 
 
+def _stopped(folder: Path) -> int:
+    """Leave the mark that this process stopped because it was asked to; the exit status."""
+    (folder / stop_request.MARK).touch()
+    return stop_request.STATUS
+
+
 def main(argv: list[str]) -> int:
-    """Exit status: 0 done, 2 a problem the user can mend, 130 stopped by a signal."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
+    """Exit status: 0 done, 2 a problem the user can mend, 75 stopped as asked, 130 stopped by a signal."""
+    if signal.SIGTERM not in SIGNALS:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
     _die_with_driver()
     quiet()
+    folder = Path(argv[0])
     try:
-        run_stage(Path(argv[0]))
+        run_stage(folder)
     except (UserError, DataSourceError, DataFormatError, ModelError) as error:
         print_error(error)
         return 2
     except (KeyboardInterrupt, SystemExit, SIGTERMException):  # Lightning turns Ctrl-C into an exit
         return 130
+    except stop_request.Stopped:
+        return _stopped(folder)
+    except Exception as error:
+        if not stop_request.asked():
+            raise
+        # Left alone by a rank that has stopped already, this one's next exchange fails somehow.
+        say(f"stopped as asked, by {type(error).__name__}: {error}")
+        return _stopped(folder)
     return 0
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+)
 from lightning.pytorch.strategies import Strategy
 
 from callbacks.checkpoints import AtomicCheckpointIO
 from datamodules.stage_data import StageDataModule
-from experiments import build
+from experiments import build, launchers
 from experiments.errors import UserError
 from experiments.messages import say
 from experiments.records import protocol_of, wandb_id
@@ -43,7 +50,7 @@ def make_trainer(
     """
     spec, launch = job["spec"], job["launch"]
     settings = dict(spec["trainer"])
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(), *cluster(launch, os.environ)]
     strategy = _strategy(module, launch)
     if not isinstance(strategy, str):
         settings["inference_mode"] = False  # which forbids how split weights are gathered
@@ -84,6 +91,37 @@ def make_predictor(module: StageModule, launch: dict[str, Any]) -> pl.Trainer:
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         plugins=[precision] if precision else [],
     )  # fmt: skip
+
+
+def cluster(launch: dict[str, Any], environment: Mapping[str, str]) -> list[ClusterEnvironment]:
+    """Who starts the processes of a stage, where Lightning would guess wrong.
+
+    Its own requeueing stays off: it saves inside the signal's handler, where ranks at different places
+    wait for each other for ever.
+
+    Raises:
+        UserError: Slurm has started another number of tasks than the stage has devices.
+    """
+    nodes, devices = int(launch["num_nodes"]), int(launch["devices"])
+    if not launchers.is_task(environment):
+        inside = "SLURM_NTASKS" in environment
+        if inside and nodes > 1:
+            raise UserError(
+                f"launch.num_nodes={nodes} needs processes that srun starts: make slurm NAME=... "
+                f"NODES={nodes}"
+            )
+        return [LightningEnvironment()] if inside else []
+    tasks = {
+        k: environment.get(k) for k in ("SLURM_NNODES", "SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")
+    }
+    if tuple(tasks.values()) != (str(nodes), str(nodes * devices), str(devices)):
+        told = ", ".join(f"{k}={v}" for k, v in tasks.items())
+        raise UserError(
+            f"Slurm has started other tasks ({told}) than launch.num_nodes={nodes} with launch.devices="
+            f"{devices} need, one a device: give make slurm GPUS={devices} NODES={nodes}, and leave task "
+            "counts out of slurm.srun and of SLURM_ and SRUN_ variables"
+        )
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def _strategy(module: StageModule, launch: dict[str, Any]) -> Strategy | str:

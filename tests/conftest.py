@@ -27,6 +27,12 @@ REQUEST = (
     "LLMREC_USER",
     "K",
     "REQUEST",
+    "GPUS",
+    "NODES",
+    "TASKS",
+    "TIME",
+    "LEAD",
+    "DRY",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

@@ -68,3 +68,21 @@ class Linger(pl.Callback):
                 part.write_text(str(os.getpid()))
                 part.replace(self.note)
             time.sleep(self.seconds)
+
+
+class AskAtBatch(pl.Callback):
+    """Ask this process to stop at batch ``number`` of the whole run, twice, as a cluster would.
+
+    ``rank``: the one that is asked, and whose batches take ``skew`` seconds more from there on.
+    """
+
+    def __init__(self, number: int, rank: int = 0, skew: float = 0.0) -> None:
+        self.number, self.rank, self.skew = number, rank, skew
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *unused: Any) -> None:
+        batch = trainer.fit_loop.epoch_loop.total_batch_idx
+        if trainer.global_rank == self.rank and batch >= self.number:
+            time.sleep(self.skew)
+            if batch == self.number:
+                os.kill(os.getpid(), signal.SIGUSR1)
+                os.kill(os.getpid(), signal.SIGUSR1)

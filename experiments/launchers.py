@@ -1,0 +1,72 @@
+"""How a process of ours is started: by itself, or inside a Slurm job as one task a device (``srun``).
+
+The batch script of ``make slurm`` sets ``LLMREC_SRUN`` to the site's options of srun; the number of nodes and
+of tasks a node is always that of the stage's ``launch``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.source_graph import REPO
+
+SRUN = "LLMREC_SRUN"  # in a batch script: start stages through srun, with these options
+STEP = "LLMREC_STEP"  # in a task of such a step
+
+
+def through_srun(environment: Mapping[str, str]) -> bool:
+    """Whether this driver starts its stages through srun."""
+    return SRUN in environment
+
+
+def is_task(environment: Mapping[str, str]) -> bool:
+    """Whether this process is one of several that srun has started for a stage."""
+    return STEP in environment
+
+
+def command(
+    module: str,
+    arguments: Sequence[str],
+    launch: Mapping[str, Any] | None,
+    environment: Mapping[str, str],
+) -> list[str]:
+    """The words that start one of our modules.
+
+    Args:
+        module: dotted name.
+        arguments: for it.
+        launch: of a stage; None for what needs one process only.
+        environment: of the driver.
+    """
+    words = [sys.executable, "-m", module, *arguments]
+    if launch is None or not through_srun(environment):
+        return words
+    nodes, devices = int(launch["num_nodes"]), int(launch["devices"])
+    gpus = f"gpu:{devices}" if launch["accelerator"] in ("gpu", "cuda") else "none"
+    # A task that ends badly ends the others, which would wait for it for ever.
+    options = [
+        f"--nodes={nodes}", f"--ntasks={nodes * devices}", f"--ntasks-per-node={devices}",
+        f"--gres={gpus}", "--kill-on-bad-exit=1", "--input=none", "--export=ALL",
+    ]  # fmt: skip
+    if cpus := environment.get("SLURM_CPUS_PER_TASK"):  # srun does not take it from the job
+        options.append(f"--cpus-per-task={cpus}")
+    return ["srun", *options, *shlex.split(environment[SRUN]), *words]
+
+
+def environment_of(launch: Mapping[str, Any] | None) -> dict[str, str]:
+    """What a process that ``command`` starts sees."""
+    environment = dict(os.environ)
+    # Threads that spin while they wait starve each other when the machine does anything else. Of four
+    # epochs on two cores: GNU OpenMP's default took 9 s quiet and 95 to 190 s busy, sleeping at once 14 s
+    # and 16 s, a short spin 9 s and 21 s.
+    environment.setdefault("GOMP_SPINCOUNT", "1000")
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(REPO), *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    if launch is not None and through_srun(environment):
+        return {**environment, STEP: "1"}
+    return {**environment, "LLMREC_DRIVER": str(os.getpid())}

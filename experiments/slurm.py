@@ -1,0 +1,322 @@
+"""``make slurm``: one readable batch script that runs an experiment on a cluster and survives preemption.
+
+``NAME``, ``ARGS`` and ``SEEDS`` are those of ``make exp``; GPUS a node (0: none, and TASKS processes), NODES,
+TIME, LEAD (seconds before its end at which the job saves and queues again) and DRY come from the environment,
+too. The script calls the driver, which starts one ``srun`` step a stage (``launchers``). No torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from callbacks import stop_request
+from datamodules.sources import cache_root
+from datamodules.versioning import value_digest
+from experiments import artifacts, baseline, config, messages, seeds
+from experiments.errors import UserError
+from experiments.launchers import SRUN
+from experiments.run import request
+from experiments.source_graph import REPO
+
+MOST_REQUEUES = 100
+EARLY = 60  # seconds that Slurm may send a signal before it is due
+# Directives are read by sbatch, not by a shell: blanks and quotes mean something else to it.
+PLAIN = re.compile(r"[\w./:@%+,=&|()\[\]*-]+")
+DIRECTIVES = ("account", "partition", "qos", "constraint")
+FORGOTTEN = (
+    "NAME",
+    "ARGS",
+    "SEEDS",
+    "BASELINE",
+)  # of the shell that submits, which sbatch hands on
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job is given, checked."""
+
+    gpus: int  # a node
+    nodes: int
+    tasks: int  # processes a node
+    time: str
+    lead: int  # seconds
+
+
+def read_request(environment: Mapping[str, str]) -> Request:
+    """GPUS, NODES, TASKS, TIME and LEAD.
+
+    Raises:
+        UserError: one of them cannot be, or the lead is longer than the time allows.
+    """
+    gpus = _count(environment, "GPUS", 1, least=0)
+    nodes = _count(environment, "NODES", 1)
+    tasks = _count(environment, "TASKS", gpus or 1)
+    if gpus and tasks != gpus:
+        raise UserError(f"TASKS={tasks} with GPUS={gpus}: a task is a GPU, leave TASKS out")
+    time = environment.get("TIME", "").strip() or "1-00:00:00"
+    lead, seconds = _count(environment, "LEAD", 120), seconds_of(time)
+    if lead + EARLY >= seconds:
+        raise UserError(
+            f"LEAD={lead} seconds (and {EARLY} that Slurm may be early) are not less than TIME={time}: the "
+            f"job would stop as soon as it starts, and queue for ever; give more TIME, or LEAD=30"
+        )
+    return Request(gpus, nodes, tasks, time, lead)
+
+
+def _count(environment: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
+    text = environment.get(name, "").strip() or str(default)
+    if not re.fullmatch(r"[0-9]{1,7}", text) or int(text) < least:
+        raise UserError(f"{name}={text!r}, expected a whole number of at least {least}")
+    return int(text)
+
+
+def seconds_of(time: str) -> int:
+    """Of a time limit as sbatch reads it: MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS.
+
+    Raises:
+        UserError: it is none of these, or zero.
+    """
+    found = re.fullmatch(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?", time)
+    if not found:
+        raise UserError(
+            f"TIME={time!r}, expected hours, minutes and seconds (12:00:00) or 2-12:00:00"
+        )
+    days, *parts = found.groups()
+    first, second, third = (int(p or 0) for p in parts)
+    if days is not None:
+        seconds = int(days) * 86400 + first * 3600 + second * 60 + third
+    elif parts[2] is not None:
+        seconds = first * 3600 + second * 60 + third
+    else:
+        seconds = first * 60 + second
+    if seconds == 0:
+        raise UserError(f"TIME={time!r} is no time at all, expected for instance TIME=12:00:00")
+    return seconds
+
+
+def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
+    """The overrides that make a run's devices the job's.
+
+    Raises:
+        UserError: ARGS says how many devices, too, or a stage wants more than there are.
+    """
+    given = [baseline.setting(o) for o in experiment.overrides]
+    for key, name in (("launch.devices", "GPUS"), ("launch.num_nodes", "NODES")):
+        if key in given:
+            raise UserError(
+                f"{key} in ARGS and {name} mean the same: leave it out and give {name}="
+            )
+    for name, stage in experiment.stages.items():
+        own = stage.get("launch") or {}
+        many = (
+            int(own.get("devices", 1)) > asked.tasks or int(own.get("num_nodes", 1)) > asked.nodes
+        )
+        if many:
+            raise UserError(
+                f"stages.{name}.launch is {own}, more than the job has (GPUS={asked.gpus}, "
+                f"NODES={asked.nodes}): give the job as many as its largest stage"
+            )
+    launch = experiment.config["launch"]
+    words = [f"launch.devices={asked.tasks}", f"launch.num_nodes={asked.nodes}"]
+    if "launch.accelerator" not in given:
+        words.append(f"launch.accelerator={'gpu' if asked.gpus else 'cpu'}")
+    if asked.tasks * asked.nodes > 1 and launch["strategy"] == "auto":
+        words.append("launch.strategy=ddp")
+    if (cores := experiment.config["slurm"]["cpus_per_task"]) and "launch.threads" not in given:
+        words.append(f"launch.threads={cores}")
+    return words
+
+
+def directives(
+    asked: Request, experiment: config.Experiment, each: Sequence[int], folder: Path
+) -> list[str]:
+    """The options of sbatch.
+
+    Raises:
+        UserError: one has blanks or other signs that sbatch would read as something else.
+    """
+    site = experiment.config["slurm"]
+    log = str(folder / ("%A_%a.log" if each else "%j.log"))
+    options = [
+        f"--job-name={experiment.name.replace('/', '.')}", f"--output={log}", "--open-mode=append",
+        f"--nodes={asked.nodes}", f"--ntasks-per-node={asked.tasks}", f"--time={asked.time}",
+        f"--signal=B:USR1@{asked.lead}", "--requeue",
+    ]  # fmt: skip
+    if asked.gpus:
+        kind = f"{site['gpu_type']}:" if site["gpu_type"] else ""
+        options.append(f"--gres=gpu:{kind}{asked.gpus}")
+    if each:
+        options.append(f"--array={_ranges(each)}")
+    options += [f"--{key}={site[key]}" for key in DIRECTIVES if site[key] is not None]
+    if site["cpus_per_task"]:
+        options.append(f"--cpus-per-task={site['cpus_per_task']}")
+    if site["memory"]:
+        options.append(f"--mem={site['memory']}")
+    options += [str(option) for option in site["sbatch"] or ()]
+    for option in options:
+        if not PLAIN.fullmatch(option):
+            raise UserError(
+                f"{option!r} cannot stand in a batch script (blanks, quotes or line ends); where it is a "
+                "path, set LLMREC_RUNS to one without"
+            )
+    return options
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    whole = list(numbers) == list(range(len(numbers)))
+    return f"0-{len(numbers) - 1}" if whole else ",".join(map(str, numbers))
+
+
+def script(
+    asked: Request,
+    experiment: config.Experiment,
+    each: Sequence[int],
+    folder: Path,
+    more: Sequence[str] = (),
+) -> str:
+    """The batch script, whole; ``more`` are words for the driver besides the overrides."""
+    site = experiment.config["slurm"]
+    words = [*more, *experiment.overrides, *launch_words(asked, experiment)]
+    command = [
+        str(site["python"] or sys.executable),
+        "-m",
+        "experiments.run",
+        "exp",
+        experiment.name,
+    ]
+    lines = [" ".join(map(shlex.quote, command)), *map(shlex.quote, words)]
+    lines += ['"seed=$SLURM_ARRAY_TASK_ID"'] if each else []
+    places = {
+        "LLMREC_RUNS": artifacts.runs_root().resolve(),
+        "LLMREC_CACHE": cache_root().resolve(),
+    }
+    exports = [f"export {name}={shlex.quote(str(place))}" for name, place in places.items()]
+    srun = shlex.join(str(option) for option in site["srun"] or ())
+    return TEMPLATE.format(
+        name=experiment.name,
+        directives="\n".join(
+            f"#SBATCH {o}" for o in directives(asked, experiment, each, folder)
+        ),
+        setup="".join(
+            f"{line}\n"
+            for line in (
+                *(f"module load {shlex.quote(str(m))}" for m in site["modules"] or ()),
+                *(str(line) for line in site["setup"] or ()),
+            )
+        ),
+        repo=shlex.quote(str(REPO)),
+        exports="\n".join([*exports, f"export {SRUN}={shlex.quote(srun)}"]),
+        forgotten=" ".join(FORGOTTEN),
+        lead=asked.lead,
+        command=" \\\n    ".join(lines),
+        status=stop_request.STATUS,
+        most=MOST_REQUEUES,
+    )  # fmt: skip
+
+
+TEMPLATE = """\
+#!/bin/bash
+# {name}, as `make slurm` has written it. To submit it again: sbatch THIS_FILE
+{directives}
+
+set -uo pipefail
+{setup}cd {repo}
+{exports}
+unset {forgotten}
+
+# {lead} seconds before the end, or when the job must make room, Slurm sends USR1 to this shell alone. The
+# driver passes it on until the stage has saved and stopped; then the job queues again, and the command goes
+# on where it stood.
+asked= driver= status=
+trap 'asked=1; [[ -z $driver ]] || kill -USR1 "$driver" 2>/dev/null' USR1
+
+# Plans, then starts each missing stage as one srun step with a task a device.
+{command} &
+driver=$!
+[[ -z $asked ]] || kill -USR1 "$driver"
+until [[ -n $status ]]; do  # a signal ends `wait`, not the driver
+    wait "$driver"
+    code=$?
+    kill -0 "$driver" 2>/dev/null || status=$code
+done
+
+job=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_}}${{SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}}
+if [[ $status == {status} || ( -n $asked && $status -gt 128 ) ]]; then
+    if (( ${{SLURM_RESTART_COUNT:-0}} < {most} )); then
+        scontrol requeue "$job" && sleep 600
+    else
+        echo "error: queued again {most} times already; does TIME suffice for one checkpoint?" >&2
+    fi
+fi
+exit "$status"
+"""
+
+
+def submit(file: Path) -> str:
+    """Hand the script to sbatch; the job's number.
+
+    Raises:
+        UserError: sbatch is missing, or refuses it.
+    """
+    if shutil.which("sbatch") is None:
+        raise UserError(
+            f"sbatch is not here: run this where jobs are submitted (the script is {file}), or print it "
+            "with DRY=1"
+        )
+    done = subprocess.run(
+        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise UserError(f"sbatch refused {messages.short(file)}: {done.stderr.strip()}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 submitted (or printed), 2 refused."""
+    try:
+        name, overrides = request(list(argv))
+        asked = read_request(os.environ)
+        again = [o for o in overrides if o == "stale=rerun"]
+        overrides = [config.as_text(o) for o in overrides if o not in again]
+        each = seeds.requested(overrides)
+        experiment = config.load(config.full_name(name), overrides)
+        dry = os.environ.get("DRY", "").strip() not in ("", "0")
+        place = experiment.name.replace("/", ".")
+        made = value_digest(
+            [place, again, overrides, each, vars(asked), experiment.config["slurm"]]
+        )
+        folder = artifacts.runs_root().resolve() / "slurm" / f"{place}-{made}"
+        text = script(asked, experiment, each, folder, again)
+        if dry:
+            messages.put(text)
+            return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "job.sh"
+        file.write_text(text, encoding="utf-8")
+        job = submit(file)
+    except UserError as error:
+        messages.print_error(error)
+        return 2
+    messages.put(job)
+    log = f"{job}_SEED.log" if each else f"{job}.log"
+    messages.say(
+        f"submitted as job {job}: {messages.short(file)}, log {messages.short(folder / log)}"
+    )
+    if each:
+        told = ",".join(map(str, each)) if _ranges(each).count("-") == 0 else str(len(each))
+        messages.say(
+            f"when all have ended: make exp NAME={name} SEEDS={told} prints the table over seeds"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""A run that is asked to stop, inside an epoch or anywhere else, ends with the numbers of one that is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks import stop_request
+
+EXPERIMENT = "sasrec/movielens_100k"
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def settings(tiny: list[str]) -> list[str]:
+    """Eight micro batches an epoch, two a step; dropout and negatives are drawn."""
+    return [
+        *tiny, "~stages.reference", "++stages.train.module.dropout=0.3",
+        "++stages.train.module.loss=bce", "launch.micro_batch_size=8",
+    ]  # fmt: skip
+
+
+def ask(number: int) -> str:
+    return f"+callbacks.ask={{_target_:faults.AskAtBatch,number:{number}}}"
+
+
+def folder(runs: Path, stage: str) -> Path:
+    (found,) = [f for f in runs.iterdir() if f.name.startswith(f"sasrec.{stage}-")]
+    return found
+
+
+def results(runs: Path) -> Any:
+    """Everything that a run has found out."""
+    tested = json.loads((folder(runs, "evaluate") / "metrics.json").read_text())["rows"]
+    fitted = json.loads((folder(runs, "train") / "done.json").read_text())["results"]
+    return tested, fitted
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    run_command: Command, settings: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    result = run_command("exp", EXPERIMENT, *settings, runs=runs)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return runs
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    loaded: dict[str, torch.Tensor] = torch.load(checkpoint, weights_only=True)["state_dict"]
+    return loaded
+
+
+@pytest.mark.slow
+def test_stopped_inside_an_epoch_and_at_its_end_it_ends_bit_equal(
+    run_command: Command, settings: list[str], uninterrupted: Path, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    # At the first of a step's micro batches; at the last batch of an epoch, whose end is saved.
+    for number, step in ((2, 2), (15, 8)):
+        stopped = run_command("exp", EXPERIMENT, *settings, ask(number), runs=runs)
+        assert stopped.returncode == stop_request.STATUS, stopped.stderr[-3000:]
+        assert "the same command goes on" in stopped.stderr
+        last = torch.load(folder(runs, "train") / "last.ckpt", weights_only=True)
+        assert last["global_step"] == step
+        assert not (folder(runs, "train") / "done.json").exists()
+        assert not (folder(runs, "train") / stop_request.MARK).exists()
+    done = run_command("exp", EXPERIMENT, *settings, runs=runs)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert results(runs) == results(uninterrupted)
+    ours = weights(folder(runs, "train") / "last.ckpt")
+    theirs = weights(folder(uninterrupted, "train") / "last.ckpt")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
