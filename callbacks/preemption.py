@@ -17,7 +17,7 @@ from callbacks.stop_request import Stopped
 
 
 class Preemption(pl.Callback):
-    """Last of a trainer's callbacks, so that the others have seen the batch it stops behind.
+    """Last of a trainer's callbacks, so that the others have seen the batch that it stops behind.
 
     The signal's handler sets a flag; what all ranks must do together is done between two batches, where all
     of them are at the same place. A fit that validates goes on: the end of the epoch is saved then.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,14 @@ def through_srun(environment: Mapping[str, str]) -> bool:
 def is_task(environment: Mapping[str, str]) -> bool:
     """Whether this process is one of several that srun has started for a stage."""
     return STEP in environment
+
+
+def stopping_signals(environment: Mapping[str, str]) -> tuple[signal.Signals, ...]:
+    """What asks a stage to save and stop.
+
+    Under Slurm also what ends a job early, or makes room for another: SIGTERM, with seconds to go.
+    """
+    return (signal.SIGUSR1, *([signal.SIGTERM] if is_task(environment) else []))
 
 
 def command(

@@ -12,8 +12,7 @@ import signal
 from callbacks import stop_request
 from experiments import launchers
 
-# Under Slurm what ends a job early, or makes room for another, is saved like what was announced.
-SIGNALS = (signal.SIGUSR1, *([signal.SIGTERM] if launchers.is_task(os.environ) else []))
+SIGNALS = launchers.stopping_signals(os.environ)
 if __name__ == "__main__":  # before the slow imports
     stop_request.listen(*SIGNALS)
 
@@ -32,7 +31,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from callbacks.checkpoints import Patience, checkpoints
 from callbacks.generations import GenerationsLog
-from callbacks.preemption import Preemption
 from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from callbacks.throughput import Throughput
@@ -114,8 +112,7 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
     speed = Throughput()
-    callbacks += [progress, speed, Preemption(folder, SIGNALS)]
-    trainer = make_trainer(folder, job, data, module, callbacks)
+    trainer = make_trainer(folder, job, data, module, [*callbacks, progress, speed])
     if reason := module.untrainable(trainer):
         raise UserError(reason)
     resume = folder / "last.ckpt"
@@ -187,7 +184,6 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks: list[pl.Callback] = [writer, progress, speed]
         if module.generations is not None:
             callbacks.append(GenerationsLog(folder, name))
-        callbacks.append(Preemption(folder, SIGNALS))
         trainer = make_trainer(folder, job, data, module, callbacks, row)
         trainer.test(module, datamodule=data, verbose=False)
         _tell(trainer, module, speed)
@@ -218,7 +214,6 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
     callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
     if module.generations is not None:
         callbacks.append(GenerationsLog(folder, job["stage"], cache_root() / "generations"))
-    callbacks.append(Preemption(folder, SIGNALS))
     trainer = make_trainer(folder, job, data, module, callbacks)
     trainer.predict(module, datamodule=data, return_predictions=False)
     if trainer.is_global_zero:
@@ -284,6 +279,8 @@ def main(argv: list[str]) -> int:
     quiet()
     folder = Path(argv[0])
     try:
+        if stop_request.asked():  # while it imported
+            return _stopped(folder)
         run_stage(folder)
     except (UserError, DataSourceError, DataFormatError, ModelError) as error:
         print_error(error)
@@ -298,6 +295,8 @@ def main(argv: list[str]) -> int:
         # Left alone by a rank that has stopped already, this one's next exchange fails somehow.
         say(f"stopped as asked, by {type(error).__name__}: {error}")
         return _stopped(folder)
+    finally:  # the interpreter's end would make the signal deadly again
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return 0
 
 

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.environments import (
 from lightning.pytorch.strategies import Strategy
 
 from callbacks.checkpoints import AtomicCheckpointIO
+from callbacks.preemption import Preemption
 from datamodules.stage_data import StageDataModule
 from experiments import build, launchers
 from experiments.errors import UserError
@@ -58,6 +59,7 @@ def make_trainer(
         settings.pop("precision", None)
         plugins.append(precision)
     extra = [build.build(node) for node in (job["callbacks"] or {}).values()]
+    stopper = Preemption(folder, launchers.stopping_signals(os.environ))
     _tell_slow_precision(settings, launch)
     return pl.Trainer(
         **settings,
@@ -66,7 +68,7 @@ def make_trainer(
         num_nodes=launch["num_nodes"],
         strategy=strategy,
         accumulate_grad_batches=_micro_batches(spec, launch),
-        callbacks=[*callbacks, *extra],
+        callbacks=[*callbacks, *extra, stopper],
         logger=_loggers(folder, job, data, row),
         default_root_dir=folder,
         num_sanity_val_steps=0,

@@ -300,3 +300,12 @@ def test_evaluation_sees_every_row_exactly_once(lengths, batch_size, world_size)
         assert mine == sorted(mine, reverse=True)
         seen += [int(i) for b in batches for i in b.row]
     assert sorted(seen) == list(range(len(lengths)))
+
+
+def test_what_was_learned_from_is_left_out_once():
+    sampler = GlobalBatchSampler(np.arange(1, 24), 4, micro_batches=2, rank=1, world_size=2)
+    whole = [batch.row.tolist() for batch in sampler]
+    sampler.skip = 5
+    assert len(sampler) == len(whole) == 12
+    assert [batch.row.tolist() for batch in sampler] == whole[5:]
+    assert [batch.row.tolist() for batch in sampler] == whole

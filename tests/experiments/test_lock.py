@@ -191,3 +191,36 @@ def test_of_several_that_take_over_at_once_one_wins(folder: Path) -> None:
     ]  # fmt: skip
     results = [racer.communicate(timeout=9) for racer in racers]
     assert sorted(out.strip() for out, _ in results) == ["lost", "lost", "lost", "won"], results
+
+
+def test_a_job_that_was_requeued_takes_over_from_its_own_past(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt before was killed with its node; another job's lock on another node stays."""
+    folder.mkdir(parents=True)
+    note = {"pid": 1, "start": "1", "host": "elsewhere", "job": "17", "attempt": "0"}
+    (folder / ".lock").write_text(json.dumps(note))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    with pytest.raises(UserError, match="on elsewhere"), lock.hold(folder):
+        pass
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    with lock.hold(folder) as told:
+        assert "took over from process 1" in told[0]
+
+
+def test_one_that_may_wait_gets_the_lock_when_it_is_free(
+    folder: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock, "WAIT_SECONDS", 0.05)
+    killed: list[float] = []
+
+    def pause(seconds: float) -> None:
+        killed.append(seconds)
+        other.kill()
+        other.wait()
+
+    monkeypatch.setattr(lock.time, "sleep", pause)
+    with lock.hold(folder, wait=True) as told:
+        assert killed
+        assert f"took over from process {other.pid}" in told[0]

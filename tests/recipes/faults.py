@@ -56,10 +56,13 @@ class KillAfterFit(pl.Callback):
 
 
 class Linger(pl.Callback):
-    """Report the process id at a step, then take ``seconds`` for each step from there on."""
+    """Report the process id at a step, then take ``seconds`` for each step from there on.
 
-    def __init__(self, step: int, note: str, seconds: float = 0.5) -> None:
-        self.step, self.note, self.seconds = step, Path(note), seconds
+    ``rank``: the only one that is slow, so that the others wait for it inside the next step.
+    """
+
+    def __init__(self, step: int, note: str, seconds: float = 0.5, rank: int | None = None) -> None:
+        self.step, self.note, self.seconds, self.rank = step, Path(note), seconds, rank
 
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
         if trainer.global_step >= self.step:
@@ -67,22 +70,32 @@ class Linger(pl.Callback):
                 part = self.note.with_suffix(".part")
                 part.write_text(str(os.getpid()))
                 part.replace(self.note)
-            time.sleep(self.seconds)
+            if self.rank in (None, trainer.global_rank):
+                time.sleep(self.seconds)
+
+
+def ask() -> None:
+    """Ask this process to stop, twice, as a cluster would."""
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGUSR1)
 
 
 class AskAtBatch(pl.Callback):
-    """Ask this process to stop at batch ``number`` of the whole run, twice, as a cluster would.
+    """Ask at batch ``number`` of the whole fit."""
 
-    ``rank``: the one that is asked, and whose batches take ``skew`` seconds more from there on.
-    """
-
-    def __init__(self, number: int, rank: int = 0, skew: float = 0.0) -> None:
-        self.number, self.rank, self.skew = number, rank, skew
+    def __init__(self, number: int) -> None:
+        self.number = number
 
     def on_train_batch_start(self, trainer: pl.Trainer, *unused: Any) -> None:
-        batch = trainer.fit_loop.epoch_loop.total_batch_idx
-        if trainer.global_rank == self.rank and batch >= self.number:
-            time.sleep(self.skew)
-            if batch == self.number:
-                os.kill(os.getpid(), signal.SIGUSR1)
-                os.kill(os.getpid(), signal.SIGUSR1)
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.number:
+            ask()
+
+
+class AskInTest(pl.Callback):
+    """Ask at the first batch of a test or a prediction."""
+
+    def on_test_batch_start(self, *unused: Any) -> None:
+        ask()
+
+    def on_predict_batch_start(self, *unused: Any) -> None:
+        ask()

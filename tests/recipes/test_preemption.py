@@ -26,10 +26,6 @@ def settings(tiny: list[str]) -> list[str]:
     ]  # fmt: skip
 
 
-def ask(number: int) -> str:
-    return f"+callbacks.ask={{_target_:faults.AskAtBatch,number:{number}}}"
-
-
 def folder(runs: Path, stage: str) -> Path:
     (found,) = [f for f in runs.iterdir() if f.name.startswith(f"sasrec.{stage}-")]
     return found
@@ -58,19 +54,25 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_stopped_inside_an_epoch_and_at_its_end_it_ends_bit_equal(
+def test_stopped_in_a_fit_and_in_a_test_it_ends_bit_equal(
     run_command: Command, settings: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    # At the first of a step's micro batches; at the last batch of an epoch, whose end is saved.
-    for number, step in ((2, 2), (15, 8)):
-        stopped = run_command("exp", EXPERIMENT, *settings, ask(number), runs=runs)
+    train = {"at the first of a step's micro batches": (2, 2), "at an epoch's last": (15, 8)}
+    for where, (number, step) in train.items():
+        ask = f"+callbacks.ask={{_target_:faults.AskAtBatch,number:{number}}}"
+        stopped = run_command("exp", EXPERIMENT, *settings, ask, runs=runs)
         assert stopped.returncode == stop_request.STATUS, stopped.stderr[-3000:]
         assert "the same command goes on" in stopped.stderr
         last = torch.load(folder(runs, "train") / "last.ckpt", weights_only=True)
-        assert last["global_step"] == step
+        assert last["global_step"] == step, where
         assert not (folder(runs, "train") / "done.json").exists()
         assert not (folder(runs, "train") / stop_request.MARK).exists()
+    ask = "+callbacks.ask={_target_:faults.AskInTest}"
+    stopped = run_command("exp", EXPERIMENT, *settings, ask, runs=runs)
+    assert stopped.returncode == stop_request.STATUS, stopped.stderr[-3000:]
+    assert (folder(runs, "train") / "done.json").exists()
+    assert not (folder(runs, "evaluate") / "done.json").exists()
     done = run_command("exp", EXPERIMENT, *settings, runs=runs)
     assert done.returncode == 0, done.stderr[-3000:]
     assert results(runs) == results(uninterrupted)
