@@ -27,6 +27,7 @@ from experiments.run import request
 from experiments.source_graph import REPO
 
 MOST_REQUEUES = 100
+DOWN = "down, drained or reserved"
 EARLY = 60  # seconds that Slurm may send a signal before it is due
 # Directives are read by sbatch, not by a shell: blanks and quotes mean something else to it.
 PLAIN = re.compile(r"[\w./:@%+,=&|()\[\]*-]+")
@@ -271,11 +272,13 @@ def submit(file: Path) -> str:
             f"sbatch is not here: run this where jobs are submitted (the script is {file}), or print it "
             "with DRY=1"
         )
-    done = subprocess.run(
-        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"sbatch refused {messages.short(file)}: {done.stderr.strip()}")
+    # Asked first, since sbatch also takes what can never start; nodes that are down now may come back.
+    for option in ("--test-only", "--parsable"):
+        done = subprocess.run(
+            ["sbatch", option, str(file)], capture_output=True, text=True, check=False
+        )
+        if done.returncode and not (option == "--test-only" and DOWN in done.stderr):
+            raise UserError(f"sbatch refused {messages.short(file)}: {done.stderr.strip()}")
     return done.stdout.strip().partition(";")[0]
 
 

@@ -111,7 +111,7 @@ def test_seeds_are_an_array_with_a_log_each(tmp_path: Path) -> None:
     assert "#SBATCH --array=0,7\n" in written(tmp_path, seeds=(0, 7))
 
 
-NASTY = '/tmp/it\'s $HOME; `touch pwned` $(touch pwned) "q" \\ *'
+NASTY = '/tmp/it\'s $HOME; `touch pwned` $(touch pwned)\n"q" \\ *'
 
 
 def test_words_reach_the_driver_as_they_were_given(shell: Shell) -> None:

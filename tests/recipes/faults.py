@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -99,3 +100,17 @@ class AskInTest(pl.Callback):
 
     def on_predict_batch_start(self, *unused: Any) -> None:
         ask()
+
+
+class RowsLog(pl.Callback):
+    """Write down which rows each rank learned from: epoch, rows."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        line = json.dumps([trainer.current_epoch, batch.row.tolist()])
+        with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
+            file.write(f"{line}\n")

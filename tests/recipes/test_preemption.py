@@ -19,7 +19,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def settings(tiny: list[str]) -> list[str]:
-    """Eight micro batches an epoch, two a step; dropout and negatives are drawn."""
+    """Fourteen micro batches an epoch, two a step; dropout and negatives are drawn."""
     return [
         *tiny, "~stages.reference", "++stages.train.module.dropout=0.3",
         "++stages.train.module.loss=bce", "launch.micro_batch_size=8",
@@ -58,7 +58,7 @@ def test_stopped_in_a_fit_and_in_a_test_it_ends_bit_equal(
     run_command: Command, settings: list[str], uninterrupted: Path, tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    train = {"at the first of a step's micro batches": (2, 2), "at an epoch's last": (15, 8)}
+    train = {"at the first of a step's micro batches": (2, 2), "at an epoch's last": (13, 7)}
     for where, (number, step) in train.items():
         ask = f"+callbacks.ask={{_target_:faults.AskAtBatch,number:{number}}}"
         stopped = run_command("exp", EXPERIMENT, *settings, ask, runs=runs)

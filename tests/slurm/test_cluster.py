@@ -1,0 +1,191 @@
+"""``make slurm`` on a real cluster: several ranks, two nodes, preemption, arrays, cancelling, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import REPO
+from tests.slurm.cluster import Cluster, cluster, missing, wait_until
+
+NAME = "sasrec/movielens_100k"
+EPOCHS, STEPS, BATCH = 3, 21, 16
+REASON = missing()
+if REASON and os.environ.get("LLMREC_NEED_SLURM"):
+    raise RuntimeError(f"LLMREC_NEED_SLURM is set, but {REASON}")
+pytestmark = [
+    pytest.mark.slurm, pytest.mark.slow, pytest.mark.skipif(bool(REASON), reason=REASON or ""),
+]  # fmt: skip
+
+Environment = Callable[[Path], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cluster_runs")
+
+
+@pytest.fixture(scope="module")
+def here(command_environment: Environment, runs: Path) -> Iterator[Cluster]:
+    with cluster(command_environment(runs)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny: list[str]) -> list[str]:
+    """The fit alone."""
+    return [*tiny, "~stages.evaluate", "~stages.reference"]
+
+
+@pytest.fixture(scope="module")
+def expected(
+    run_command: Callable[..., Any], fitted: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of the same fit in one process, that nobody interrupted."""
+    alone = tmp_path_factory.mktemp("alone")
+    done = run_command("exp", NAME, *fitted, runs=alone)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder(alone, "sasrec.train")
+
+
+def folder(runs: Path, begins: str) -> Path:
+    (found,) = runs.glob(f"{begins}-*")
+    return found
+
+
+def ask(here: Cluster, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``make slurm``, as the Makefile starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.slurm", NAME, *words],
+        cwd=REPO, env={**here.environment, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def submit(here: Cluster, *words: str, **variables: str) -> str:
+    """The job's number."""
+    done = ask(here, *words, **{"TIME": "20", **variables})
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def log(runs: Path, job: str) -> str:
+    return "\n".join(f.read_text() for f in (runs / "slurm").glob(f"*/{job}*.log"))
+
+
+def watch(place: Path, rank: int | None = None) -> list[str]:
+    """Slow down from a step of the second epoch on, say when that is, and note what is learned from."""
+    place.mkdir()
+    slow = f"step:9,note:{place}/note,seconds:0.5" + ("" if rank is None else f",rank:{rank}")
+    return [
+        f"+callbacks.linger={{_target_:faults.Linger,{slow}}}",
+        f"+callbacks.rows={{_target_:faults.RowsLog,folder:{place}}}",
+    ]
+
+
+def require_same(trained: Path, expected: Path, place: Path) -> None:
+    """Every row once an epoch over all ranks and attempts, and the outcome of the uninterrupted fit."""
+    lines = [json.loads(line) for f in place.glob("*.jsonl") for line in f.read_text().splitlines()]
+    learned = Counter((epoch, row) for epoch, rows in lines for row in rows)
+    count = 1 + max(row for _, row in learned)
+    assert -(-count // BATCH) * EPOCHS == STEPS
+    assert learned == Counter((epoch, row) for epoch in range(EPOCHS) for row in range(count))
+    ours, theirs = (
+        json.loads((f / "done.json").read_text())["results"] for f in (trained, expected)
+    )
+    assert ours["epochs"] == theirs["epochs"] == EPOCHS
+    (value,) = ours["selected"].values()
+    assert [value] == pytest.approx(list(theirs["selected"].values()), abs=1e-6)
+    ours, theirs = (torch.load(f / "last.ckpt", weights_only=True) for f in (trained, expected))
+    assert ours["global_step"] == theirs["global_step"] == STEPS
+    for name, weight in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], weight, atol=1e-4, rtol=1e-4)
+
+
+def processes(word: str) -> list[str]:
+    """Command lines that contain a word."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in text:
+            found.append(text)
+    return found
+
+
+def test_what_the_cluster_cannot_give_is_refused_at_once(here: Cluster, fitted: list[str]) -> None:
+    for asked in ({"GPUS": "3"}, {"NODES": "3"}):
+        done = ask(here, *fitted, **asked)
+        assert done.returncode == 2
+        assert "sbatch refused" in done.stderr
+    dry = ask(here, *fitted, DRY="1")
+    assert dry.stdout.startswith("#!/bin/bash")
+    assert here.ask("squeue", "-h") == ""
+
+
+def test_one_node_two_ranks_cancelled_and_submitted_again(
+    here: Cluster, runs: Path, fitted: list[str], expected: Path, tmp_path: Path
+) -> None:
+    words = [*fitted, *watch(tmp_path / "seen")]
+    first = submit(here, *words, GPUS="2")
+    assert wait_until((tmp_path / "seen" / "note").exists, 120), log(runs, first)
+    here.ask("scancel", first)
+    assert here.ended(first, 60) == "CANCELLED"
+    trained = folder(runs, "sasrec.train")
+    assert wait_until(lambda: not processes(str(trained)), 20), processes(str(trained))
+    saved = torch.load(trained / "last.ckpt", weights_only=True)["global_step"]
+    assert 9 <= saved < 14, "inside the second epoch"
+    second = submit(here, *words, GPUS="2")
+    assert here.ended(second, 180) == "COMPLETED", log(runs, second)
+    assert "resuming" in log(runs, second)
+    assert json.loads((trained / "done.json").read_text())["devices"] == 2
+    require_same(trained, expected, tmp_path / "seen")
+
+
+def test_two_nodes_two_ranks_each_preempted_twice(
+    here: Cluster, runs: Path, fitted: list[str], expected: Path, tmp_path: Path
+) -> None:
+    """With a rank that lags behind, two signals in a row, and a signal while the second attempt imports."""
+    own = tmp_path / "runs"
+    words = [*fitted, *watch(tmp_path / "seen", rank=1)]
+    job = submit(here, *words, GPUS="2", NODES="2", LLMREC_RUNS=str(own))
+    assert wait_until((tmp_path / "seen" / "note").exists, 180), log(own, job)
+    for _ in range(2):
+        here.ask("scancel", "--batch", "--signal=USR1", job)
+    assert wait_until(lambda: here.job(job).get("Restarts") == "1", 60), log(own, job)
+    assert wait_until(lambda: bool(here.steps(job)), 90), log(own, job)
+    time.sleep(0.5)
+    here.ask("scancel", "--batch", "--signal=USR1", job)
+    assert wait_until(lambda: here.job(job).get("Restarts") == "2", 90), log(own, job)
+    assert here.ended(job, 240) == "COMPLETED", log(own, job)
+    told = log(own, job)
+    assert told.count("stopped as asked") >= 2
+    assert told.count("resuming") == 2
+    trained = folder(own, "sasrec.train")
+    assert json.loads((trained / "done.json").read_text())["devices"] == 4
+    require_same(trained, expected, tmp_path / "seen")
+
+
+def test_seeds_are_an_array_that_shares_what_no_seed_changes(
+    here: Cluster, tiny: list[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "runs"
+    words = [*tiny, "~stages.evaluate", "++stages.train.trainer.max_epochs=1"]
+    job = submit(here, *words, GPUS="0", SEEDS="2", LLMREC_RUNS=str(own))
+    for seed in (0, 1):
+        assert here.ended(f"{job}_{seed}", 240) == "COMPLETED", log(own, job)
+    specs = [json.loads((f / "stage.json").read_text())["spec"] for f in own.glob("sasrec.train-*")]
+    assert sorted(spec["seed"] for spec in specs) == [0, 1]
+    assert (folder(own, "reference") / "done.json").is_file()
+    assert len(list((own / "slurm").glob(f"*/{job}_[01].log"))) == 2
