@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,17 +74,29 @@ def holder(folder: Path) -> str | None:
 
 
 def _alive(note: dict[str, object]) -> bool:
-    """Whether the driver or its stage process still runs; on another host nobody can tell.
+    """Whether the driver or its stage process still runs; on another host only a Slurm job's end can be told.
 
-    But for an earlier attempt of our own Slurm job: a job that was requeued runs no more where it ran.
+    An earlier attempt of our own job runs no more where it ran.
     """
     job, attempt = _attempt()
     if job and note.get("job") == job and note.get("attempt") != attempt:
         return False
     if note.get("host") != socket.gethostname():
-        return True
+        return not _job_ended(note.get("job"))
     pairs = ((note.get("pid"), note.get("start")), (note.get("child"), note.get("child_start")))
     return any(pid and start is not None and _start_time(pid) == start for pid, start in pairs)
+
+
+def _job_ended(job: object) -> bool:
+    """Whether Slurm says that a job runs no more; where it says nothing, it may run."""
+    if not job:
+        return False
+    words = ["squeue", "--noheader", f"--jobs={job}", "--states=RUNNING,COMPLETING,SUSPENDED"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "Invalid job id" in done.stderr or (done.returncode == 0 and not done.stdout.strip())
 
 
 def _attempt() -> tuple[str | None, str]:

@@ -249,7 +249,7 @@ def in_process(
         _stop(child)
         raise
     marked = _taken(folder / stop_request.MARK) if folder else False
-    if status and (marked or stop_request.asked() or status == stop_request.STATUS):
+    if status == stop_request.STATUS or (status not in (0, 2) and (marked or stop_request.asked())):
         raise Stopped
     if status == 130:
         raise KeyboardInterrupt
@@ -277,6 +277,8 @@ def _asking(child: subprocess.Popen[bytes], number: signal.Signals) -> Iterator[
 
     signal.signal(signal.SIGALRM, send)
     signal.signal(signal.SIGUSR1, note)
+    if stop_request.asked():  # before there was a child
+        signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
     try:
         yield
     finally:

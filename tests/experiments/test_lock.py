@@ -209,6 +209,27 @@ def test_a_job_that_was_requeued_takes_over_from_its_own_past(
         assert "took over from process 1" in told[0]
 
 
+@pytest.mark.parametrize(
+    ("answer", "alive"),
+    [
+        ("echo '17 main sasrec R'", True),
+        ("exit 0", False),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", True),
+    ],
+)
+def test_a_job_on_another_node_holds_as_long_as_slurm_says_that_it_runs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, alive: bool
+) -> None:
+    folder.mkdir(parents=True)
+    note = {"pid": 1, "start": "1", "host": "elsewhere", "job": "17", "attempt": "0"}
+    (folder / ".lock").write_text(json.dumps(note))
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert (lock.holder(folder) is not None) == alive
+
+
 def test_one_that_may_wait_gets_the_lock_when_it_is_free(
     folder: Path, other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

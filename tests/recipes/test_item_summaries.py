@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_what_is_read_of_a_catalogue_stands_in_one_table(
-    finish: Callable[..., Any], run_command: Callable[..., Any], settings: list[str]
+    finish: Callable[..., Any],
+    run_command: Callable[..., Any],
+    settings: list[str],
+    data_cache: Path,
 ) -> None:
     # A process a stage: those that differ by a field alone are left out.
     left_out = ("evaluate_titles", "evaluate_titles_texts", "alignment_titles", "evaluate_texts")
@@ -63,12 +67,20 @@ def test_what_is_read_of_a_catalogue_stands_in_one_table(
     lines = [json.loads(line) for line in written.splitlines()]
     assert len(lines) == LONG
     assert all(len(line["tokens"]) <= 48 for line in lines)
-    # A stage that was cut off at its very end writes nothing again.
-    (folder / "done.json").unlink()
-    (folder / "predictions.parquet").unlink()
+    # A stage that was asked to stop keeps what it has written, and goes on behind it.
+    for file in (folder / "done.json", folder / "predictions.parquet", log):
+        file.unlink()
+    shutil.rmtree(data_cache / "generations")
+    words.append("++stages.summarise.batch_size=4")
+    ask = "+callbacks.ask={_target_:faults.AskInTest}"
+    stopped = run_command("exp", TEXTS, *words, ask, runs=run.runs)
+    assert stopped.returncode == 75, stopped.stderr[-2000:]
+    begun = log.read_bytes()
+    assert 0 < len(begun.splitlines()) < LONG
     again = run_command("exp", TEXTS, *words, runs=run.runs)
     assert again.returncode == 0, again.stderr[-2000:]
-    assert log.read_bytes() == written
+    assert log.read_bytes().startswith(begun)
+    assert sorted(log.read_bytes().splitlines()) == sorted(written.splitlines())
     assert pl.read_parquet(folder / "predictions.parquet").equals(table)
 
 
