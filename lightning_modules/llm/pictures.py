@@ -41,10 +41,14 @@ class PictureReader:
 
     Raises:
         DataSourceError: the model's files cannot be had.
-        ModelError: an architecture that is not known here.
+        ModelError: ``spec`` describes no vision-language model, or one of an architecture that is not known.
     """
 
     def __init__(self, spec: VisionSpec, tokenizer: Any = None) -> None:
+        if not isinstance(spec, VisionSpec):
+            raise ModelError(
+                f"{type(spec).__name__} reads no pictures: take llm=smolvision, or any other VisionSpec"
+            )
         self.spec = spec
         self.tokenizer = tokenizer if tokenizer is not None else load_tokenizer(spec)
         self._texts: dict[Size, str] = {}
@@ -149,7 +153,15 @@ def read_last_logits(model: Any, inputs: Mapping[str, Tensor], keep: int = 1) ->
         model: a vision-language model of transformers, with or without an adapter of its weights.
         inputs: from ``PictureReader.inputs``, on any device.
         keep: positions from the end.
+
+    Raises:
+        ModelError: the adapter puts vectors before the text, where pictures would be miscounted.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ModelError(
+            "adapters prompt and prefix put vectors before the text, which no rows with pictures know of: "
+            "take lora"
+        )
     given = on_device(inputs, model.device)
     out = model(
         **given,

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-Architecture = Literal["llava", "llava_lite", "llava_next", "idefics3", "qwen2_5_vl", "qwen3_vl"]
+Architecture = Literal[
+    "llava", "llava_lite", "llava_next", "llava_onevision", "idefics3", "qwen2_5_vl", "qwen3_vl"
+]  # fmt: skip
 _ENGLISH = (
     "Here is a picture of an item. Say what it shows, which shape and colour it has.",
     "Will the user like the item in the picture? Answer yes or no, and nothing else.",
@@ -32,7 +34,7 @@ class RandomVisionModel:
 
     Args:
         architecture: ``llava`` (a CLIP tower), ``llava_lite`` (an EfficientNet-Lite tower), ``llava_next``,
-            ``idefics3``, ``qwen2_5_vl`` or ``qwen3_vl``.
+            ``llava_onevision``, ``idefics3``, ``qwen2_5_vl`` or ``qwen3_vl``.
         seed: of the weights.
         width: of the embeddings, a multiple of 32.
         layers: of the language model.
@@ -153,6 +155,26 @@ def _llava_next(text: dict[str, Any], image: int, ids: Any) -> _Made:
     return "LlavaNextForConditionalGeneration", config, pictures
 
 
+def _llava_onevision(text: dict[str, Any], image: int, ids: Any) -> _Made:
+    from transformers import LlamaConfig, LlavaOnevisionConfig, SiglipVisionConfig
+
+    heads: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    tower = SiglipVisionConfig(
+        image_size=_SIDE, patch_size=_PATCH, vision_use_head=False,
+        hidden_size=_TOWER["hidden_size"], intermediate_size=_TOWER["intermediate_size"], **heads,
+    )  # fmt: skip
+    grids = [[_SIDE * i, _SIDE * j] for i in range(1, 7) for j in range(1, 7)]
+    config = LlavaOnevisionConfig(
+        vision_config=tower, text_config=LlamaConfig(**text), image_token_index=image,
+        image_grid_pinpoints=grids, tie_word_embeddings=True,
+    )  # fmt: skip
+    pictures = {
+        "image_processor_type": "LlavaOnevisionImageProcessor", "image_grid_pinpoints": grids,
+        "size": {"height": _SIDE, "width": _SIDE},
+    }  # fmt: skip
+    return "LlavaOnevisionForConditionalGeneration", config, pictures
+
+
 def _idefics3(text: dict[str, Any], image: int, ids: Any) -> _Made:
     from transformers import Idefics3Config, LlamaConfig
 
@@ -226,5 +248,6 @@ def _qwen_pictures(patch: int) -> dict[str, Any]:
 
 _PARTS = {
     "llava": _llava, "llava_lite": _llava_lite, "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
     "idefics3": _idefics3, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl,
 }  # fmt: skip

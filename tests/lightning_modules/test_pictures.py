@@ -124,6 +124,21 @@ def test_the_tokens_are_those_of_the_architectures_own_processor(architecture: A
         )
 
 
+@pytest.mark.parametrize("size", [(100, 80), (300, 40), (56, 56), (40, 500)])
+@pytest.mark.parametrize("architecture", ["llava_next", "llava_onevision", "idefics3"])
+def test_tiles_of_pictures_of_any_shape_are_counted(architecture: Any, size: Any) -> None:
+    split: dict[str, Any] = {"size": {"longest_edge": 160}, "do_image_splitting": True}
+    spec = described(architecture, pictures=split if architecture == "idefics3" else {})
+    reader, model = PictureReader(spec), load_causal_lm(spec, "cpu")
+    picture = noise(0, *size)
+    ids = reader.tokens(PICTURE, [size])
+    states = model.get_image_features(**reader.pictures([picture])).pooler_output
+    told = sum(len(s.reshape(-1, s.shape[-1])) for s in states)
+    assert ids.count(model.config.image_token_id) == told
+    with torch.no_grad():
+        assert torch.isfinite(read_last_logits(model, reader.inputs([(ids, [picture])]))).all()
+
+
 def test_marks_and_pictures_must_be_as_many() -> None:
     reader = PictureReader(described("llava"))
     with pytest.raises(ModelError, match="shows 1 pictures, but 2 were given"):
@@ -310,6 +325,13 @@ def test_limits_of_pictures_change_their_tokens() -> None:
         load_image_processor(described("llava", pictures={"longest": 3}))
 
 
+def test_vectors_before_the_text_are_refused() -> None:
+    reader = PictureReader(described("llava"))
+    model = attach_adapter(load_causal_lm(reader.spec, "cpu"), AdapterSpec("prompt"), seed=0)
+    with pytest.raises(ModelError, match="take lora"):
+        read_last_logits(model, reader.inputs([(reader.tokens("Say"), [])]))
+
+
 def test_a_language_model_reads_no_pictures(tmp_path: Path) -> None:
     from tests.lightning_modules.tiny_llm import write_tiny_llm
 
@@ -318,6 +340,8 @@ def test_a_language_model_reads_no_pictures(tmp_path: Path) -> None:
         PictureReader(spec).tokens(PICTURE, [(10, 10)])
     with pytest.raises(DataSourceError, match="cannot be loaded"):
         load_causal_lm(spec, "cpu")
+    with pytest.raises(ModelError, match="BackboneSpec reads no pictures"):
+        PictureReader(BackboneSpec())  # type: ignore[arg-type]
 
 
 def test_a_projector_takes_the_place_of_the_models_own(tmp_path: Path) -> None:
