@@ -100,8 +100,8 @@ class CaptionedItems(CaptionData):
         part = self.parts[name]
         if part.images is None:
             raise DataSourceError(
-                f"{part.name} has no images to learn captions of: give a folder or a tar of files named by "
-                f"item id by data.parts.{name}.images=PATH."
+                f"{part.name} has no images to learn captions of: name a folder or a tar of files named by item "
+                f"id as its images (data.images=PATH, of a part data.parts.{name}.images=PATH)."
             )
         return part.images.digest_of(part.catalog["item_id"].to_list())
 
