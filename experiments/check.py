@@ -76,17 +76,23 @@ def _kind_problems(stage: str, spec: dict[str, Any]) -> Iterator[str]:
             can, told = ("fit", "test"), "be fitted and tested"
         if spec["run"] in frame.RUNS and spec["run"] not in can:
             yield f"stages.{stage}: {kind.__name__} has nothing to {spec['run']}, it can {told}"
-        yield from _metric_problems(stage, spec["select"] or {}, ranks)
+        others = kind.validated if issubclass(kind, StageModule) else ()
+        yield from _metric_problems(stage, spec["select"] or {}, None if ranks else others)
 
 
-def _metric_problems(stage: str, select: dict[str, Any], ranks: bool) -> Iterator[str]:
-    """A metric to select on that no validation will ever log, or that is chosen at its worst."""
+def _metric_problems(
+    stage: str, select: dict[str, Any], others: tuple[str, ...] | None
+) -> Iterator[str]:
+    """A metric to select on that no validation will ever log, or that is chosen at its worst.
+
+    ``others`` are those of a module that ranks nothing.
+    """
     metric = select.get("metric")
     if metric is None:
         return
     names = (*RankingMetrics(KS).names, "auc", "uauc", *Calibration.lower_is_better)
     validated = [f"val/{group}/{name}" for group in GROUP_NAMES for name in names]
-    known = ["train/loss", *(filter(can_select, validated) if ranks else ["val/loss"])]
+    known = ["train/loss", *(filter(can_select, validated) if others is None else others)]
     if metric not in known:
         hint = nearest(str(metric), known)
         yield f"stages.{stage}.select.metric is {metric!r}, which is never logged{hint}"

@@ -20,6 +20,8 @@ class StageModule(pl.LightningModule):
 
     # Weights that the constructor rebuilds bit-equal (frozen backbones) stay out of checkpoints.
     strict_loading = False
+    # What its validation logs, where it ranks nothing: an epoch can be chosen by these.
+    validated: tuple[str, ...] = ("val/loss",)
 
     def __init__(self) -> None:
         super().__init__()

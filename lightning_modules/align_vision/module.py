@@ -58,6 +58,8 @@ class AlignVisionModule(LanguageModelModule):
         ValueError: ``llm`` describes no vision-language model.
     """
 
+    validated = ("val/loss", "val/all/accuracy")
+
     def __init__(
         self,
         llm: VisionSpec,
@@ -76,9 +78,8 @@ class AlignVisionModule(LanguageModelModule):
             weight_decay=weight_decay, warmup_steps=warmup_steps, schedule=schedule,
         )  # fmt: skip
         self._states: dict[str, Tensor] = {}  # (K, d) of pictures, by digest
-        self._prefix: SharedPrefix | None = (
-            None  # what all prompts begin with; its weights are frozen
-        )
+        # What all prompts begin with; its weights are frozen.
+        self._prefix: SharedPrefix | None = None
         self._sums = torch.zeros(0)
 
     def sharded_strategy(self, devices: int) -> ShardedStrategy:
