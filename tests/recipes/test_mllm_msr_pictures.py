@@ -1,0 +1,72 @@
+"""MLLM-MSR's chain with pictures, tiny, through the real command: five stages, then wrong pictures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import polars as pl
+import pytest
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+NAME = "mllm_msr/microlens_probes"
+USERS, ITEMS, EVENTS, WITHOUT = 40, 40, 8, (3, 7)  # two items have no cover
+COLOURS = ("red", "green", "blue", "yellow", "white", "black", "orange")
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Pairs, titles and covers as MicroLens has them, and the overrides of a tiny run on them."""
+    folder = tmp_path_factory.mktemp("microlens")
+    draw = random.Random(0)
+    events = (draw.sample(range(1, ITEMS + 1), EVENTS) for _ in range(USERS))
+    pairs = [f"{user}\t{' '.join(map(str, own))}" for user, own in enumerate(events, start=1)]
+    titles = ["item,title", *(f"{item},Video {item}" for item in range(1, ITEMS + 1))]
+    (folder / "pairs.tsv").write_text("\n".join(pairs) + "\n")
+    (folder / "titles.csv").write_text("\n".join(titles) + "\n")
+    (folder / "covers").mkdir()
+    for item in set(range(1, ITEMS + 1)) - set(WITHOUT):
+        cover = Image.new("RGB", (60 + item, 50), COLOURS[item % len(COLOURS)])
+        cover.save(folder / "covers" / f"{item}.png")
+    fits = [
+        f"++stages.{name}.module.max_new_tokens=6"
+        for name in ("item_pictures", "item_fusion", "user_summaries")
+    ]
+    return [
+        f"data.interactions={folder / 'pairs.tsv'}", f"data.items={folder / 'titles.csv'}",
+        f"data.images={folder / 'covers'}", "data.expected=null", "data.filters=[]",
+        "data.split.valid=0.2", "data.split.test=0.2", "data.candidates.count=10",
+        "llm=tiny_random_vision", "launch.threads=1", "launch.accelerator=cpu", *fits,
+        "~stages.sasrec", "~stages.evaluate_sasrec", "~stages.reference", "~stages.blank",
+        "++stages.sft.trainer.max_epochs=1", "++stages.sft.module.learning_rate=0.001",
+    ]  # fmt: skip
+
+
+def scores_of(run: Any, stage: str) -> pl.DataFrame:
+    (file,) = run.folder(stage).glob("scores.*.parquet")
+    return pl.read_parquet(file).sort("row", "item_id")
+
+
+def test_the_chain_runs_and_reads_the_pictures(
+    finish: Callable[..., Any], words: list[str]
+) -> None:
+    run = finish(NAME, words)
+    (metrics,) = run.json("evaluate", "metrics.json")["rows"].values()
+    own, swapped, without = (scores_of(run, name) for name in ("evaluate", "swapped", "without"))
+    assert metrics["all/n"]["value"] == USERS // 5
+    assert own.height == 11 * metrics["all/n"]["value"]
+    expected = roc_auc_score(own["is_target"], own["score"])
+    assert metrics["all/auc"]["value"] == pytest.approx(expected, abs=1e-9)
+    pictures = pl.read_parquet(run.folder("item_pictures") / "predictions.parquet")
+    assert pictures.height == ITEMS
+    assert pictures["text"].is_null().sum() >= len(WITHOUT)
+    # The same weights: only the pictures that candidates are shown with are other ones.
+    bare = own["item_id"].cast(pl.String).is_in([str(item) for item in WITHOUT])
+    assert bare.any()
+    for probe in (swapped, without):
+        assert probe["item_id"].to_list() == own["item_id"].to_list()
+        moved = (own["score"] - probe["score"]).abs() > 1e-4
+        assert moved.filter(~bare).mean() > 0.5
+        assert not moved.filter(bare).any()
