@@ -43,9 +43,10 @@ class Preemption(pl.Callback):
         if not loop.is_resuming or loop._data_fetcher is None:
             return
         sampler: Any = trainer.train_dataloader.sampler  # type: ignore[union-attr]
-        sampler.set_epoch(loop.epoch_progress.current.processed)
-        done = loop.epoch_loop.batch_progress.current.processed
-        sampler.skip = done if loop.restarted_mid_epoch else 0
+        epochs: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        sampler.set_epoch(epochs.processed)
+        sampler.skip = batches.processed if loop.restarted_mid_epoch else 0
         iter(loop._data_fetcher)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
