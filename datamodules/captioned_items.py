@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ROWS = "rows.parquet"
+COLUMNS = ("part", "item", "caption", "category")
 _HELD_OUT = 221  # stream of random numbers, see samplers.py
 
 
@@ -39,7 +40,7 @@ class ItemPicture:
     images: ItemImages
     item: int
     caption: str
-    attributes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str]
 
     @property
     def picture(self) -> Image.Image:
@@ -48,9 +49,10 @@ class ItemPicture:
 
 
 class CaptionedItems(CaptionData):
-    """Pictures of items, captioned as ``caption`` says: films' posters with title and genres.
+    """Pictures of items, captioned as ``title (category, category)``: films' posters with title and genres.
 
-    Items without a picture or a title are left out; nothing else is.
+    Categories that the title has itself, such as a film's year, are not named again. Items without a
+    picture or a title are left out; nothing else is.
 
     Args:
         parts: data modules with images, by name.
@@ -80,7 +82,12 @@ class CaptionedItems(CaptionData):
             )
         self.parts = dict(parts)
         self.valid, self.valid_seed = valid, valid_seed
-        self.attribute_values = {}
+
+    @property
+    def attribute_values(self) -> dict[str, list[str]]:
+        """``category``: the one that a caption names first; nothing where no caption names any."""
+        known = self.rows["category"].drop_nulls().unique().sort().to_list()
+        return {"category": known} if known else {}
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -100,8 +107,8 @@ class CaptionedItems(CaptionData):
         part = self.parts[name]
         if part.images is None:
             raise DataSourceError(
-                f"{part.name} has no images to learn captions of: name a folder or a tar of files named by item "
-                f"id as its images (data.images=PATH, of a part data.parts.{name}.images=PATH)."
+                f"{part.name} has no images to learn captions of: name a folder or a tar of files named by "
+                f"item id as its images (data.images=PATH, of a part data.parts.{name}.images=PATH)."
             )
         return part.images.digest_of(part.catalog["item_id"].to_list())
 
@@ -110,9 +117,11 @@ class CaptionedItems(CaptionData):
         for name, part in self.parts.items():
             shown = part.catalog.with_row_index("item", offset=1).filter(part.item_images.mask[1:])
             texts = shown.drop_nulls("title").select("item", "title", "categories").iter_rows()
-            found += [(name, item, caption(title, groups or [])) for item, title, groups in texts]
-        kinds = {"part": pl.String(), "item": pl.Int64(), "caption": pl.String()}
-        rows = pl.DataFrame(found, schema=kinds, orient="row")
+            for item, title, groups in texts:
+                named = [group for group in groups or [] if group not in title]
+                found.append((name, item, caption(title, named), named[0] if named else None))
+        kinds = (pl.String(), pl.Int64(), pl.String(), pl.String())
+        rows = pl.DataFrame(found, dict(zip(COLUMNS, kinds, strict=True)), orient="row")
         held_out = _held_out(rows["caption"], self.valid, self.valid_seed)
         split = np.where(held_out, SPLIT_NAMES[VALID], SPLIT_NAMES[TRAIN])
         rows = rows.with_columns(split=pl.Series(split))
@@ -132,7 +141,7 @@ class CaptionedItems(CaptionData):
 
     @cached_property
     def rows(self) -> pl.DataFrame:
-        """``part``, ``item`` (its internal id there), ``caption``, ``split`` (train, valid)."""
+        """``COLUMNS`` (``item``: its internal id in the part) and ``split`` (train, valid)."""
         try:
             return pl.read_parquet(self.prepared.folder / ROWS)
         except (OSError, pl.exceptions.PolarsError) as error:
@@ -143,15 +152,14 @@ class CaptionedItems(CaptionData):
         part = self.rows.filter(pl.col("split") == SPLIT_NAMES[code])
         images = {name: part.item_images for name, part in self.parts.items()}
         return [
-            ItemPicture(images[row["part"]], row["item"], row["caption"])
-            for row in part.iter_rows(named=True)
+            ItemPicture(images[name], item, text, {"category": category} if category else {})
+            for name, item, text, category in part.select(COLUMNS).iter_rows()
         ]
 
 
 def caption(title: str, categories: Sequence[str]) -> str:
-    """``title (category, category)``, without categories that the title has, such as a film's year."""
-    told = ", ".join(name for name in categories if name not in title)
-    return f"{title} ({told})" if told else title
+    """``title (category, category)``."""
+    return f"{title} ({', '.join(categories)})" if categories else title
 
 
 def _held_out(captions: pl.Series, share: float, seed: int) -> np.ndarray:

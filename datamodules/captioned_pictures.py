@@ -93,7 +93,11 @@ class CaptionedPictures(CaptionData):
             "train": train, "valid": valid, "held_out": held_out, "details": details,
             "pictures_seed": pictures_seed,
         }  # fmt: skip
-        self.attribute_values = _DETAILED if details else _TOLD
+
+    @property
+    def attribute_values(self) -> dict[str, list[str]]:
+        """Those that the captions tell."""
+        return _DETAILED if self.settings["details"] else _TOLD
 
     @cached_property
     def prepared(self) -> Prepared:

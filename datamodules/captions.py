@@ -70,8 +70,10 @@ class CaptionMethod(Protocol):
 class CaptionData(StageDataModule):
     """Batches of captioned pictures; heirs say where the rows come from."""
 
-    # What each attribute may be, over all rows, in the order in which captions name them; empty: none known.
-    attribute_values: dict[str, list[str]]
+    @property
+    @abstractmethod
+    def attribute_values(self) -> dict[str, list[str]]:
+        """What each attribute may be, over all rows, in the order in which captions name them."""
 
     @abstractmethod
     def captioned(self, code: int) -> Sequence[CaptionedPicture]:

@@ -177,7 +177,11 @@ def test_posters_are_captioned_by_title_and_genres(
         genres = [name for name in film["categories"] if name not in film["title"]]
         assert row.caption == film["title"] + (f" ({', '.join(genres)})" if genres else "")
     assert any(row.caption.endswith(")") and ", " not in row.caption for row in rows)
-    assert data.attribute_values == {}
+    assert {n for r in rows for n in r.attributes} == {"category"}
+    (values,) = data.attribute_values.values()
+    assert {row.attributes["category"] for row in rows if row.attributes} == set(values)
+    for row in rows:  # named first
+        assert all(f" ({value}" in row.caption for value in row.attributes.values())
 
 
 def test_other_pictures_are_other_data(tiny_movielens: Path, posters: Path, tmp_path: Path) -> None:
