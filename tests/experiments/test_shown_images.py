@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from datamodules.image_listing import SUMMARY, TABLE
+from datamodules.toy_shop import ToyShopDataModule
 from experiments import artifacts, config, shown_images
 from experiments.errors import UserError
 
@@ -182,3 +183,15 @@ def test_joined_data_have_those_of_their_parts(tmp_path: Path, pictures: Path) -
     swapped = {"parts": {"films": {}, "books": {"images": str(pictures)}}}
     assert films
     assert films != shown(prepared, swapped, cache)
+
+
+def test_the_toy_shops_own_pictures_are_found(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shop = ToyShopDataModule(products=36, shoppers=12, cache=str(cache))
+    data = {"cache": str(cache)}
+    before = shown(shop.prepared.folder, data, cache)
+    draw(shop.folder / "pictures" / "B0TOY00007.png", 7)
+    after = shown(shop.prepared.folder, data, cache)
+    assert len({before["item_images"], after["item_images"], "not made yet"}) == 3
+    shutil.rmtree(shop.folder)
+    assert shown(shop.prepared.folder, data, cache) == before  # made anew
