@@ -259,6 +259,8 @@ def slot_credit(logits: Tensor, batch: CaptionBatch) -> Tensor:
         logits: (B, A, V) at the last A positions.
         batch: its ``column``, ``choices`` and ``truth``; 0 where the caption does not name the attribute.
     """
+    if not batch.choices.shape[-1]:  # no caption names any value
+        return torch.zeros_like(batch.column, dtype=logits.dtype)
     column = batch.column.clamp(min=0)  # (B, S)
     there = logits.gather(1, column[..., None].expand(-1, -1, logits.shape[-1]))  # (B, S, V)
     scores = there.gather(2, batch.choices.clamp(min=0))  # (B, S, W)

@@ -138,8 +138,7 @@ def _config(folder: Path) -> Any:
 
 def _take_chat_template(tokenizer: Any, folder: Path) -> None:
     """Older vision-language models have theirs in a file of their own, which tokenizers pass over."""
-    file = folder / "chat_template.json"
-    if file.is_file():
+    if (file := folder / "chat_template.json").is_file():
         tokenizer.chat_template = json.loads(file.read_text(encoding="utf-8"))["chat_template"]
 
 
@@ -206,8 +205,7 @@ def load_causal_lm(
         config = _config(folder)
     _without_dropout(config)
     options = _quantizing(spec, config, quantization_config)
-    # The annotations forget the loading info.
-    loader: Any = AutoModelForCausalLM
+    loader: Any = AutoModelForCausalLM  # whose annotation forgets the loading info
     if isinstance(spec, VisionSpec):
         loader = AutoModelForImageTextToText
         if given := options.get("quantization_config"):

@@ -229,6 +229,14 @@ def test_perfect_foresight_is_right_everywhere(data: DrawnPictures) -> None:
         assert (credit == 1).all()
 
 
+def test_captions_that_name_no_value_are_no_error(data: DrawnPictures) -> None:
+    made = tokens(dict.fromkeys(DrawnPictures.attribute_values, ()))
+    unnamed = [replace(row, attributes={}) for row in data.valid[:2]]
+    batch = CaptionCollator(made, slots=True)(Rows(unnamed))
+    logits = torch.zeros(*batch.answers.shape, len(made.reader.tokenizer))
+    assert slot_credit(logits, batch).tolist() == [[0.0] * 3] * 2
+
+
 def test_every_way_to_ask_shows_one_picture() -> None:
     made = tokens({})
     image = made.reader.processor.config.image_token_id
