@@ -173,7 +173,7 @@ def test_two_nodes_two_ranks_each_preempted_twice(
     time.sleep(0.5)
     here.ask("scancel", "--batch", "--signal=USR1", job)
     assert wait_until(lambda: here.job(job).get("Restarts") == "2", 90), log(own, job)
-    assert here.ended(job, 240) == "COMPLETED", log(own, job)
+    assert here.ended(job, 420) == "COMPLETED", log(own, job)
     told = log(own, job)
     assert told.count("stopped as asked") >= 2
     assert told.count("resuming") == 2
