@@ -118,7 +118,7 @@ def damaged_packs() -> list[tuple[str, bytes, str]]:
         ("a.gz", packed + b"rubbish", "truncated or damaged"),
         ("a.gz", data, "no gzip file"),
         ("a.gz", b"", "no gzip file"),
-        ("a.gz", gzip.compress(b" \n\n"), "the file is empty"),
+        ("a.gz", gzip.compress(b" \n\n", mtime=0), "the file is empty"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.jsonl", b"\n \n", "the file is empty"),
         ("a.jsonl", '{"n": 1}\n'.encode("utf-16"), "line 1: a NUL byte, so this is UTF-16"),
