@@ -42,6 +42,11 @@ class Preemption(pl.Callback):
         loop = trainer.fit_loop
         if not loop.is_resuming or loop._data_fetcher is None:
             return
+        if loop.restarted_on_epoch_end:
+            # With max_steps Lightning would end this epoch once more, and count it twice.
+            loop._restarting = loop.epoch_loop.restarting = False
+            loop.reset_restart_stage()
+            loop.epoch_progress.increment_completed()
         sampler: Any = trainer.train_dataloader.sampler  # type: ignore[union-attr]
         epochs: Any = loop.epoch_progress.current
         batches: Any = loop.epoch_loop.batch_progress.current
@@ -59,13 +64,14 @@ class Preemption(pl.Callback):
     ) -> None:
         """Save and stop behind a whole optimizer step.
 
-        Not where a validation is due: a fit that resumes there would leave it out.
+        Not where a validation is due: a fit that resumes there would leave it out. Nor behind the last of
+        ``max_steps``: one that resumes there is over, and would never close its epoch.
         """
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate() or not self._all_asked(trainer):
             return
         fetcher: Any = trainer.fit_loop._data_fetcher
-        if loop.batch_progress.is_last_batch or loop._should_check_val_fx(fetcher):
+        if loop._is_training_done or loop._should_check_val_fx(fetcher):
             return
         trainer.save_checkpoint(self.folder / "last.ckpt")
         raise Stopped

@@ -9,11 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from callbacks import stop_request
+from callbacks.checkpoints import AtomicCheckpointIO, checkpoints
 from callbacks.preemption import Preemption
 from callbacks.stop_request import Stopped
+from datamodules.samplers import GlobalBatchSampler, RowBatch
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +33,7 @@ def unasked() -> Iterator[None]:
 
 def trainer(accumulates: bool = False, last: bool = False, validates: bool = False) -> Any:
     epoch = SimpleNamespace(
-        batch_progress=SimpleNamespace(is_last_batch=last),
+        _is_training_done=last,
         _should_accumulate=lambda: accumulates,
         _should_check_val_fx=lambda fetcher: validates,
     )
@@ -109,3 +115,62 @@ def test_batches_are_counted_in_the_micro_batches_of_this_launch(tmp_path: Path)
     expected = {"ready": 6, "started": 6, "processed": 6, "completed": 5}
     assert progress["current"] == expected
     assert progress["total"] == {k: v + 40 for k, v in expected.items()}
+
+
+class Rows(Dataset[Any]):
+    def __getitem__(self, rows: RowBatch) -> tuple[int, torch.Tensor]:
+        return rows.epoch, torch.tensor(rows.row)
+
+
+class Learner(pl.LightningModule):
+    """Learns from row numbers, and notes them: epoch, the sampler's epoch, rows."""
+
+    def __init__(self, ask_at: int | None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.ask_at, self.seen = ask_at, list[Any]()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        if len(self.seen) == self.ask_at:
+            stop_request.note()
+        epoch, rows = batch
+        self.seen.append((self.current_epoch, epoch, rows.tolist()))
+        return ((self.weight * rows / 22 - 1) ** 2).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def learn(folder: Path, ask_at: int | None, **limits: int) -> tuple[Learner, bool]:
+    """A fit of six steps an epoch, two micro batches each; whether it was stopped."""
+    stop_request.forget()
+    sampler = GlobalBatchSampler(np.ones(22), batch_size=4, micro_batches=2)
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, logger=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, accumulate_grad_batches=2,
+        callbacks=[*checkpoints(folder, None, "max"), Preemption(folder)],
+        plugins=[AtomicCheckpointIO()], **limits,
+    )  # fmt: skip
+    loader = DataLoader(Rows(), sampler=sampler, batch_size=None, collate_fn=lambda rows: rows)
+    module, last = Learner(ask_at), folder / "last.ckpt"
+    try:
+        trainer.fit(module, loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except Stopped:
+        return module, True
+    return module, False
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("limits", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 14}])
+@pytest.mark.parametrize("ask_at", [3, 11, 27])
+def test_it_goes_on_with_what_was_not_learned_from(
+    tmp_path: Path, limits: dict[str, int], ask_at: int
+) -> None:
+    """Inside an epoch, at its end, and in the very last step, behind which nothing is left to do."""
+    whole, _ = learn(tmp_path / "whole", None, **limits)
+    first, stopped = learn(tmp_path / "parts", ask_at, **limits)
+    then, _ = learn(tmp_path / "parts", None, **limits) if stopped else (first, False)
+    assert stopped == (ask_at < 20)
+    assert [*first.seen, *(then.seen if stopped else [])] == whole.seen
+    assert torch.equal(then.weight, whole.weight)
+    assert (tmp_path / "parts" / "best.ckpt").is_file()
