@@ -228,21 +228,26 @@ TEMPLATE = """\
 # {name}, as `make slurm` has written it. To submit it again: sbatch THIS_FILE
 {directives}
 
-set -uo pipefail
-{setup}cd {repo}
-{exports}
-unset {forgotten}
-
 # {lead} seconds before the end, or when the job must make room, Slurm sends USR1 to this shell alone. The
 # driver passes it on until the stage has saved and stopped; then the job queues again, and the command goes
 # on where it stood.
-asked= driver= status=
+asked= driver=
 trap 'asked=1; [[ -z $driver ]] || kill -USR1 "$driver" 2>/dev/null' USR1
 
+{setup}set -uo pipefail  # behind what is the site's: activate scripts read variables that are not set
+cd {repo} || exit
+{exports}
+unset {forgotten}
+driver= status=
+
 # Plans, then starts each missing stage as one srun step with a task a device.
+if [[ -z $asked ]]; then  # a process that has just been forked would lose the signal
 {command} &
 driver=$!
 [[ -z $asked ]] || kill -USR1 "$driver"
+else
+    status={status}
+fi
 until [[ -n $status ]]; do  # a signal ends `wait`, not the driver
     wait "$driver"
     code=$?

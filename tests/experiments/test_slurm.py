@@ -167,6 +167,15 @@ def test_a_signal_is_passed_on_even_to_a_driver_that_does_not_listen_yet(
     assert shell.requeued.read_text().strip() == "requeue 17"
 
 
+def test_what_a_site_sets_up_may_read_and_set_any_variable_and_be_interrupted(shell: Shell) -> None:
+    setup = 'slurm.setup=["echo $nobody_sets_this","status=1 driver=1","kill -USR1 $$"]'
+    driver = shell.driver("exit 0")
+    assert shell.run(written(shell.folder, setup, driver)) == stop_request.STATUS
+    assert shell.requeued.read_text().strip() == "requeue 17"
+    quiet = setup.replace(',"kill -USR1 $$"', "")
+    assert shell.run(written(shell.folder, quiet, driver)) == 0
+
+
 # ---------------------------------------------------------------- what is refused
 
 
