@@ -56,10 +56,12 @@ def command(
         return words
     nodes, devices = int(launch["num_nodes"]), int(launch["devices"])
     gpus = f"gpu:{devices}" if launch["accelerator"] in ("gpu", "cuda") else "none"
+    # Of `auto` it is not known here: without the option a step has all that the job has.
+    gres = [] if launch["accelerator"] == "auto" else [f"--gres={gpus}"]
     # A task that ends badly ends the others, which would wait for it for ever.
     options = [
         f"--nodes={nodes}", f"--ntasks={nodes * devices}", f"--ntasks-per-node={devices}",
-        f"--gres={gpus}", "--kill-on-bad-exit=1", "--input=none", "--export=ALL",
+        *gres, "--kill-on-bad-exit=1", "--input=none", "--export=ALL",
     ]  # fmt: skip
     if cpus := environment.get("SLURM_CPUS_PER_TASK"):  # srun does not take it from the job
         options.append(f"--cpus-per-task={cpus}")

@@ -250,6 +250,9 @@ def test_a_step_has_the_devices_of_its_stage() -> None:
     assert {"--cpus-per-task=8", "--container-image=a b", "--kill-on-bad-exit=1"} <= set(words)
     small = launchers.command("m", [], {"num_nodes": 1, "devices": 1, "accelerator": "cpu"}, job)
     assert {"--ntasks=1", "--gres=none"} <= set(small)
+    # Whatever the job has: with none of its GPUs a stage would silently run on the CPU.
+    found = launchers.command("m", [], {**launch, "accelerator": "auto"}, job)
+    assert not [word for word in found if "gres" in word]
     assert launchers.command("m", [], None, job) == [sys.executable, "-m", "m"]
     assert launchers.command("m", [], launch, {}) == [sys.executable, "-m", "m"]
 
