@@ -319,7 +319,8 @@ def main(argv: Sequence[str]) -> int:
         f"submitted as job {job}: {messages.short(file)}, log {messages.short(folder / log)}"
     )
     if each:
-        told = ",".join(map(str, each)) if _ranges(each).count("-") == 0 else str(len(each))
+        whole = "-" in _ranges(each)
+        told = str(len(each)) if whole else ",".join(map(str, each)) + "," * (len(each) == 1)
         messages.say(
             f"when all have ended: make exp NAME={name} SEEDS={told} prints the table over seeds"
         )
