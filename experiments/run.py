@@ -158,11 +158,12 @@ def run_stage(
         UserError: another process holds the folder, or the stage failed.
     """
     assert stage.folder is not None
+    before = read_json(stage.folder / "done.json")
     with lock.hold(stage.folder, wait=launchers.through_srun(os.environ)) as taken_over:
         for message in taken_over:
             messages.say(f"  {message}")
-        if read_json(stage.folder / "done.json") is not None:
-            if not rerun_stale:
+        if (now := read_json(stage.folder / "done.json")) is not None:
+            if not rerun_stale or now != before:
                 return  # another driver finished it while this one waited to start
             # In this order: a kill in between leaves a stage that is resumed, never one without weights.
             done = stage.folder / "done.json"
