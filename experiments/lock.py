@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from experiments.messages import say
 
 NAME = ".lock"
 WAIT_SECONDS = 2.0
+ASK_SECONDS = 60.0  # between two questions to Slurm about a job: many may wait for hours
+_running: dict[object, float] = {}  # job -> when Slurm last said that it runs
 
 
 @contextmanager
@@ -89,14 +92,17 @@ def _alive(note: dict[str, object]) -> bool:
 
 def _job_ended(job: object) -> bool:
     """Whether Slurm says that a job runs no more; where it says nothing, it may run."""
-    if not job:
+    if not job or time.monotonic() - _running.get(job, -math.inf) < ASK_SECONDS:
         return False
     words = ["squeue", "--noheader", f"--jobs={job}", "--states=RUNNING,COMPLETING,SUSPENDED"]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
-    return "Invalid job id" in done.stderr or (done.returncode == 0 and not done.stdout.strip())
+    ended = "Invalid job id" in done.stderr or (done.returncode == 0 and not done.stdout.strip())
+    if not ended:
+        _running[job] = time.monotonic()
+    return ended
 
 
 def _attempt() -> tuple[str | None, str]:

@@ -227,7 +227,12 @@ def test_a_job_on_another_node_holds_as_long_as_slurm_says_that_it_runs(
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(lock, "_running", {})
     assert (lock.holder(folder) is not None) == alive
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 0\n")
+    assert (lock.holder(folder) is not None) == alive, "Slurm is not asked again at once"
+    monkeypatch.setattr(lock, "ASK_SECONDS", 0.0)
+    assert lock.holder(folder) is None
 
 
 def test_one_that_may_wait_gets_the_lock_when_it_is_free(
