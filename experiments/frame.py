@@ -33,6 +33,11 @@ LAUNCH_KEYS = (
     "accelerator", "devices", "num_nodes", "strategy", "micro_batch_size", "num_workers", "threads",
     "activation_checkpointing", "compile",
 )  # fmt: skip
+# Where `make slurm` submits to (slurm/default.yaml says what each is), and which of them are lists.
+SLURM_KEYS = (
+    "account", "partition", "qos", "constraint", "gpu_type", "cpus_per_task", "memory", "python",
+)  # fmt: skip
+SLURM_LISTS = ("modules", "setup", "sbatch", "srun")
 # What of lightning's Trainer may change a result; how a run is carried out belongs to `launch`.
 TRAINER_KEYS = (
     "max_epochs", "min_epochs", "max_steps", "min_steps", "max_time", "precision", "deterministic",
@@ -52,6 +57,8 @@ def structure_problems(config: dict[str, Any]) -> Iterator[str]:
     yield from _split_problems("split", config)
     yield from _trainer_problems("trainer", config.get("trainer") or {})
     yield from _launch_problems("launch", config.get("launch") or {})
+    if "slurm" in config:
+        yield from _slurm_problems(config["slurm"] or {})
     yield from _expected_problems(config.get("expected") or [])
     beside = config.get("beside") or []
     if not isinstance(beside, list) or not all(isinstance(name, str) for name in beside):
@@ -83,6 +90,15 @@ def _launch_problems(where: str, launch: Any) -> Iterator[str]:
     for name in ("compile", "activation_checkpointing"):
         if not isinstance(launch.get(name, False), bool):
             yield f"{where}.{name} is {launch[name]!r}, expected true or false"
+
+
+def _slurm_problems(site: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with a site's copy of ``slurm/default.yaml``."""
+    if gone := [key for key in (*SLURM_KEYS, *SLURM_LISTS) if key not in site]:
+        yield f"slurm lacks {', '.join(gone)}: a site's file has all keys of slurm/default.yaml"
+    for key in SLURM_LISTS:
+        if not isinstance(site.get(key) or [], list):
+            yield f"slurm.{key} is {site[key]!r}, expected a list: [{site[key]}]"
 
 
 def _expected_problems(expected: Any) -> Iterator[str]:

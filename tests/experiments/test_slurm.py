@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from callbacks import stop_request
-from experiments import config, launchers, slurm
+from experiments import config, frame, launchers, slurm
 from experiments.errors import UserError
 
 NAME = "sasrec/movielens_100k"
@@ -197,6 +197,7 @@ def test_what_a_site_sets_up_may_read_and_set_any_variable_and_be_interrupted(sh
         ({"ARGS": "launch.devices=4"}, "give GPUS="),
         ({"ARGS": "+stages.train.launch={devices:4}"}, "more than the job has"),
         ({"ARGS": "slurm.qos='a b'"}, "cannot stand in a batch script"),
+        ({"ARGS": "slurm.modules=cuda"}, "slurm.modules is 'cuda', expected a list: [cuda]"),
         ({"SEEDS": "x"}, "SEEDS='x'"),
         ({"SEEDS": "2", "ARGS": "seed=1"}, "exclude each other"),
         ({"PATH": "/nowhere"}, "sbatch is not here"),
@@ -212,6 +213,12 @@ def test_a_bad_request_is_refused_before_it_is_submitted(
         monkeypatch.setenv(name, value)
     assert slurm.main([]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_sites_file_without_some_keys_is_told() -> None:
+    told = [p for p in frame.structure_problems({"slurm": {"account": "me"}}) if "slurm" in p]
+    assert len(told) == 1
+    assert told[0].startswith("slurm lacks partition, qos,")
 
 
 def test_a_dry_run_prints_and_writes_nothing(
