@@ -44,11 +44,15 @@ def _value(told: object) -> str | None:
 
 
 def short_answer(text: str) -> str | None:
-    """An answer of a few words, without the sentence's end; None where it is more than that."""
+    """An answer of a few words, without the sentence's end; None where it is more than that.
+
+    However it is written: ``Unknown.`` is ``UNKNOWN``.
+    """
     line = " ".join(text.split()).rstrip(".!?").strip()
     if len(line) > LONGEST:
         return None
-    return line if _BLANK.sub("", line) else UNKNOWN
+    said = _BLANK.sub("", line).casefold()
+    return line if said not in ("", UNKNOWN) else UNKNOWN
 
 
 def told(values: Mapping[str, str]) -> str:

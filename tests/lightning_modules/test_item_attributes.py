@@ -26,6 +26,7 @@ NAMES = ("colour", "use")
         ('{"colour": "red", "use": "play"}', {"colour": "red", "use": "play"}),
         ('Sure! {"Use": ["play", "gift"], "COLOUR": null} Done.', {"colour": "unknown", "use": "play, gift"}),
         ('{"colour": " - ", "use": 3}', {"colour": "unknown", "use": "3"}),
+        ('{"colour": "Unknown", "use": "\\"unknown\\"."}', {"colour": "unknown", "use": "unknown"}),
         ('{"colour": "red."}', None),
         ('{"colour": "red", "use": "play", "size": "big"}', None),
         ('{"colour": {"main": "red"}, "use": "play"}', None),
