@@ -66,6 +66,7 @@ def generate(
             temperature=None,
             top_p=None,
             top_k=None,
+            repetition_penalty=None,  # some models' files ask for one (Qwen2.5-VL: 1.05)
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=end,

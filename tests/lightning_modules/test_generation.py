@@ -45,6 +45,17 @@ def test_free_text_is_the_argmax_at_every_step(tiny: Any) -> None:
 
 
 @torch.no_grad()
+def test_a_penalty_in_the_model_files_is_not_taken(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = tiny
+    expected = by_hand(model, [20, 21], 5)
+    for penalty in (0.1, 10.0):
+        monkeypatch.setattr(model.generation_config, "repetition_penalty", penalty)
+        assert generate(model, tokenizer, [[20, 21]], max_new_tokens=5) == [expected]
+
+
+@torch.no_grad()
 def test_held_to_a_list_each_row_writes_one_of_its_own(tiny: Any) -> None:
     tokenizer, model = tiny
     prompts = [[10, 11, 12, 13, 14, 15, 16, 17, 18], [20]]
