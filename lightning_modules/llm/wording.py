@@ -31,7 +31,8 @@ def capped(texts: Sequence[str], most: int, tokenizer: Any) -> tuple[list[str], 
         "input_ids"
     ]  # (B) lists
     shown = [
-        tokenizer.decode(ids[:most]) if len(ids) > most else text
+        # Of the last token perhaps a part: a letter may be several tokens.
+        tokenizer.decode(ids[:most]).rstrip("\ufffd") if len(ids) > most else text
         for text, ids in zip(texts, tokens, strict=True)
     ]
     return as_data(shown, tokenizer), [len(ids) for ids in tokens]
