@@ -62,6 +62,10 @@ def test_the_chain_runs_and_reads_the_pictures(
     pictures = pl.read_parquet(run.folder("item_pictures") / "predictions.parquet")
     assert pictures.height == ITEMS
     assert pictures["text"].is_null().sum() >= len(WITHOUT)
+    # Held-out users have 7 events; of nobody more are read than of those who are learned from.
+    users = pl.read_parquet(run.folder("user_summaries") / "predictions.parquet")
+    assert (users["stop"] - users["start"]).max() == EVENTS - 1
+    assert users["steps"].list.len().max() == 2
     # The same weights: only the pictures that candidates are shown with are other ones.
     bare = own["item_id"].cast(pl.String).is_in([str(item) for item in WITHOUT])
     assert bare.any()
