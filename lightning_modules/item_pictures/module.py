@@ -24,7 +24,8 @@ class ItemPicturesModule(WritesItemTexts):
         question: what is asked in place of our own words, which a model may have been aligned with.
 
     Raises:
-        ValueError: a language model that reads no pictures, or see ``WritesItemTexts``.
+        ValueError: a language model that reads no pictures, or has an untrained projector, or see
+            ``WritesItemTexts``.
     """
 
     llm: VisionSpec
@@ -43,6 +44,7 @@ class ItemPicturesModule(WritesItemTexts):
                 f"llm is a {type(llm).__name__}, which reads no pictures: take llm=smolvision, or any other "
                 "VisionSpec"
             )
+        llm.require_projector()
         super().__init__(item_words, llm, words, max_new_tokens)
         self.images = item_images
         self.question = question or (

@@ -208,6 +208,19 @@ class VisionSpec(BackboneSpec):
         trained = file_digest(Path(self.projector).expanduser()) if self.projector else ""
         return _digest({"model": replace(self, projector=None)._settings(), "projector": trained})
 
+    def require_projector(self) -> None:
+        """Refuse parts whose projector nobody has trained: what it tells of pictures is noise.
+
+        Raises:
+            ValueError: they are such parts.
+        """
+        if isinstance(self.source, Assembled) and self.projector is None:
+            raise ValueError(
+                f"the projector of {self.source.name} is of random weights: give the stage inputs: "
+                "{llm.projector: align_vision/best.ckpt}, of a stage that runs AlignVisionModule, or take a "
+                "model that comes with a trained one"
+            )
+
 
 @dataclass(frozen=True)
 class AdapterSpec:

@@ -25,6 +25,7 @@ from lightning_modules.llm.branches import ReadPrompts, can_branch
 from lightning_modules.llm.label_scoring import pad_left
 from lightning_modules.llm.pictures import PictureReader
 from lightning_modules.llm.seen_pictures import SeenPictures
+from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec, VisionSpec
 from lightning_modules.llm.wording import required_words
 from lightning_modules.llm.yes_no import YesNoModule
@@ -65,7 +66,8 @@ class MLLMMSRModule(YesNoModule):
 
     Raises:
         ValueError: data that do not say what their items are called; pictures that the data do not have, or
-            that the language model does not read; or see ``Preferences``.
+            that the language model does not read, or by a projector that nobody has trained; or see
+            ``Preferences``.
     """
 
     def __init__(
@@ -94,6 +96,8 @@ class MLLMMSRModule(YesNoModule):
                 f"pictures={pictures} needs a language model that reads them, and an adapter that adds no "
                 "tokens: take llm=smolvision and lora, or pictures=none"
             )
+        if pictures != "none" and isinstance(llm, VisionSpec):
+            llm.require_projector()
         self.shown = None if pictures == "none" else ShownPictures(item_images, pictures)
         self.seen: SeenPictures | None = None
         self.prompt = PairPrompt(required_words(item_words), candidate_first)
@@ -102,6 +106,19 @@ class MLLMMSRModule(YesNoModule):
         titles = list(catalog["title"].fill_null(NO_TITLE))
         self.titles = titles if years else without_years(titles)  # (I,)
         self.details = catalogue_texts(catalog, self.fields, len(catalog)) if fields else []
+
+    def sharded_strategy(self, devices: int) -> ShardedStrategy:
+        """As any language model's, without pictures.
+
+        Raises:
+            ValueError: with pictures: ranks look at unlike numbers of them, and split layers run on all or none.
+        """
+        if self.shown is not None:
+            raise ValueError(
+                "a tower that looks at pictures cannot be spread over devices: take launch.strategy=ddp, or "
+                "pictures=none"
+            )
+        return super().sharded_strategy(devices)
 
     def add_parts(self, device: torch.device, seed: int) -> None:
         """What the model's frozen tower sees of candidates."""

