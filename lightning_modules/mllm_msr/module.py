@@ -111,7 +111,8 @@ class MLLMMSRModule(YesNoModule):
         """As any language model's, without pictures.
 
         Raises:
-            ValueError: with pictures: ranks look at unlike numbers of them, and split layers run on all or none.
+            ValueError: with pictures: ranks look at unlike numbers of them, and split layers run on all or
+                none.
         """
         if self.shown is not None:
             raise ValueError(

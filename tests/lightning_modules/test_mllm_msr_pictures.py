@@ -187,7 +187,7 @@ def test_items_without_a_picture_are_told_and_asked_about_in_words() -> None:
 
 
 def test_a_tower_is_not_spread_over_devices() -> None:
-    with pytest.raises(ValueError, match="take launch.strategy=ddp"):
+    with pytest.raises(ValueError, match=r"take launch\.strategy=ddp"):
         made("llava").sharded_strategy(2)
     assert made("llava", pictures="none").sharded_strategy(2) is not None
 
