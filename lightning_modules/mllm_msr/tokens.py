@@ -25,6 +25,8 @@ from lightning_modules.llm.prompt_tokens import (
 )
 from lightning_modules.llm.yes_no import YesNoCollator
 
+AT_ONCE = 256  # items: a tokenizer takes 150 bytes a token, and a picture may be 3,000 tokens
+
 
 @dataclass(frozen=True)
 class _BehindABreak:
@@ -57,9 +59,11 @@ class ItemParts:
     ) -> None:
         self.first, self.image = candidate_first, image
         cut = tokenizer if candidate_first else _BehindABreak(tokenizer)
-        self._flat, offsets = joined(cut(texts[1:], add_special_tokens=special_tokens)["input_ids"])
-        self._offsets = np.concatenate([[0], offsets])  # (I + 2,)
-        self.lengths = np.diff(self._offsets)  # (I + 1,)
+        some = (texts[at : at + AT_ONCE] for at in range(1, len(texts), AT_ONCE))
+        made = [joined(cut(part, add_special_tokens=special_tokens)["input_ids"]) for part in some]
+        self._flat = np.concatenate([flat for flat, _ in made])
+        self.lengths = np.concatenate([[0], *(np.diff(ends) for _, ends in made)])  # (I + 1,)
+        self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])  # (I + 2,)
 
     def of(self, item: int) -> np.ndarray:
         """(L,) of an internal id."""

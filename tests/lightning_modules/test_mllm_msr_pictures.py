@@ -186,6 +186,17 @@ def test_items_without_a_picture_are_told_and_asked_about_in_words() -> None:
     assert text_of(before, 0, 1).index("Its picture") < text_of(before, 0, 1).index("One film")
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_items_are_cut_into_tokens_a_few_at_a_time(
+    first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = made("llava_next", candidate_first=first).items
+    monkeypatch.setattr("lightning_modules.mllm_msr.tokens.AT_ONCE", 2)
+    parts = made("llava_next", candidate_first=first).items
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    assert all(np.array_equal(parts.of(item), whole.of(item)) for item in range(6))
+
+
 def test_a_tower_is_not_spread_over_devices() -> None:
     with pytest.raises(ValueError, match=r"take launch\.strategy=ddp"):
         made("llava").sharded_strategy(2)
