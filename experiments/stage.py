@@ -255,6 +255,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*recommended to use `self.log.*sync_dist.*")
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", message=".*predict returned None.*")
     # Frozen language models are meant to be in eval mode; transformers asks itself under an old name.
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*gradient_checkpointing.* is deprecated.*")

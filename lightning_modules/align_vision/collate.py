@@ -20,6 +20,7 @@ from lightning_modules.align_vision.prompts import captioned
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.label_scoring import NO_LOSS, pad_left
 from lightning_modules.llm.pictures import PictureReader
+from lightning_modules.llm.wording import as_data
 
 _ANY_SIZE = (64, 64)
 NOWHERE = -1  # in place of a column or a token: the caption does not name the attribute
@@ -75,7 +76,8 @@ class CaptionTokens:
 
     def texts(self, caption: str) -> tuple[str, str]:
         """Prompt, with the picture's tokens, and answer."""
-        prompt, answer = captioned(self.reader.tokenizer, self._chat, caption)
+        (told,) = as_data([caption], self.reader.tokenizer)
+        prompt, answer = captioned(self.reader.tokenizer, self._chat, told)
         return self.reader.expand(prompt, [_ANY_SIZE]), answer
 
     def of(self, caption: str) -> tuple[list[int], int]:

@@ -22,7 +22,10 @@ from lightning_modules.llm.wording import required_words
 from lightning_modules.llm.writing import Shown, WritesTexts
 from lightning_modules.predicting import PredictingModule
 
-_SENTENCE = re.compile(r"(.*?[.!?])(?:[\"')\]]*)(?:\s|$)", re.DOTALL)
+# Where a sentence ends, whatever closes behind it; the points of "1." and "Mr." end none.
+_END = re.compile(
+    r"(?<!\b\d)(?<!\b\d\d)(?<!\bMr)(?<!\bMs)(?<!\bDr)(?<!\bMrs)[.!?][\"')\]]*(?=\s|$)|[。！？]"
+)
 
 
 class WritesItemTexts(WritesTexts, PredictingModule):
@@ -142,6 +145,6 @@ class WritesItemTexts(WritesTexts, PredictingModule):
 
 def shortened(said: str, whole: bool = True) -> str:
     """What was written, on one line; of a text that was cut off the whole sentences, if there is one."""
-    line = " ".join(said.split())
-    sentences = "".join(match[0] for match in _SENTENCE.finditer(line)).strip()
-    return line if whole or not sentences else sentences
+    line = " ".join(said.rstrip("\ufffd").split())  # of the last letter perhaps a part
+    ends = [match.end() for match in _END.finditer(line)]
+    return line if whole or not ends else line[: ends[-1]]

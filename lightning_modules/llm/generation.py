@@ -45,7 +45,7 @@ def generate(
         ValueError: a row has no choice, or one without tokens.
     """
     tokens, mask = pad_left(prompts, tokenizer.pad_token_id)
-    end = tokenizer.eos_token_id
+    end, ends = tokenizer.eos_token_id, ends_of(model, tokenizer)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if choices is not None:
         tries = [TokenTrie(row, end) for row in choices]
@@ -69,14 +69,21 @@ def generate(
             repetition_penalty=None,  # some models' files ask for one (Qwen2.5-VL: 1.05)
             use_cache=True,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=end,
+            eos_token_id=ends,
             **options,
         )
-    return [_until(row, end) for row in out[:, tokens.shape[1] :].tolist()]
+    return [_until(row, ends) for row in out[:, tokens.shape[1] :].tolist()]
 
 
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+def ends_of(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end a text: the tokenizer's, and those that the model's files name (Gemma: of a turn)."""
+    told = getattr(model.generation_config, "eos_token_id", None)
+    more = told if isinstance(told, list) else [] if told is None else [told]
+    return [*dict.fromkeys([tokenizer.eos_token_id, *more])]
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 class TokenTrie:

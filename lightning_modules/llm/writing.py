@@ -22,7 +22,7 @@ from lightning_modules.llm.sampling import RowSampler, Sampling
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.tuning import LanguageModelModule
 
-_VERSION = 1  # of how tokens are chosen here: raise it when the same prompt is answered otherwise
+_VERSION = 2  # of how tokens are chosen here: raise it when the same prompt is answered otherwise
 _NEXT = -1  # no token: what follows is a choice
 
 

@@ -33,7 +33,6 @@ SCHEMA: dict[str, Any] = {
     "user": pl.Int64, "start": pl.Int64, "stop": pl.Int64, "text": pl.String,
     "steps": pl.List(pl.String), "left_out": pl.Int64, "empty": pl.Int64,
 }  # fmt: skip
-_AT_ONCE = 1_000  # steps whose prompts are in memory while the table is made
 
 
 class UserSummariesModule(WritesTexts, PredictingModule):
@@ -109,6 +108,7 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         spans = zip(start.tolist(), stop.tolist(), strict=True)
         self.plan = Plan.of(cut, user.tolist(), spans)
         self.generations = Generations()
+        self._at_once = 32  # steps that are written together: the loader's, once it is known
         self._texts: dict[int, str] = {}  # what stands after each step that was made here
         self._left_out: dict[int, int] = {}  # items or notes that each step does not show
         self._empty: set[int] = set()
@@ -127,6 +127,7 @@ class UserSummariesModule(WritesTexts, PredictingModule):
 
     def predict_batches(self, size: int, rank: int, world_size: int) -> list[list[int]]:
         """Waves of steps, see ``Plan.batches``."""
+        self._at_once = size
         items = self.rows.histories.items
         total = np.concatenate(
             [[0], np.cumsum(self._read[1][items])]
@@ -228,8 +229,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         """What other devices have written is known by its prompt."""
         for wave in self.plan.in_waves():
             rest = [number for number in wave if number not in self._texts]
-            for at in range(0, len(rest), _AT_ONCE):
-                self._make(rest[at : at + _AT_ONCE])
+            for at in range(0, len(rest), self._at_once):
+                self._make(rest[at : at + self._at_once])
 
     def table(self) -> pl.DataFrame:
         """A line for each history, ascending: ``user``, ``start`` and ``stop`` as in ``Rows``, ``text``.

@@ -108,7 +108,9 @@ def test_what_a_text_is_made_of_changes_what_is_kept(llm: BackboneSpec) -> None:
 @pytest.mark.parametrize(
     ("said", "whole", "kept"),
     [(" One.\n Two ", True, "One. Two"), ("One. Two", False, "One."), ("No end", False, "No end"),
-     ('He said "Go!" Then 3.5 ml of', False, 'He said "Go!"'), ("", False, "")],
+     ('He said "Go!" Then 3.5 ml of', False, 'He said "Go!"'), ("", False, ""),
+     ("1. A red thing", False, "1. A red thing"), ("It is old. Mr. Smith li", False, "It is old."),
+     ("赤い。青", False, "赤い。"), ("red \ufffd", True, "red")],
 )  # fmt: skip
 def test_a_cut_answer_ends_with_its_last_sentence(said: str, whole: bool, kept: str) -> None:
     assert shortened(said, whole) == kept
