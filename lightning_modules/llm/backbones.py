@@ -20,6 +20,7 @@ from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation
 from lightning_modules.llm.model_files import first_line, model_folder
+from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
     MINILM,
     SMOLLM2,
@@ -281,12 +282,11 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
         model = AutoModelForCausalLM.from_pretrained(file.parent, **source, dtype=torch.float32)
         # transformers refuses to save what it calls quantized, though all weights are float32 by now.
-        for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-            if hasattr(model, name):
-                delattr(model, name)
+        for name in {"hf_quantizer", "is_quantized", "quantization_method"} & set(vars(model)):
+            delattr(model, name)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(folder)
+        save_model(model, folder)
         tokenizer.save_pretrained(folder)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning_modules.llm.saving import save_model
+
 Architecture = Literal[
     "llava", "llava_lite", "llava_next", "llava_onevision", "idefics3", "qwen2_5_vl", "qwen3_vl"
 ]  # fmt: skip
@@ -90,7 +92,7 @@ class RandomVisionModel:
         kind, config, pictures = _PARTS[self.architecture](text, image, ids)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            getattr(transformers, kind)(config).save_pretrained(folder)
+            save_model(getattr(transformers, kind)(config), folder)
         file = folder / "preprocessor_config.json"
         file.write_text(json.dumps(pictures, indent=2), encoding="utf-8")
 

