@@ -37,7 +37,7 @@ from datamodules.prepared import Prepared
 from datamodules.recipe import Groups, Recipe
 from datamodules.row_histories import row_histories
 from datamodules.row_samples import RowSample, some_of, take_rows
-from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
+from datamodules.samplers import RowBatch
 from datamodules.splits import LeaveOneOut, Split
 from datamodules.stage_data import StageDataModule
 from datamodules.types import (
@@ -222,7 +222,7 @@ class SequenceDataModule(StageDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Global batches of training rows, the same on every number of devices; labelled ones by length."""
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         examples = self.prepared.examples()
         if method.labelled and examples is None:
             raise ValueError(
@@ -233,16 +233,7 @@ class SequenceDataModule(StageDataModule):
             return self._example_loader(examples)
         rows = self._train_rows()
         dataset = TrainDataset(rows, self.seed, method.num_candidates)
-        sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(dataset.every()),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            micro_batches=trainer.accumulate_grad_batches,
-            target_counts=rows.target_counts,
-        )
+        sampler = self._train_batches(method.row_lengths(dataset.every()), rows.target_counts)
         collate = method.collator(training=True)
         if method.num_negatives:
             collate = AttachNegatives(collate, method.num_negatives, method.sequential)
@@ -274,19 +265,10 @@ class SequenceDataModule(StageDataModule):
         return take_rows(rows, some_of(len(rows.user), most, self.seed))
 
     def _example_loader(self, examples: ExampleTable) -> DataLoader[Batch]:
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         dataset = ExampleDataset(self.histories, examples, self.seed, self.liked_above)
-        sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(dataset[RowBatch.every(len(examples))]),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            bucket=True,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            micro_batches=trainer.accumulate_grad_batches,
-            target_counts=np.ones(len(examples), np.int64),
-        )
+        lengths = method.row_lengths(dataset[RowBatch.every(len(examples))])
+        sampler = self._train_batches(lengths, np.ones(len(examples), np.int64), bucket=True)
         return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
 
     row_histories = property(row_histories)  # by split, for modules that write of each history
@@ -322,14 +304,9 @@ class SequenceDataModule(StageDataModule):
         return self.prepared.items["item_id"].gather(items - 1)
 
     def _eval_loader(self, rows: EvalRows) -> DataLoader[Batch]:
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
-        sampler = EvalBatchSampler(
-            lengths=method.row_lengths(dataset.every()),
-            batch_size=self.batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        sampler = self._eval_batches(method.row_lengths(dataset.every()))
         attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
         if self.tells_likes:
             attach = AttachLabels(attach)

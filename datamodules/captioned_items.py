@@ -18,7 +18,6 @@ from datamodules.prepared import Prepared
 from datamodules.sample_ids import hash_ids
 from datamodules.types import SPLIT_NAMES, TRAIN, VALID, ItemImages
 from datamodules.versioning import (
-    damaged,
     package_digest,
     publish_folder,
     value_digest,
@@ -142,10 +141,7 @@ class CaptionedItems(CaptionData):
     @cached_property
     def rows(self) -> pl.DataFrame:
         """``COLUMNS`` (``item``: its internal id in the part) and ``split`` (train, valid)."""
-        try:
-            return pl.read_parquet(self.prepared.folder / ROWS)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise damaged(self.prepared.folder, error) from error
+        return self.prepared.parquet(ROWS)
 
     def captioned(self, code: int) -> Sequence[ItemPicture]:
         """The rows of a split."""

@@ -22,7 +22,6 @@ from datamodules.toy_pictures import BACKGROUNDS, COLOURS, MARKS, PATTERNS, SHAP
 from datamodules.types import SPLIT_NAMES, TRAIN, VALID
 from datamodules.versioning import (
     code_digest,
-    damaged,
     publish_folder,
     value_digest,
     write_json,
@@ -128,10 +127,7 @@ class CaptionedPictures(CaptionData):
     @cached_property
     def rows(self) -> pl.DataFrame:
         """``split`` (train, valid), ``caption``, a ``Look``'s attributes and ``png``; training rows first."""
-        try:
-            return pl.read_parquet(self.prepared.folder / ROWS)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise damaged(self.prepared.folder, error) from error
+        return self.prepared.parquet(ROWS)
 
     def attributes(self, code: int) -> pl.DataFrame:
         """What each picture of ``TRAIN`` or ``VALID`` shows, in the order of ``captioned``."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
+from datamodules.samplers import RowBatch
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TRAIN, VALID
 
@@ -95,30 +95,16 @@ class CaptionData(StageDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Global batches, the same on every number of devices."""
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         every = CaptionRows(self.captioned(TRAIN))
-        sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(every),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            micro_batches=trainer.accumulate_grad_batches,
-            target_counts=method.target_counts(every),
-        )
+        sampler = self._train_batches(method.row_lengths(every), method.target_counts(every))
         return self._loader(_Chosen(every.rows), sampler, method.collator(training=True))
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Held-out rows, each exactly once over all devices."""
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         every = CaptionRows(self.captioned(VALID))
-        sampler = EvalBatchSampler(
-            lengths=method.row_lengths(every),
-            batch_size=self.batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        sampler = self._eval_batches(method.row_lengths(every))
         return self._loader(_Chosen(every.rows), sampler, method.collator(training=False))
 
     def _method(self) -> CaptionMethod:

@@ -18,12 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.instruction_files import COLUMNS, read_instructions
 from datamodules.prepared import Prepared
-from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
+from datamodules.samplers import RowBatch
 from datamodules.sources import Download, file_digest, first_available
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TRAIN, VALID, InstructionMethod, InstructionRows, TokenBatch
 from datamodules.versioning import (
-    damaged,
     package_digest,
     publish_folder,
     value_digest,
@@ -125,10 +124,7 @@ class InstructionDataModule(StageDataModule):
     @cached_property
     def rows(self) -> pl.DataFrame:
         """``COLUMNS`` and ``split`` (TRAIN or VALID), in the file's order (R,)."""
-        try:
-            return pl.read_parquet(self.prepared.folder / ROWS)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise damaged(self.prepared.folder, error) from error
+        return self.prepared.parquet(ROWS)
 
     def protocol(self) -> dict[str, Any]:
         """The file's content and what is held out."""
@@ -151,30 +147,16 @@ class InstructionDataModule(StageDataModule):
         The batches themselves hold rows of any length: a row has a loss at every token of its answer, and a
         batch of short answers would weigh as much as one of long ones.
         """
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         asked, counts = self._learnable(TRAIN)
-        sampler = GlobalBatchSampler(
-            lengths=method.row_lengths(asked),
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle=True,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            micro_batches=trainer.accumulate_grad_batches,
-            target_counts=counts,
-        )
+        sampler = self._train_batches(method.row_lengths(asked), counts)
         return self._loader(_Chosen(self.rows, asked.row), sampler, method.collator(training=True))
 
     def val_dataloader(self) -> DataLoader[TokenBatch]:
         """Held-out rows, each exactly once over all devices."""
-        trainer, method = self._trainer(), self._method()
+        method = self._method()
         asked, _ = self._learnable(VALID)
-        sampler = EvalBatchSampler(
-            lengths=method.row_lengths(asked),
-            batch_size=self.batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
+        sampler = self._eval_batches(method.row_lengths(asked))
         return self._loader(_Chosen(self.rows, asked.row), sampler, method.collator(training=False))
 
     def _learnable(self, code: int) -> tuple[InstructionRows, np.ndarray]:

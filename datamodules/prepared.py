@@ -115,6 +115,13 @@ class Prepared:
         file = self.folder / f"{SPLIT_NAMES[code]}.arrow"
         return self._table(SPLIT_NAMES[code]) if file.is_file() else None
 
+    def parquet(self, name: str) -> pl.DataFrame:
+        """A table that its data module has stored. Raises DataSourceError where it is damaged."""
+        try:
+            return pl.read_parquet(self.folder / name)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise damaged(self.folder, error) from error
+
     def _table(self, name: str) -> pl.DataFrame:
         try:
             return pl.read_ipc(self.folder / f"{name}.arrow")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.prepared import Prepared
-from datamodules.samplers import RowBatch
+from datamodules.samplers import EvalBatchSampler, GlobalBatchSampler, RowBatch
 from datamodules.sources import cache_root
 from datamodules.types import TEST
 
@@ -75,6 +76,39 @@ class StageDataModule(pl.LightningDataModule):
         batches = module.predict_batches(each, trainer.global_rank, trainer.world_size)
         # Ranks meet before the first batch and behind the last: one that has nothing to do must come, too.
         return DataLoader(_Numbers(), batch_size=None, sampler=batches or [[]])
+
+    def _train_batches(
+        self, lengths: np.ndarray, target_counts: np.ndarray, bucket: bool = False
+    ) -> GlobalBatchSampler:
+        """Global batches of shuffled training rows, the same on every number of devices.
+
+        Args:
+            lengths: (R,) of the rows.
+            target_counts: (R,) what of each carries a loss.
+            bucket: batches of like lengths.
+        """
+        trainer = self._trainer()
+        return GlobalBatchSampler(
+            lengths=lengths,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            shuffle=True,
+            bucket=bucket,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            micro_batches=trainer.accumulate_grad_batches,
+            target_counts=target_counts,
+        )
+
+    def _eval_batches(self, lengths: np.ndarray) -> EvalBatchSampler:
+        """Rows of these lengths (R,), each exactly once over all devices."""
+        trainer = self._trainer()
+        return EvalBatchSampler(
+            lengths=lengths,
+            batch_size=self.batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
 
     def _loader(
         self, dataset: Dataset[Any], sampler: Iterable[RowBatch], collate: Callable[[Any], Any]

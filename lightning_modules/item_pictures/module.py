@@ -47,6 +47,9 @@ class ItemPicturesModule(WritesItemTexts):
         llm.require_projector()
         super().__init__(item_words, llm, words, max_new_tokens)
         self.images = item_images
+        self._sizes: dict[
+            int, tuple[int, int]
+        ] = {}  # in pixels, by item: a picture is decoded for it once
         self.question = question or (
             f"Describe the picture of this {self.item_words.singular} in one paragraph of at most {words} "
             "words: what it shows, its colours and shapes, any text on it, and whatever else stands out. Say "
@@ -81,8 +84,9 @@ class ItemPicturesModule(WritesItemTexts):
         Raises:
             ModelError: they and the answer are more than the language model reads.
         """
-        size = self.images.picture(number + 1).size
-        ids = self.reader.tokens(self.reader.lay_out(question, PICTURE), [size])
+        if number not in self._sizes:
+            self._sizes[number] = self.images.picture(number + 1).size
+        ids = self.reader.tokens(self.reader.lay_out(question, PICTURE), [self._sizes[number]])
         self.require_room(ids, "raise it, or lower the size of pictures (llm.pictures)")
         return ids
 

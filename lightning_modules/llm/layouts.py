@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 # The headers are the format that instruction-tuned adapters know (Taori et al., "Stanford Alpaca", 2023).
@@ -51,11 +52,17 @@ def _as_taken(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[dict[s
 
     A template of the other kind writes a text's letters one by one, or nothing, or the parts as Python does.
     """
-    probe = "\ue0f1"
-    asked = [{"role": "user", "content": probe}]
-    if probe in tokenizer.apply_chat_template(asked, tokenize=False):
+    if _takes_texts(tokenizer, getattr(tokenizer, "chat_template", None)):
         return [*messages]
     return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+@lru_cache(maxsize=8)  # one rendering for each template, not one for each prompt
+def _takes_texts(tokenizer: Any, template: Any) -> bool:
+    """Whether a tokenizer's template shows contents that are texts; ``template`` is its template."""
+    probe = "\ue0f1"
+    asked = [{"role": "user", "content": probe}]
+    return probe in tokenizer.apply_chat_template(asked, tokenize=False)
 
 
 def _content(instruction: str, input_text: str) -> str:

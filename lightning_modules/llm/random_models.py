@@ -24,6 +24,15 @@ _ENGLISH = (
 )
 
 
+def require_sizes(width: int, layers: int, longest: int) -> None:
+    """Raises ValueError for sizes that no model of random weights has."""
+    if width < 32 or width % 32 or min(layers, longest) < 1:
+        raise ValueError(
+            f"width is {width}, layers {layers} and longest {longest}: expected a multiple of 32 and two "
+            "positive numbers"
+        )
+
+
 @dataclass(frozen=True)
 class RandomModel:
     """A LLaMA of random weights, made in the cache when it is first needed.
@@ -44,11 +53,7 @@ class RandomModel:
     longest: int = 4096
 
     def __post_init__(self) -> None:
-        if self.width < 32 or self.width % 32 or min(self.layers, self.longest) < 1:
-            raise ValueError(
-                f"width is {self.width}, layers {self.layers} and longest {self.longest}: expected a "
-                "multiple of 32 and two positive numbers"
-            )
+        require_sizes(self.width, self.layers, self.longest)
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from lightning_modules.llm.random_models import require_sizes, write_tokenizer
 from lightning_modules.llm.saving import save_model
 
 Architecture = Literal[
@@ -56,11 +57,7 @@ class RandomVisionModel:
         if self.architecture not in get_args(Architecture):
             known = ", ".join(get_args(Architecture))
             raise ValueError(f"architecture is {self.architecture!r}, expected one of {known}")
-        if self.width < 32 or self.width % 32 or min(self.layers, self.longest) < 1:
-            raise ValueError(
-                f"width is {self.width}, layers {self.layers} and longest {self.longest}: expected a "
-                "multiple of 32 and two positive numbers"
-            )
+        require_sizes(self.width, self.layers, self.longest)
 
     @property
     def name(self) -> str:
@@ -71,8 +68,6 @@ class RandomVisionModel:
         """Fill ``folder`` as ``save_pretrained`` does."""
         import torch
         import transformers
-
-        from lightning_modules.llm.random_models import write_tokenizer
 
         tokenizer = write_tokenizer(folder, _ENGLISH, self.longest)
         qwen = self.architecture.startswith("qwen")
