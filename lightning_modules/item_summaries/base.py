@@ -16,7 +16,7 @@ from torch import Tensor
 from datamodules.types import ItemWords
 from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
-from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.wording import required_words
 from lightning_modules.llm.writing import Shown, WritesTexts
@@ -84,9 +84,12 @@ class WritesItemTexts(WritesTexts, PredictingModule):
 
     # What is done with it ------------------------------------------------------------------------------
 
-    def laid_out(self, instruction: str, input_text: str) -> list[int]:
-        """Tokens of a prompt without pictures, see ``require_room``."""
-        text = lay_out(self.tokenizer, self.llm.chat_template, instruction, input_text)
+    def laid_out(
+        self, instruction: str, input_text: str, shown: Sequence[tuple[str, str]] = ()
+    ) -> list[int]:
+        """Tokens of a prompt without pictures, behind worked inputs and answers, see ``require_room``."""
+        chat = self.llm.chat_template
+        text = lay_out_shown(self.tokenizer, chat, instruction, shown, input_text)
         special = not self.llm.chat_template
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         self.require_room(ids, "lower text_tokens")

@@ -6,6 +6,7 @@ Legend: I items.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import polars as pl
@@ -15,6 +16,23 @@ from lightning_modules.item_summaries.base import WritesItemTexts
 from lightning_modules.item_texts import Field, item_texts
 from lightning_modules.llm.specs import BackboneSpec
 from lightning_modules.llm.wording import capped
+
+
+@dataclass(frozen=True)
+class WorkedFusion:
+    """A text that shows the model what is wanted of the two parts; none should be the catalogue's.
+
+    Raises:
+        ValueError: a part is empty.
+    """
+
+    text: str
+    picture: str
+    fusion: str
+
+    def __post_init__(self) -> None:
+        if not all(part.strip() for part in (self.text, self.picture, self.fusion)):
+            raise ValueError("a worked fusion needs a text, what a picture shows, and their fusion")
 
 
 class ItemFusionModule(WritesItemTexts):
@@ -29,6 +47,7 @@ class ItemFusionModule(WritesItemTexts):
         llm, words, max_new_tokens: see ``WritesItemTexts``.
         fields: of the catalogue, that the written part is made of.
         text_tokens: of either part, that are read, at most.
+        examples: worked texts, which are shown before what is asked.
 
     Raises:
         ValueError: there is no column ``picture``, or see ``WritesItemTexts``.
@@ -43,9 +62,10 @@ class ItemFusionModule(WritesItemTexts):
         words: int = 50,
         text_tokens: int = 128,
         max_new_tokens: int = 80,
+        examples: Sequence[WorkedFusion] = (),
     ) -> None:
         super().__init__(item_words, llm, words, max_new_tokens, text_tokens=text_tokens)
-        self.text_tokens = text_tokens
+        self.text_tokens, self.examples = text_tokens, tuple(examples)
         self.written_parts = item_texts(catalog, fields)  # (I,)
         self.pictured_parts = item_texts(catalog, ["picture"])  # (I,)
 
@@ -82,7 +102,8 @@ class ItemFusionModule(WritesItemTexts):
             f"in one paragraph of at most {self.words} words what it is and how it looks. Use only what is "
             "given here, from both."
         )
-        return self.laid_out(asked, f"Text: {written[number]}\nPicture: {pictured[number]}")
+        shown = [(_parts(one.text, one.picture), one.fusion) for one in self.examples]
+        return self.laid_out(asked, _parts(written[number], pictured[number]), shown)
 
     def flags(self) -> dict[str, list[bool]]:
         """``fused``: whether a text is of both parts."""
@@ -94,3 +115,7 @@ class ItemFusionModule(WritesItemTexts):
         told = f"{len(self.written):,} of {self.numbered:,} items have a text of words and picture"
         more = f", {alone:,} what is known of them alone" if alone else ""
         return [told + more, *super().remarks()]
+
+
+def _parts(text: str, picture: str) -> str:
+    return f"Text: {text}\nPicture: {picture}"

@@ -19,14 +19,14 @@ from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
 from lightning_modules.item_summaries.base import shortened
 from lightning_modules.item_texts import Field, item_texts
-from lightning_modules.llm.layouts import lay_out
+from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.llm.sampling import Sampling
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.wording import as_data, capped, required_words
 from lightning_modules.llm.writing import WritesTexts
 from lightning_modules.predicting import PredictingModule
-from lightning_modules.user_summaries import prompts
 from lightning_modules.user_summaries.blocks import Cut, Join, Mode, Plan
+from lightning_modules.user_summaries.prompts import DISLIKED, NotePrompts, WorkedNote
 
 SplitName = Literal["train", "valid", "test"]
 SCHEMA: dict[str, Any] = {
@@ -54,6 +54,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         splits: whose rows' histories; all that later stages read.
         max_length: newest events of a history that are read; None reads all.
         words: that a text should have, at most; the model is asked, not forced.
+        about: what a text is about.
+        examples: worked notes, which are shown before what is asked.
         item_tokens: of an item's text that are read, at most.
         max_new_tokens: of a text, at most; what is cut off ends with its last whole sentence.
         sampling: draws texts; None writes the likeliest tokens.
@@ -79,6 +81,8 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         splits: Sequence[SplitName] = get_args(SplitName),
         max_length: int | None = None,
         words: int = 60,
+        about: str = "kinds, themes and style",
+        examples: Sequence[WorkedNote] = (),
         item_tokens: int = 128,
         max_new_tokens: int = 96,
         sampling: Sampling | None = None,
@@ -93,9 +97,9 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         if not splits or (unknown := set(splits) - set(row_histories)):
             told = ", ".join(sorted(unknown)) if splits else "nothing"
             raise ValueError(f"splits names {told}, expected some of {', '.join(row_histories)}")
-        self.item_words = required_words(item_words)
+        self.prompts = NotePrompts(required_words(item_words), words, about, tuple(examples))
         self.texts = [text or NO_TITLE for text in item_texts(catalog, fields)]  # (I,)
-        self.words, self.item_tokens = words, item_tokens
+        self.item_tokens = item_tokens
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         parts = [row_histories[name] for name in splits]
         self.rows = parts[0]
@@ -208,19 +212,16 @@ class UserSummariesModule(WritesTexts, PredictingModule):
             return found
         assert rows.histories.ratings is not None
         liked = rows.histories.ratings[start:stop] > rows.liked_above
-        return [
-            text if like else prompts.DISLIKED + text
-            for text, like in zip(found, liked, strict=True)
-        ]
+        return [text if like else DISLIKED + text for text, like in zip(found, liked, strict=True)]
 
     def _tokens(self, entries: Sequence[str], before: str, merges: bool) -> list[int]:
         if merges:
-            asked = prompts.merged(entries, self.item_words, self.words)
+            asked = self.prompts.merged(entries)
         elif before:
-            asked = prompts.next_block(entries, before, self.item_words, self.words)
+            asked = self.prompts.next_block(entries, before)
         else:
-            asked = prompts.first(entries, self.item_words, self.words)
-        laid_out = lay_out(self.tokenizer, self.llm.chat_template, *asked)
+            asked = self.prompts.first(entries)
+        laid_out = lay_out_shown(self.tokenizer, self.llm.chat_template, *asked)
         special = not self.llm.chat_template
         ids: list[int] = self.tokenizer(laid_out, add_special_tokens=special)["input_ids"]
         return ids

@@ -12,7 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datamodules.types import ItemWords
-from lightning_modules.item_summaries import ItemSummariesModule
+from lightning_modules.item_summaries import (
+    ItemFusionModule,
+    ItemSummariesModule,
+    WorkedFusion,
+)
 from lightning_modules.item_summaries.base import shortened
 from lightning_modules.item_texts import item_texts
 from lightning_modules.llm.random_models import RandomModel
@@ -119,6 +123,23 @@ def test_a_cut_answer_ends_with_its_last_sentence(said: str, whole: bool, kept: 
 @given(st.text(max_size=80), st.booleans())
 def test_what_is_kept_begins_what_was_said(said: str, whole: bool) -> None:
     assert " ".join(said.split()).startswith(shortened(said, whole))
+
+
+def test_worked_fusions_stand_before_what_is_asked(llm: BackboneSpec) -> None:
+    shown = WorkedFusion("Oak Board", "a brown ring", "An oak board with a brown ring.")
+    frame = catalogue(["x"]).with_columns(picture=pl.lit("a red star"))
+    made = ItemFusionModule(frame, WORDS, llm, fields=["title"], examples=[shown])
+    made._load(llm, torch.device("cpu"), None, seed=0)
+    text = made.tokenizer.decode(made.prompt(0))
+    parts = (
+        "Text: Oak Board\nPicture: a brown ring",
+        shown.fusion,
+        "Text: Film 0\nPicture: a red star",
+    )
+    order = [text.index(part) for part in parts]
+    assert order == sorted(order)
+    with pytest.raises(ValueError, match="needs a text"):
+        WorkedFusion("Oak Board", "", "An oak board.")
 
 
 def test_impossible_settings(llm: BackboneSpec) -> None:

@@ -19,7 +19,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.sampling import Sampling
 from lightning_modules.llm.specs import BackboneSpec
-from lightning_modules.user_summaries import UserSummariesModule
+from lightning_modules.user_summaries import UserSummariesModule, WorkedNote
 
 WORDS = ItemWords("film", "films", "watch", "watched")
 ITEMS = 12
@@ -127,6 +127,42 @@ def test_a_block_is_asked_about_with_the_text_before_it(
         "user": 1, "start": 0, "stop": 7, "text": "T3.", "steps": ["T1.", "T2.", "T3."],
         "left_out": 0, "empty": 0,
     }]  # fmt: skip
+
+
+def test_worked_notes_stand_before_the_notes_of_their_kind(
+    llm: BackboneSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [
+        WorkedNote(("A red hat", "A red shoe"), "Likes red."),
+        WorkedNote(("A blue hat",), "Likes red and blue.", before="Likes red hats."),
+    ]
+    one = {"test": rows(histories(), [(1, 5)])}
+    options: dict[str, Any] = {"row_histories": one, "splits": ["test"], "about": "colours"}
+    made = summariser(llm, examples=examples, **options)
+    asked = said_back(monkeypatch, made)
+    predict(made, 8)
+    first, second = asked
+    assert "which colours they like" in first
+    assert "1. A red hat\n2. A red shoe" in first
+    assert first.index("A red shoe") < first.index("Likes red.") < first.index("Film 2")
+    assert "blue" not in first
+    assert "Note: Likes red hats.\n\n1. A blue hat" in second
+    order = [second.index(t) for t in ("A blue hat", "Likes red and blue.", "Note: T1.", "Film 5")]
+    assert order == sorted(order)
+    assert "A red shoe" not in second
+    # Without an example of a kind, what is wanted is told.
+    later = summariser(llm, examples=examples[:1], **options)
+    asked = said_back(monkeypatch, later)
+    predict(later, 8)
+    assert "words about colours" in asked[1]
+    assert "A red" not in asked[1]
+
+
+def test_a_worked_note_is_of_items() -> None:
+    with pytest.raises(ValueError, match="needs items"):
+        WorkedNote((), "Likes red.")
+    with pytest.raises(ValueError, match="needs items"):
+        WorkedNote(("A hat",), " ")
 
 
 def test_direct_windows_and_merged_notes(
