@@ -13,11 +13,15 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from lightning_modules.llm.label_scoring import pad_left
+from lightning_modules.llm.label_scoring import SharedPrefix, pad_left
+from lightning_modules.llm.masks import layer_windows
+from lightning_modules.llm.prompt_tokens import common_beginning
 from lightning_modules.llm.sampling import RowSampler
 
+_WORTH_READING_ONCE = 32  # tokens that all prompts of a batch begin with
 _QUOTES = "\"'`“”‘’«»*_ \t\n"
 
 
@@ -29,6 +33,7 @@ def generate(
     choices: Sequence[Sequence[Sequence[int]]] | None = None,
     sampler: RowSampler | None = None,
     pictures: Mapping[str, torch.Tensor] | None = None,
+    share: bool = True,
 ) -> list[list[int]]:
     """New tokens of each row, greedily chosen or drawn, up to the end of its text.
 
@@ -40,11 +45,18 @@ def generate(
         choices: (B) lists of token sequences, one of which a row must write; None leaves it free.
         sampler: draws each row's next token; None takes the likeliest.
         pictures: what the prompts show, as ``pictures.beside`` gives it for these rows.
+        share: read what all prompts begin with (an instruction, worked examples) once, where the model can
+            and no pictures are shown; False where equal tokens do not mean the same.
 
     Raises:
         ValueError: a row has no choice, or one without tokens.
     """
-    tokens, mask = pad_left(prompts, tokenizer.pad_token_id)
+    opening = _opening(model, prompts) if share and pictures is None else []
+    rests, mask = pad_left([ids[len(opening) :] for ids in prompts], tokenizer.pad_token_id)
+    # Padding stands between the opening and each row's own tokens.
+    first = torch.tensor([opening] * len(prompts), dtype=torch.long).view(len(prompts), -1)
+    tokens = torch.cat([first, rests], dim=1)  # (B, L)
+    mask = torch.cat([torch.ones_like(first), mask], dim=1)  # (B, L)
     end, ends = tokenizer.eos_token_id, ends_of(model, tokenizer)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if choices is not None:
@@ -58,6 +70,8 @@ def generate(
         options["logits_processor"] = [sampler]
     options |= {name: value.to(model.device) for name, value in (pictures or {}).items()}
     with torch.no_grad():
+        if opening:
+            options["past_key_values"] = SharedPrefix(model, opening).cache(len(prompts))
         out = model.generate(
             input_ids=tokens.to(model.device),
             attention_mask=mask.to(model.device),
@@ -73,6 +87,21 @@ def generate(
             **options,
         )
     return [_until(row, ends) for row in out[:, tokens.shape[1] :].tolist()]
+
+
+def _opening(model: Any, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens that all prompts begin with, if reading them once is possible and worth it.
+
+    Windows are counted in columns by ``generate``, padding included; adapters that add tokens keep a cache of
+    their own.
+    """
+    windows = layer_windows(model)
+    adapter = getattr(model, "active_peft_config", None)
+    adds_tokens = bool(getattr(adapter, "is_prompt_learning", False))
+    if len(prompts) < 2 or adds_tokens or windows is None or any(windows.values()):
+        return []
+    shared = common_beginning([np.asarray(ids) for ids in prompts])
+    return shared if len(shared) >= _WORTH_READING_ONCE else []
 
 
 def ends_of(model: Any, tokenizer: Any) -> list[int]:

@@ -165,7 +165,7 @@ class SharedPrefix:
             input_ids=rest,
             attention_mask=padding_mask(self.model, seen, positions, self.length),
             position_ids=positions[:, self.length :],
-            past_key_values=self._cache(len(rest)),
+            past_key_values=self.cache(len(rest)),
             logits_to_keep=last_columns(rest, keep),
             use_cache=True,
             **beside,
@@ -173,7 +173,8 @@ class SharedPrefix:
         logits: Tensor = out.logits.float()
         return logits
 
-    def _cache(self, rows: int) -> Any:
+    def cache(self, rows: int) -> Any:
+        """What was read, for so many rows; it may grow."""
         from transformers import DynamicCache
 
         return DynamicCache([

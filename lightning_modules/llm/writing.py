@@ -118,6 +118,8 @@ class WritesTexts(LanguageModelModule):
                 more["sampler"] = RowSampler(sampling, streams)
             if shown is not None:
                 more["pictures"] = shown.inputs(rows, texts)
+            if behind is not None:
+                more["share"] = False
             made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **more)
             written = dict(zip(rows, made, strict=True))
             return [written[row] for row in asked]

@@ -45,6 +45,33 @@ def test_free_text_is_the_argmax_at_every_step(tiny: Any) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("held", [False, True], ids=["free", "held to a list"])
+def test_what_all_prompts_begin_with_changes_nothing(
+    tiny: Any, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = tiny
+    opening = [10 + i % 50 for i in range(40)]
+    prompts = [[*opening, 60, 61, 62, 63, 64], [*opening, 70], [*opening, 80, 81]]
+    choices = [[[40, 41], [40, 42, 43], [50]]] * 3 if held else None
+    read: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: Any, *options: Any, **given: Any) -> Any:
+        read.append(given.get("input_ids", *options[:1]).numel())
+        return forward(self, *options, **given)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    got = generate(model, tokenizer, prompts, max_new_tokens=5, choices=choices)
+    first, second = read[:2]
+    alone = generate(model, tokenizer, prompts, max_new_tokens=5, choices=choices, share=False)
+    tries = [None] * 3 if choices is None else [TokenTrie(c, END) for c in choices]
+    by = [by_hand(model, p, 5, trie) for p, trie in zip(prompts, tries, strict=True)]
+    assert got == alone == by
+    if model.config.get_text_config().model_type == "llama":  # no windows: 40 once, 5 x 3 behind
+        assert (first, second) == (40, 15)
+
+
+@torch.no_grad()
 def test_a_penalty_in_the_model_files_is_not_taken(
     tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
