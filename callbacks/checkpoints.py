@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+LAST, BEFORE = "last.ckpt", "last.before.ckpt"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames.
+    """Writes beside the target and renames; the ``last.ckpt`` before is kept as ``last.before.ckpt``.
 
     Lightning's own writer goes through the system's temporary folder; when that is another file
     system, its last step is a copy, and a kill during it leaves half a checkpoint.
@@ -27,10 +31,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.part")
-        with part.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk needs its room
+            part.unlink(missing_ok=True)
+            raise
+        if path.name == LAST and path.is_file():
+            _keep_before(path)
         os.replace(part, path)
 
     def load_checkpoint(
@@ -42,6 +52,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Load without unpickling objects, whatever the caller asked for."""
         loaded: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only=True)
         return loaded
+
+
+def _keep_before(path: Path) -> None:
+    """At every moment there is a ``last.ckpt``: what becomes of it is linked, not moved."""
+    link = path.with_name(f".{BEFORE}.part")
+    with suppress(OSError):  # a file system without links keeps the last one alone
+        link.unlink(missing_ok=True)
+        os.link(path, link)
+        os.replace(link, path.with_name(BEFORE))
+
+
+def unreadable(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be read, or is not as it was written; None where it can.
+
+    Our own writer leaves no half file, but a full disk or a broken copy may. torch does not look at the
+    check sums that it writes.
+    """
+    try:
+        with zipfile.ZipFile(checkpoint) as parts:
+            if wrong := parts.testzip():
+                return f"{wrong} in it is damaged"
+        torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 class Patience(EarlyStopping):

@@ -17,6 +17,7 @@ from experiments.source_graph import REPO
 
 SRUN = "LLMREC_SRUN"  # in a batch script: start stages through srun, with these options
 STEP = "LLMREC_STEP"  # in a task of such a step
+REFUSED = ".refused"  # in the run folder: one of several processes has said what is wrong
 
 
 def through_srun(environment: Mapping[str, str]) -> bool:

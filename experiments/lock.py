@@ -1,4 +1,9 @@
-"""One driver per run folder: a lock file that names its holder and dies with it."""
+"""One driver per run folder: a lock file that names its holder and dies with it.
+
+A holder is a process id, which means something on one machine, since its last start, in one process
+namespace alone; with the time when it began, so that a number that was given again is another process. Of
+any other place only the Slurm of the job's own cluster can say that it has ended: others give its number too.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,10 @@ import os
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from callbacks import stop_request
@@ -37,7 +44,8 @@ def hold(folder: Path, wait: bool = False) -> Iterator[list[str]]:
     path = folder / NAME
     messages: list[str] = []
     waited = False
-    while not _create(path):
+    mine = uuid.uuid4().hex  # of a process that is on no other machine and was at no other time
+    while not _create(path, mine):
         if (alive := holder(folder)) and wait:
             if not waited:
                 say(f"  {folder.name} is {alive}; waiting for it")
@@ -52,7 +60,7 @@ def hold(folder: Path, wait: bool = False) -> Iterator[list[str]]:
     try:
         yield [m for m in messages if m]
     finally:
-        if (_read(path) or {}).get("pid") == os.getpid():
+        if (_read(path) or {}).get("id") == mine:
             path.unlink(missing_ok=True)
 
 
@@ -60,39 +68,72 @@ def add_child(folder: Path, pid: int) -> None:
     """Note the stage's own process, which may outlive a killed driver for a moment."""
     path = folder / NAME
     note = {**(_read(path) or {}), "child": pid, "child_start": _start_time(pid)}
-    part = path.with_name(f"{NAME}.{os.getpid()}.part")
+    part = path.with_name(f"{NAME}.{uuid.uuid4().hex}.part")
     part.write_text(json.dumps(note))
     os.replace(part, path)
 
 
 def holder(folder: Path) -> str | None:
-    """'being run by ...' while a living process (or one on another host) holds the folder."""
+    """'being run by ...' while a living process (or one that cannot be asked) holds the folder."""
     note = _read(folder / NAME)
     if note is None or not _alive(note):
         return None
-    if note.get("host") != socket.gethostname():
-        where = f"process {note.get('pid')} on {note.get('host')}"
-        return f"being run by {where} (if that is gone, delete {folder / NAME})"
-    return f"being run by process {note.get('pid')}"
+    if _is_here(note):
+        return f"being run by process {note.get('pid')}"
+    where = f"process {note.get('pid')} on {note.get('host')}"
+    return f"being run by {where} (if that is gone, delete {folder / NAME})"
 
 
 def _alive(note: dict[str, object]) -> bool:
-    """Whether the driver or its stage process still runs; on another host only a Slurm job's end can be told.
+    """Whether the driver or its stage process still runs; elsewhere only a Slurm job's end can be told.
 
-    An earlier attempt of our own job runs no more where it ran.
+    An earlier attempt of our own job runs no more where it ran, and nothing survives its machine's restart.
     """
-    job, attempt = _attempt()
-    if job and note.get("job") == job and note.get("attempt") != attempt:
+    job, attempt, cluster = _attempt()
+    ours = job and note.get("job") == job and note.get("cluster") == cluster
+    if (ours and note.get("attempt") != attempt) or _restarted(note):
         return False
-    if note.get("host") != socket.gethostname():
-        return not _job_ended(note.get("job"))
+    if not _is_here(note):
+        return not _job_ended(note.get("job"), note.get("cluster"))
     pairs = ((note.get("pid"), note.get("start")), (note.get("child"), note.get("child_start")))
     return any(pid and start is not None and _start_time(pid) == start for pid, start in pairs)
 
 
-def _job_ended(job: object) -> bool:
-    """Whether Slurm says that a job runs no more; where it says nothing, it may run."""
+@cache
+def _place() -> dict[str, str]:
+    """Where a process id of ours means something; what the system does not tell is left out."""
+    found = {"host": socket.gethostname()}
+    for name, file in (("boot", "/proc/sys/kernel/random/boot_id"), ("machine", "/etc/machine-id")):
+        with suppress(OSError):
+            found[name] = Path(file).read_text().strip()
+    with suppress(OSError):
+        found["pids"] = os.readlink("/proc/self/ns/pid")
+    return {name: text for name, text in found.items() if text}
+
+
+def _is_here(note: dict[str, object]) -> bool:
+    """Whether we see the processes that a note is about: one machine, one start of it, one namespace."""
+    return all(note.get(n) == _place().get(n) for n in ("host", "boot", "pids"))
+
+
+def _restarted(note: dict[str, object]) -> bool:
+    """Whether this very machine was started again since. Others may have its host name, and no machine id."""
+    mine, theirs = _place(), note
+    alike = all(mine.get(n) and mine[n] == theirs.get(n) for n in ("host", "machine"))
+    known = bool(mine.get("boot") and theirs.get("boot"))
+    return alike and known and mine["boot"] != theirs["boot"]
+
+
+def _job_ended(job: object, cluster: object) -> bool:
+    """Whether Slurm says that a job runs no more; where it says nothing, it may run.
+
+    Args:
+        job: its number.
+        cluster: whose; another cluster that shares the file system may have had the number for another job.
+    """
     if not job or time.monotonic() - _running.get(job, -math.inf) < ASK_SECONDS:
+        return False
+    if not cluster or cluster != _cluster():
         return False
     words = ["squeue", "--noheader", f"--jobs={job}", "--states=RUNNING,COMPLETING,SUSPENDED"]
     try:
@@ -105,16 +146,33 @@ def _job_ended(job: object) -> bool:
     return ended
 
 
-def _attempt() -> tuple[str | None, str]:
-    """Our Slurm job, and how often it was requeued."""
-    return os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT", "0")
+def _cluster() -> str | None:
+    """Of this job; outside of jobs that which commands are sent to, where there is one."""
+    return os.environ.get("SLURM_CLUSTER_NAME") or _configured_cluster()
 
 
-def _create(path: Path) -> bool:
-    note = {"pid": os.getpid(), "start": _start_time(os.getpid()), "host": socket.gethostname()}
-    job, attempt = _attempt()
-    note |= {"job": job, "attempt": attempt} if job else {}
-    part = path.with_name(f"{NAME}.{os.getpid()}.new")
+@cache
+def _configured_cluster() -> str | None:
+    words = ["scontrol", "show", "config"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    named = (line.partition("=") for line in done.stdout.splitlines())
+    return next((value.strip() for name, _, value in named if name.strip() == "ClusterName"), None)
+
+
+def _attempt() -> tuple[str | None, str, str | None]:
+    """Our Slurm job, how often it was requeued, and whose it is."""
+    told = os.environ.get
+    return told("SLURM_JOB_ID"), told("SLURM_RESTART_COUNT", "0"), told("SLURM_CLUSTER_NAME")
+
+
+def _create(path: Path, mine: str) -> bool:
+    note = {"id": mine, "pid": os.getpid(), "start": _start_time(os.getpid()), **_place()}
+    job, attempt, cluster = _attempt()
+    note |= {"job": job, "attempt": attempt, "cluster": cluster} if job else {}
+    part = path.with_name(f"{NAME}.{mine}.new")
     part.write_text(json.dumps({**note, "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
     try:
         os.link(part, path)  # atomic, and the file is whole from its first moment
@@ -127,16 +185,38 @@ def _create(path: Path) -> bool:
 
 def _take_over(path: Path) -> str:
     """Move a dead holder's lock aside; of several that try, one succeeds."""
-    aside = path.with_name(f"{NAME}.{os.getpid()}.dead")
+    with _guarded(path.parent):
+        note = _read(path)
+        if note is not None and _alive(note):
+            return ""  # another driver was quicker
+        return _move_aside(path)
+
+
+@contextmanager
+def _guarded(folder: Path) -> Iterator[None]:
+    """Alone on this machine, where the file system can lock a folder."""
+    import fcntl  # not on every system
+
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _move_aside(path: Path) -> str:
+    aside = path.with_name(f"{NAME}.{uuid.uuid4().hex}.dead")
     try:
         os.rename(path, aside)
     except FileNotFoundError:
         return ""
     note = _read(aside)
-    if note is not None and _alive(
-        note
-    ):  # another driver was quicker, and this is its lock: give it back
-        os.link(aside, path)
+    if note is not None and _alive(note):
+        # Another driver was quicker, and this is its lock: give it back.
+        with suppress(FileExistsError):
+            os.link(aside, path)
         aside.unlink()
         return ""
     aside.unlink()

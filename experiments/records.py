@@ -17,6 +17,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from callbacks.checkpoints import BEFORE
 from datamodules.sources import file_digest
 from datamodules.stage_data import StageDataModule
 from datamodules.types import SPLIT_NAMES, TEST
@@ -41,6 +42,7 @@ class Outcome:
 def finish(folder: Path, job: dict[str, Any], outcome: Outcome, seconds: float) -> None:
     """Write ``done.json``, last and atomically: from then on the stage counts as done."""
     trainer = outcome.trainer
+    (folder / BEFORE).unlink(missing_ok=True)  # nobody goes on from here
     write_json(
         folder / "done.json",
         {

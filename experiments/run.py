@@ -29,6 +29,7 @@ from experiments import (
     beside,
     config,
     data_report,
+    faults,
     launchers,
     lock,
     messages,
@@ -57,12 +58,17 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         messages.print_error(error)
         return 2
+    except (OSError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):  # `make show | head`
+            sys.stdout = None
+            return 0
+        if (told := faults.explained(error)) is None:
+            raise
+        messages.print_error(UserError(told))
+        return 2
     except Stopped:
         messages.say("stopped as asked; the same command goes on where it stood")
         return stop_request.STATUS
-    except BrokenPipeError:  # `make show | head`
-        sys.stdout = None
-        return 0
     except KeyboardInterrupt:
         messages.say("stopped; the same command goes on from the last checkpoint")
         return 130
@@ -171,7 +177,8 @@ def run_stage(
             for file in (done, *stage.folder.glob("*.ckpt"), *written):
                 file.unlink()
         job = _job(experiment, stage)
-        _taken(stage.folder / stop_request.MARK)
+        for mark in (stop_request.MARK, launchers.REFUSED):
+            _taken(stage.folder / mark)
         write_json(stage.folder / "stage.json", job)
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
         (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
@@ -254,11 +261,10 @@ def in_process(
         raise Stopped
     if status == 130:
         raise KeyboardInterrupt
-    if status < 0:
-        name = signal.Signals(-status).name
-        raise UserError(f"the process was killed by {name}; the same command resumes")
-    if status == 2:  # it has said what is wrong
-        raise SystemExit(2)
+    if status == 2 or (status and folder and _taken(folder / launchers.REFUSED)):
+        raise SystemExit(2)  # it has said what is wrong
+    if status < 0 or status > 128:  # srun tells of a task's signal like a shell
+        raise UserError(faults.killed(-status if status < 0 else status - 128, launch))
     if status:
         log = f" (logs: {messages.short(folder)})" if folder else ""
         raise UserError(f"{module} ended with status {status}{log}; the reason stands above")

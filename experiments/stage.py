@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.checkpoints import Patience, checkpoints
+from callbacks.checkpoints import BEFORE, LAST, Patience, checkpoints, unreadable
 from callbacks.generations import GenerationsLog
+from callbacks.nonfinite import NonFinite, NonFiniteError
 from callbacks.progress import RunProgress
 from callbacks.scores import ScoresWriter
 from callbacks.throughput import Throughput
@@ -40,7 +42,7 @@ from datamodules.sources import cache_root
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TEST, VALID
 from datamodules.versioning import read_json, write_json
-from experiments import build
+from experiments import build, faults
 from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
 from experiments.messages import print_error, say
@@ -58,7 +60,7 @@ def run_stage(folder: Path) -> None:
     job = read_json(folder / "stage.json")
     if job is None:
         raise UserError(f"{folder} has no readable stage.json: start it with make exp NAME=...")
-    started = time.time()
+    started = time.monotonic()  # the day's clock may be set back
     spec, launch = job["spec"], job["launch"]
     torch.set_num_threads(launch["threads"] or os.cpu_count() or 1)
     pl.seed_everything(spec["seed"], verbose=False)
@@ -72,7 +74,7 @@ def run_stage(folder: Path) -> None:
     else:
         outcome = _predict(folder, job, data)
     if outcome.trainer.is_global_zero:
-        finish(folder, job, outcome, time.time() - started)
+        finish(folder, job, outcome, time.monotonic() - started)
 
 
 def _data(job: dict[str, Any]) -> StageDataModule:
@@ -112,13 +114,12 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
     speed = Throughput()
-    trainer = make_trainer(folder, job, data, module, [*callbacks, progress, speed])
+    callbacks += [progress, speed, NonFinite(folder)]
+    trainer = make_trainer(folder, job, data, module, callbacks)
     if reason := module.untrainable(trainer):
         raise UserError(reason)
-    resume = folder / "last.ckpt"
-    ckpt_path = str(resume) if resume.is_file() else None
-    if ckpt_path:
-        _require_readable(resume)
+    resume = _resumed_from(folder)
+    ckpt_path = str(resume) if resume else None
     trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     if not (folder / "best.ckpt").is_file():
         raise UserError(f"no epoch was selected: {metric} was never a number; see the csv log")
@@ -150,15 +151,24 @@ def _require_possible(module: StageModule, data: StageDataModule) -> None:
 
 
 def _require_readable(checkpoint: Path) -> None:
-    """Our own writer leaves no half file, but a full disk or a broken copy may."""
-    try:
-        torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
+    if reason := unreadable(checkpoint):
         raise UserError(
             f"{checkpoint} cannot be read ({reason}): delete it, and done.json beside it, and the same "
             "command trains anew"
-        ) from error
+        )
+
+
+def _resumed_from(folder: Path) -> Path | None:
+    """The newest checkpoint of a fit that was cut off; where it is damaged, the one before."""
+    last, before = folder / LAST, folder / BEFORE
+    if not last.is_file():
+        return None
+    reason = unreadable(last)
+    if reason and before.is_file() and not unreadable(before):
+        say(f"  {last} cannot be read ({reason}): going on from the one before, {before.name}")
+        return before
+    _require_readable(last)
+    return last
 
 
 def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
@@ -272,10 +282,22 @@ def _stopped(folder: Path) -> int:
     return stop_request.STATUS
 
 
+def _refused(folder: Path, error: Exception) -> int:
+    """Tell what is wrong; the mark says that it was told, whatever becomes of the other processes."""
+    print_error(error)
+    if "LOCAL_RANK" in os.environ or launchers.is_task(os.environ):
+        with suppress(OSError):
+            (folder / launchers.REFUSED).touch()
+    return 2
+
+
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 a problem the user can mend, 75 stopped as asked, 130 stopped by a signal."""
     if signal.SIGTERM not in SIGNALS:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
+    signal.signal(
+        signal.SIGXFSZ, signal.SIG_IGN
+    )  # too large a file is then an error like any other
     _die_with_driver()
     quiet()
     folder = Path(argv[0])
@@ -283,19 +305,20 @@ def main(argv: list[str]) -> int:
         if stop_request.asked():  # while it imported
             return _stopped(folder)
         run_stage(folder)
-    except (UserError, DataSourceError, DataFormatError, ModelError) as error:
-        print_error(error)
-        return 2
+    except (UserError, DataSourceError, DataFormatError, ModelError, NonFiniteError) as error:
+        return _refused(folder, error)
     except (KeyboardInterrupt, SystemExit, SIGTERMException):  # Lightning turns Ctrl-C into an exit
         return 130
     except stop_request.Stopped:
         return _stopped(folder)
     except Exception as error:
-        if not stop_request.asked():
+        if stop_request.asked():
+            # Left alone by a rank that has stopped already, this one's next exchange fails somehow.
+            say(f"stopped as asked, by {type(error).__name__}: {error}")
+            return _stopped(folder)
+        if (told := faults.explained(error, folder, read_json(folder / "stage.json"))) is None:
             raise
-        # Left alone by a rank that has stopped already, this one's next exchange fails somehow.
-        say(f"stopped as asked, by {type(error).__name__}: {error}")
-        return _stopped(folder)
+        return _refused(folder, UserError(told))
     finally:  # the interpreter's end would make the signal deadly again
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return 0

@@ -28,6 +28,14 @@ with lock.hold(Path(sys.argv[1])) as messages:
 """
 
 
+# Where this process is, read from where proc(5), namespaces(7) and machine-id(5) have it.
+PLACE = {
+    "host": socket.gethostname(),
+    "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+    "pids": os.readlink("/proc/self/ns/pid"),
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "sasrec.train-abc"
@@ -65,7 +73,7 @@ def write(folder: Path, **note: object) -> None:
     whole = {
         "pid": os.getpid(),
         "start": own_start(),
-        "host": socket.gethostname(),
+        **PLACE,
         "since": "then",
     }
     (folder / lock.NAME).write_text(json.dumps({**whole, **note}))
@@ -198,13 +206,25 @@ def test_a_job_that_was_requeued_takes_over_from_its_own_past(
 ) -> None:
     """The attempt before was killed with its node; another job's lock on another node stays."""
     folder.mkdir(parents=True)
-    note = {"pid": 1, "start": "1", "host": "elsewhere", "job": "17", "attempt": "0"}
+    note = {
+        "pid": 1,
+        "start": "1",
+        "host": "elsewhere",
+        "job": "17",
+        "attempt": "0",
+        "cluster": "a",
+    }
     (folder / ".lock").write_text(json.dumps(note))
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     with pytest.raises(UserError, match="on elsewhere"), lock.hold(folder):
         pass
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "b")  # whose job 17 is another
+    with pytest.raises(UserError, match="on elsewhere"), lock.hold(folder):
+        pass
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
     with lock.hold(folder) as told:
         assert "took over from process 1" in told[0]
 
@@ -222,8 +242,18 @@ def test_a_job_on_another_node_holds_as_long_as_slurm_says_that_it_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, alive: bool
 ) -> None:
     folder.mkdir(parents=True)
-    note = {"pid": 1, "start": "1", "host": "elsewhere", "job": "17", "attempt": "0"}
+    note = {
+        "pid": 1,
+        "start": "1",
+        "host": "elsewhere",
+        "job": "17",
+        "attempt": "0",
+        "cluster": "a",
+    }
     (folder / ".lock").write_text(json.dumps(note))
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'ClusterName             = a'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    lock._configured_cluster.cache_clear()
     (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
     (tmp_path / "squeue").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -233,6 +263,62 @@ def test_a_job_on_another_node_holds_as_long_as_slurm_says_that_it_runs(
     assert (lock.holder(folder) is not None) == alive, "Slurm is not asked again at once"
     monkeypatch.setattr(lock, "ASK_SECONDS", 0.0)
     assert lock.holder(folder) is None
+
+
+def test_slurm_is_not_asked_about_the_jobs_of_another_cluster(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our squeue knows no job 17; that of the cluster whose job it is may run it."""
+    folder.mkdir(parents=True)
+    note = {
+        "pid": 1,
+        "start": "1",
+        "host": "elsewhere",
+        "job": "17",
+        "attempt": "0",
+        "cluster": "a",
+    }
+    (folder / ".lock").write_text(json.dumps(note))
+    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 0\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(lock, "_running", {})
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "b")
+    assert lock.holder(folder) is not None
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
+    assert lock.holder(folder) is None
+
+
+@pytest.mark.parametrize("other", [{"boot": "another"}, {"pids": "pid:[1]"}])
+def test_a_process_id_of_a_namesake_is_not_looked_up_here(
+    folder: Path, other: dict[str, str]
+) -> None:
+    """The host's name is ours, but it is another machine or container: its process may live."""
+    write(folder, **other, start="1")
+    said = lock.holder(folder)
+    assert said is not None
+    assert str(folder / lock.NAME) in said
+    with pytest.raises(UserError, match="delete"), lock.hold(folder):
+        pass
+
+
+def test_nothing_survives_a_restart_of_its_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process id and its time are those of a living process of today."""
+    monkeypatch.setattr(lock, "_place", lambda: {**PLACE, "machine": "m"})
+    write(folder, boot="yesterday", machine="m")
+    assert lock.holder(folder) is None
+    write(folder, boot="yesterday", machine="another")
+    assert lock.holder(folder) is not None
+
+
+def test_a_lock_that_another_has_taken_meanwhile_is_left_alone(folder: Path) -> None:
+    """Another host may have a process of our number, too: whose lock it is, the lock says."""
+    with lock.hold(folder):
+        note = json.loads((folder / lock.NAME).read_text())
+        (folder / lock.NAME).write_text(json.dumps({**note, "id": "of another"}))
+    assert json.loads((folder / lock.NAME).read_text())["id"] == "of another"
 
 
 def test_one_that_may_wait_gets_the_lock_when_it_is_free(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -114,3 +116,86 @@ class RowsLog(pl.Callback):
         line = json.dumps([trainer.current_epoch, batch.row.tolist()])
         with (self.folder / f"rank{trainer.global_rank}.jsonl").open("a") as file:
             file.write(f"{line}\n")
+
+
+class KillRank(pl.Callback):
+    """One rank of several dies at a step."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            die()
+
+
+class KillInFile(pl.Callback):
+    """Die when half of a file whose name has ``name`` in it is written, by whatever name it has till then."""
+
+    def __init__(self, name: str) -> None:
+        replaced = os.replace
+
+        def replace(source: Any, target: Any) -> None:
+            if name in Path(source).name:
+                os.truncate(source, Path(source).stat().st_size // 2)
+                die()
+            replaced(source, target)
+
+        os.replace = replace  # type: ignore[assignment]
+        Path.replace = lambda self, target: replace(self, target)  # type: ignore[method-assign,assignment,misc]
+
+
+class LimitFiles(pl.Callback):
+    """From step ``step`` on no file may be larger: writing fails where the system writes."""
+
+    def __init__(self, step: int, size: int) -> None:
+        self.step, self.size = step, size
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.RLIM_INFINITY))
+
+
+class SpoilBatch(pl.Callback):
+    """The loss of batch ``number`` of the fit is divided by nothing."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.number:
+            batch.normaliser.zero_()
+
+
+class NoMemory(pl.Callback):
+    """Ask for more memory than there is, at a step of a fit or the first batch of a test."""
+
+    def on_train_batch_start(self, *unused: Any) -> None:
+        torch.empty(2**50)
+
+    def on_test_batch_start(self, *unused: Any) -> None:
+        torch.empty(2**50)
+
+
+class ClockBack(pl.Callback):
+    """The day's clock is set back by an hour at every batch."""
+
+    def __init__(self) -> None:
+        self.hours = 0
+        now = time.time
+        time.time = lambda: now() - 3600 * self.hours  # type: ignore[assignment]
+
+    def on_train_batch_start(self, *unused: Any) -> None:
+        self.hours += 1
+
+
+class NoPackage(pl.Callback):
+    """Something needs a package that is not there."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_train_start(self, *unused: Any) -> None:
+        importlib.import_module(self.name)
