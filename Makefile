@@ -22,8 +22,10 @@ override TASKS := $(value TASKS)
 override TIME := $(value TIME)
 override LEAD := $(value LEAD)
 override DRY := $(value DRY)
+override COST := $(value COST)
+override MEMORY := $(value MEMORY)
 JOBS ?= 1
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -46,7 +48,7 @@ exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off,
 slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 (DRY=1 prints the script)
 	@$(PY) -m experiments.slurm
 
-plan: $(READY) ## Say which stages are done, missing or stale, and why
+plan: $(READY) ## Say which stages are done, missing or stale, and why (COST=1: what the missing ones take, from a few steps)
 	@$(PY) -m experiments.run plan
 
 show: $(READY) ## Print the resolved configuration and where each value came from

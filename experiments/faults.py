@@ -17,6 +17,9 @@ PROJECT = "llmrec-lightning"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NUMBERED = re.compile(r"\(os error (\d+)\)")  # how Polars and safetensors tell of an OSError
+_ALONE = re.compile(
+    r"Connection (closed|reset) by peer|Broken pipe|\bgloo\b|NCCL|process group|DistNetworkError"
+)
 _NO_MEMORY = re.compile(r"CUDA out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
@@ -37,12 +40,23 @@ def explained(
             return told
         if _is_memory(each):
             return _memory(each, job)
+    # Last: what a rank says of itself is the reason, what it hears of another is not.
+    if job and _devices(job["launch"]) > 1 and _ALONE.search(f"{type(error).__name__} {error}"):
+        first = str(error).strip().partition("\n")[0][:120]
+        return (
+            f"another rank has ended ({first}): it was killed, ran out of memory, or says above what was "
+            "wrong; the same command resumes"
+        )
     return None
+
+
+def _devices(launch: dict[str, Any]) -> int:
+    return int(launch["devices"]) * int(launch["num_nodes"])
 
 
 def killed(number: int, launch: dict[str, Any] | None) -> str:
     """What a process that did not end by itself means."""
-    many = launch is not None and int(launch["devices"]) * int(launch["num_nodes"]) > 1
+    many = launch is not None and _devices(launch) > 1
     who = "the process, or one of its ranks," if many else "the process"
     try:
         name = signal.Signals(number).name
@@ -128,7 +142,7 @@ def lower(job: dict[str, Any] | None) -> list[str]:
     if job is None:
         return []
     spec, launch, stage = job["spec"], job["launch"], job["stage"]
-    share = int(spec["batch_size"]) // (int(launch["devices"]) * int(launch["num_nodes"]))
+    share = int(spec["batch_size"]) // _devices(launch)
     if spec["run"] != "fit":
         now = int(spec["batch_size"])
         half = f"lower stages.{stage}.batch_size={max(1, now // 2)} (now {now}; no result changes)"

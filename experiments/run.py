@@ -33,6 +33,7 @@ from experiments import (
     launchers,
     lock,
     messages,
+    preflight,
     report,
     results,
     seeds,
@@ -115,7 +116,9 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         stages = finish(experiment, rerun)
         report.print_results(experiment, stages, list(beside.find(experiment)))
         return 0
-    if verb == "plan":
+    if verb == "plan" and os.environ.get("COST", "").strip() not in ("", "0"):
+        preflight.tell(experiment, _job, in_process)
+    elif verb == "plan":
         report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))
     elif verb == "show":
         report.print_config(experiment, config.origins(experiment.name, experiment.overrides))

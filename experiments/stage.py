@@ -66,7 +66,7 @@ def run_stage(folder: Path) -> None:
     pl.seed_everything(spec["seed"], verbose=False)
     # Filling every new tensor with NaN is a debugging aid of deterministic mode; it costs, and hides nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    data = _data(job)
+    data = build_data(job)
     if spec["run"] == "fit":
         outcome = _fit(folder, job, data)
     elif spec["run"] == "test":
@@ -77,7 +77,8 @@ def run_stage(folder: Path) -> None:
         finish(folder, job, outcome, time.monotonic() - started)
 
 
-def _data(job: dict[str, Any]) -> StageDataModule:
+def build_data(job: dict[str, Any]) -> StageDataModule:
+    """The data module that a stage is told of."""
     data: StageDataModule = build.build(job["spec"]["data"])
     data.batch_size = job["spec"]["batch_size"]
     data.num_workers = job["launch"]["num_workers"]
@@ -86,7 +87,7 @@ def _data(job: dict[str, Any]) -> StageDataModule:
     return data
 
 
-def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) -> StageModule:
+def build_module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) -> StageModule:
     """Build a module from its config, the data's facts and the earlier stages' files."""
     for file in map(Path, job["inputs"].values()):
         if file.suffix == ".ckpt":
@@ -97,7 +98,7 @@ def _module(node: dict[str, Any], job: dict[str, Any], data: StageDataModule) ->
 
 def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     spec = job["spec"]
-    module = _module(next(iter(spec["modules"].values())), job, data)
+    module = build_module(next(iter(spec["modules"].values())), job, data)
     _require_possible(module, data)
     try:
         if job["launch"].get("compile"):
@@ -181,7 +182,7 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     speeds: dict[str, dict[str, float]] = {}
     several = len(job["spec"]["modules"]) > 1
     for name, node in job["spec"]["modules"].items():
-        module = _module(node, job, data)
+        module = build_module(node, job, data)
         assert isinstance(module, RankingModule)  # experiments.check has refused others
         if several and (reason := _impossible(module, data)):
             left_out[name] = reason
@@ -219,7 +220,7 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
 
 def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     """Go through the module's things, and keep its table for later stages."""
-    module = _module(next(iter(job["spec"]["modules"].values())), job, data)
+    module = build_module(next(iter(job["spec"]["modules"].values())), job, data)
     assert isinstance(module, PredictingModule)  # experiments.check has refused others
     callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
     if module.generations is not None:

@@ -33,6 +33,8 @@ REQUEST = (
     "TIME",
     "LEAD",
     "DRY",
+    "COST",
+    "MEMORY",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from callbacks import stop_request
-from experiments import config, frame, launchers, slurm
+from experiments import config, frame, launchers, slurm, slurm_time
 from experiments.errors import UserError
 
 NAME = "sasrec/movielens_100k"
@@ -240,7 +240,7 @@ def test_a_dry_run_prints_and_writes_nothing(
     ],
 )  # fmt: skip
 def test_times_are_read_as_sbatch_reads_them(time_limit: str, seconds: int) -> None:
-    assert slurm.seconds_of(time_limit) == seconds
+    assert slurm_time.seconds_of(time_limit) == seconds
 
 
 # ---------------------------------------------------------------- steps

@@ -93,7 +93,9 @@ def test_killed_rank(command: Command, tmp_path: Path) -> None:
     rows.mkdir()
     log = f"+callbacks.rows={{_target_:faults.RowsLog,folder:{rows}}}"
     told = said(command(*two, log, fault("KillRank", step=10, rank=1)))
-    assert "or one of its ranks, was killed by SIGKILL; the same command resumes" in told
+    heard = "another rank has ended" in told  # or was stopped, too, before it could say so
+    assert heard or "the process, or one of its ranks, was killed by SIGKILL" in told
+    assert "the same command resumes" in told
     saved = torch.load(train(tmp_path / "runs") / LAST, weights_only=True)
     for file in rows.glob("*.jsonl"):  # what a rank learned behind the save, it learns again
         lines = [line for line in file.read_text().splitlines() if json.loads(line)[0] < 1]
