@@ -41,7 +41,7 @@ class FewBatches:
         picked = batches[:BATCHES]
         if isinstance(sampler, GlobalBatchSampler):
             self.micro_batches = sampler.micro_batches
-            picked = _steps(batches, sampler)
+            picked = few_steps(batches, sampler)
             self.rows[name] = self._described(loader.dataset, len(sampler.lengths), sampler.lengths)
         elif hasattr(sampler, "rows"):  # longest first: others are taken evenly from the rest
             picked = [batches[i] for i in _evenly(len(batches), BATCHES)]
@@ -91,7 +91,7 @@ def _evenly(count: int, most: int) -> list[int]:
     return sorted({int(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
-def _steps(batches: list[RowBatch], sampler: GlobalBatchSampler) -> list[RowBatch]:
+def few_steps(batches: list[RowBatch], sampler: GlobalBatchSampler) -> list[RowBatch]:
     """The micro batches of a few optimizer steps: the one that pads to most, then others."""
     each = sampler.micro_batches
     starts = range(0, len(batches), each)
