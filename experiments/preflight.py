@@ -91,7 +91,9 @@ def _estimates(
     make_job: Job,
     in_process: Process,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    stand_ins = {}  # a file that an earlier stage has not made -> one of a few steps
+    stand_ins: dict[
+        str, str
+    ] = {}  # a file that an earlier stage has not made -> one of a few steps
     for number, stage in enumerate(stages, start=1):
         where = f"[{number}/{len(stages)}] {stage.name}"
         if stage.done and stage.folder:

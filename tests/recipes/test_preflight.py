@@ -90,7 +90,8 @@ def test_prompts_are_measured_in_tokens(
     llm = write_tiny_llm(tmp_path / "llm", template=True, longest=1024)
     words = [
         *tallrec_words(llm, tiny_movielens, examples=8), "launch.accelerator=cpu",
-        "~stages.reference", "~stages.evaluate", "++stages.train.trainer.max_epochs=2", "++stages.train.batch_size=4",
+        "~stages.reference", "~stages.evaluate",
+        "++stages.train.trainer.max_epochs=2", "++stages.train.batch_size=4",
     ]  # fmt: skip
     done = run_command("plan", "tallrec/movie_64shot", *words, runs=tmp_path / "runs", COST="1")
     rows = foreseen(done)
