@@ -109,6 +109,7 @@ def _estimates(
             continue
         say(f"{where}: a few steps ...")
         job = {**make_job(experiment, stage), "started": time.monotonic()}
+        lower = faults.lower(job)
         job["inputs"] = {a: stand_ins.get(f, f) for a, f in stage.inputs.items()}
         devices = int(job["launch"]["devices"]) * int(job["launch"]["num_nodes"])
         job["launch"] = {
@@ -127,7 +128,7 @@ def _estimates(
             else job["spec"]["batch_size"],
         }
         folder = scratch / stage.name
-        found = _measured(folder, job, in_process)
+        found = {**_measured(folder, job, in_process), "lower": lower}
         if fit and (folder / "best.ckpt").is_file():
             stand_ins[str(stage.folder / "best.ckpt")] = str(folder / "best.ckpt")
             stand_ins[str(stage.folder / "last.ckpt")] = str(folder / "last.ckpt")
@@ -177,7 +178,7 @@ def _problems(name: str, found: dict[str, Any], gib: float | None) -> Iterator[s
     if most and there and most > there and not found.get("done"):
         yield (
             f"{name}: its longest step takes {most / 1024:.1f} GiB of a {of}'s {there / 1024:.1f}: "
-            f"{'; '.join(found.get('lower') or faults.lower(None)) or 'lower launch.micro_batch_size'}"
+            f"{'; '.join(found['lower'])}"
         )
 
 
@@ -221,8 +222,9 @@ def _print(
             console.print(escape(f"{name}: {remark}"), soft_wrap=True)
         if each.get("unmeasured"):
             console.print(escape(f"{name}: {each['failed']}"), soft_wrap=True)
+    without = any(each.get("unmeasured") for each in found.values())
     console.print(
-        f"about {told_time(total)} for what is left. Time is of a few steps (patience may end a fit sooner; "
+        f"about {told_time(total)} for what is left{', without what could not be measured' * without}. Time is of a few steps (patience may end a fit sooner; "
         "what devices say to each other is not in it), memory that of the longest step.",
         soft_wrap=True,
     )

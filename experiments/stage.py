@@ -319,7 +319,9 @@ def main(argv: list[str]) -> int:
             return _stopped(folder)
         if (told := faults.explained(error, folder, read_json(folder / "stage.json"))) is None:
             raise
-        return _refused(folder, UserError(told))
+        refusal = UserError(told)
+        refusal.__cause__ = error  # for LLMREC_TRACEBACK=1
+        return _refused(folder, refusal)
     finally:  # the interpreter's end would make the signal deadly again
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     return 0
