@@ -223,9 +223,10 @@ def _print(
         if each.get("unmeasured"):
             console.print(escape(f"{name}: {each['failed']}"), soft_wrap=True)
     without = any(each.get("unmeasured") for each in found.values())
+    unknown = ", without what could not be measured" if without else ""
     console.print(
-        f"about {told_time(total)} for what is left{', without what could not be measured' * without}. Time is of a few steps (patience may end a fit sooner; "
-        "what devices say to each other is not in it), memory that of the longest step.",
+        f"about {told_time(total)} for what is left{unknown}. Time is of a few steps (patience may end a fit "
+        "sooner; what devices say to each other is not in it), memory that of the longest step.",
         soft_wrap=True,
     )
     for problem in problems:
