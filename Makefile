@@ -24,8 +24,11 @@ override LEAD := $(value LEAD)
 override DRY := $(value DRY)
 override COST := $(value COST)
 override MEMORY := $(value MEMORY)
-JOBS ?= 1
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY
+override JOBS := $(value JOBS)
+override SPACE := $(value SPACE)
+override N := $(value N)
+override SLURM := $(value SLURM)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -34,7 +37,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp slurm plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -47,6 +50,9 @@ exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off,
 
 slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 (DRY=1 prints the script)
 	@$(PY) -m experiments.slurm
+
+sweep: $(READY) ## Try many values of an experiment's settings: SPACE=experiments/sweeps/x.yaml N=50 JOBS=4 (SLURM=1: an array)
+	@$(PY) -m experiments.sweep
 
 plan: $(READY) ## Say which stages are done, missing or stale, and why (COST=1: what the missing ones take, from a few steps)
 	@$(PY) -m experiments.run plan

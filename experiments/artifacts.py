@@ -252,7 +252,7 @@ def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
     ordered: list[str] = []
     todo = sorted(stages, key=lambda s: "modules" in stages[s])
     while todo:
-        ready = [s for s in todo if _upstream(stages[s]) <= set(ordered)]
+        ready = [s for s in todo if stages_before(stages[s]) <= set(ordered)]
         if not ready:
             raise UserError(f"the inputs of {', '.join(todo)} form a circle")
         ordered.append(ready[0])
@@ -260,7 +260,8 @@ def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
     return ordered
 
 
-def _upstream(stage: dict[str, Any]) -> set[str]:
+def stages_before(stage: dict[str, Any]) -> set[str]:
+    """The stages that a stage takes inputs from."""
     sources = (stage.get("inputs") or {}).values()
     return {str(source).partition("/")[0] for source in sources if not is_place(source)}
 

@@ -127,7 +127,7 @@ def frame(canvas: Canvas, x: Axis, y: Axis) -> None:
     canvas.line((left, bottom), (right, bottom))
     canvas.line((left, bottom), (left, top))
     canvas.add(Text(sum(x.span) / 2, bottom + (44 if x.ticks else 56), x.title, size=13))
-    canvas.add(Text(18, sum(y.span) / 2, y.title, size=13, turned=True))
+    canvas.add(Text(left - 52, sum(y.span) / 2, y.title, size=13, turned=True))
 
 
 def named_places(

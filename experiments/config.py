@@ -54,9 +54,10 @@ class Experiment:
 
 
 def names() -> list[str]:
-    """Every experiment file, as ``method/dataset``; the config groups and ``base`` are none."""
+    """Every experiment file, as ``method/dataset``; config groups, sweeps' spaces and ``base`` are none."""
     files = sorted(ROOT.glob("*/*.yaml"))
-    return [f"{f.parent.name}/{f.stem}" for f in files if f.parent.name not in GROUPS]
+    others = (*GROUPS, "sweeps")
+    return [f"{f.parent.name}/{f.stem}" for f in files if f.parent.name not in others]
 
 
 def data_names() -> list[str]:

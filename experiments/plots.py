@@ -176,7 +176,9 @@ def _learning(title: str, folders: dict[Path, int]) -> Canvas | None:
 def logged(folder: Path) -> pl.DataFrame:
     """What a fit wrote down, all attempts of it; of an epoch that was done again the last counts."""
     files = sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda f: int(f.parent.name[8:]))
-    frames = [pl.read_csv(f, infer_schema_length=None) for f in files]
+    texts = (f.read_bytes() for f in files)
+    whole = [t[: t.rfind(b"\n") + 1] for t in texts]  # a fit may be writing the last line
+    frames = [pl.read_csv(t, infer_schema_length=None) for t in whole if t]
     return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
 
 

@@ -37,6 +37,7 @@ from experiments import (
     report,
     results,
     seeds,
+    trial_driver,
     verify,
 )
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     verb = words.pop(0) if words and words[0] in VERBS else "exp"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     stop_request.listen(signal.SIGUSR1)
+    trial_driver.end_with_sweep(os.environ)
     try:
         name, overrides = request(words)
         return _run(verb, name, overrides)
@@ -141,21 +143,28 @@ def _load(verb: str, name: str, overrides: list[str]) -> config.Experiment:
 
 def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[PlannedStage]:
     """Do what is missing, resume what was cut off, skip what is done; the stages as they are then."""
-    stages = artifacts.plan(experiment, cache_root())
+    stages = _planned(experiment)
     if any(_wanted(s, rerun_stale) for s in stages):
         messages.say(f"{experiment.name}: checking the configuration and the data ...")
         in_process("experiments.check", [experiment.name, *experiment.overrides])
-        stages = artifacts.plan(experiment, cache_root())
+        stages = _planned(experiment)
     for number, planned in enumerate(stages, start=1):
         # Looked at again: what an earlier stage has just made may have made this one stale.
-        stage = artifacts.plan(experiment, cache_root())[number - 1]
+        stage = _planned(experiment)[number - 1]
         assert stage.name == planned.name
         _announce(stage, number, len(stages), rerun_stale)
         if _wanted(stage, rerun_stale):
             if stop_request.asked():  # while the stage before ended
                 raise Stopped
             run_stage(experiment, stage, rerun_stale)
-    return artifacts.plan(experiment, cache_root())
+    return _planned(experiment)
+
+
+def _planned(experiment: config.Experiment) -> list[PlannedStage]:
+    """The stages; of a sweep's trial those that its metric needs."""
+    only = trial_driver.stages(os.environ)
+    stages = artifacts.plan(experiment, cache_root())
+    return [stage for stage in stages if not only or stage.name in only]
 
 
 def run_stage(
@@ -168,7 +177,7 @@ def run_stage(
     """
     assert stage.folder is not None
     before = read_json(stage.folder / "done.json")
-    with lock.hold(stage.folder, wait=launchers.through_srun(os.environ)) as taken_over:
+    with lock.hold(stage.folder, wait=trial_driver.waits(os.environ)) as taken_over:
         for message in taken_over:
             messages.say(f"  {message}")
         if (now := read_json(stage.folder / "done.json")) is not None:
@@ -189,8 +198,8 @@ def run_stage(
 
 
 def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:
-    if stage.state == RUNNING and launchers.through_srun(os.environ):
-        return True  # another job runs it (seeds share rows without a model): wait, then look again
+    if stage.state == RUNNING and trial_driver.waits(os.environ):
+        return True  # another job or trial runs it (rows without a model are shared): wait, then look again
     if stage.state == RUNNING:
         raise UserError(f"{stage.folder} is {stage.why}; wait for it, or stop it and run again")
     return stage.state in (MISSING, PARTIAL) or (rerun_stale and stage.state == STALE)

@@ -33,12 +33,8 @@ EARLY = 60  # seconds that Slurm may send a signal before it is due
 # Directives are read by sbatch, not by a shell: blanks and quotes mean something else to it.
 PLAIN = re.compile(r"[\w./:@%+,=&|()\[\]*-]+")
 DIRECTIVES = ("account", "partition", "qos", "constraint")
-FORGOTTEN = (
-    "NAME",
-    "ARGS",
-    "SEEDS",
-    "BASELINE",
-)  # of the shell that submits, which sbatch hands on
+# Of the shell that submits, which sbatch hands on.
+FORGOTTEN = ("NAME", "ARGS", "SEEDS", "BASELINE", "SPACE", "N", "JOBS", "SLURM")
 
 
 @dataclass(frozen=True)
@@ -114,9 +110,13 @@ def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
 
 
 def directives(
-    asked: Request, experiment: config.Experiment, each: Sequence[int], folder: Path
+    asked: Request,
+    experiment: config.Experiment,
+    each: Sequence[int],
+    folder: Path,
+    at_once: int = 0,
 ) -> list[str]:
-    """The options of sbatch.
+    """The options of sbatch; of an array's tasks ``at_once`` run together (0: as many as there is room for).
 
     Raises:
         UserError: one has blanks or other signs that sbatch would read as something else.
@@ -132,7 +132,7 @@ def directives(
         kind = f"{site['gpu_type']}:" if site["gpu_type"] else ""
         options.append(f"--gres=gpu:{kind}{asked.gpus}")
     if each:
-        options.append(f"--array={_ranges(each)}")
+        options.append(f"--array={_ranges(each)}" + (f"%{at_once}" if at_once else ""))
     options += [f"--{key}={site[key]}" for key in DIRECTIVES if site[key] is not None]
     if site["cpus_per_task"]:
         options.append(f"--cpus-per-task={site['cpus_per_task']}")
@@ -159,19 +159,24 @@ def script(
     each: Sequence[int],
     folder: Path,
     more: Sequence[str] = (),
+    own: Sequence[str] = (),
+    at_once: int = 0,
 ) -> str:
-    """The batch script, whole; ``more`` are words for the driver besides the overrides."""
+    """The batch script, whole.
+
+    Args:
+        asked, experiment, folder: what the job is given, what it runs, where its logs go.
+        each: numbers of an array's tasks: seeds, where no ``own`` is given.
+        more: words for the driver besides the overrides.
+        own: another command of ours than the driver, which knows the overrides.
+        at_once: how many tasks of an array run together; 0 for no limit.
+    """
     site = experiment.config["slurm"]
-    words = [*more, *experiment.overrides, *launch_words(asked, experiment)]
-    command = [
-        str(site["python"] or sys.executable),
-        "-m",
-        "experiments.run",
-        "exp",
-        experiment.name,
-    ]
+    words = [*(() if own else (*more, *experiment.overrides)), *launch_words(asked, experiment)]
+    driver = own or ("experiments.run", "exp", experiment.name)
+    command = [str(site["python"] or sys.executable), "-m", *driver]
     lines = [" ".join(map(shlex.quote, command)), *map(shlex.quote, words)]
-    lines += ['"seed=$SLURM_ARRAY_TASK_ID"'] if each else []
+    lines += ['"seed=$SLURM_ARRAY_TASK_ID"'] if each and not own else []
     places = {
         "LLMREC_RUNS": artifacts.runs_root().resolve(),
         "LLMREC_CACHE": cache_root().resolve(),
@@ -181,7 +186,7 @@ def script(
     return TEMPLATE.format(
         name=experiment.name,
         directives="\n".join(
-            f"#SBATCH {o}" for o in directives(asked, experiment, each, folder)
+            f"#SBATCH {o}" for o in directives(asked, experiment, each, folder, at_once)
         ),
         setup="".join(
             f"{line}\n"
@@ -243,6 +248,17 @@ exit "$status"
 """
 
 
+def hand_in(text: str, folder: Path) -> str:
+    """Write a script to its folder and submit it; its number, none with DRY=1, which prints it instead."""
+    if os.environ.get("DRY", "").strip() not in ("", "0"):
+        messages.put(text)
+        return ""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "job.sh"
+    file.write_text(text, encoding="utf-8")
+    return submit(file)
+
+
 def submit(file: Path) -> str:
     """Hand the script to sbatch; the job's number.
 
@@ -273,27 +289,21 @@ def main(argv: Sequence[str]) -> int:
         overrides = [config.as_text(o) for o in overrides if o not in again]
         each = seeds.requested(overrides)
         experiment = config.load(config.full_name(name), overrides)
-        dry = os.environ.get("DRY", "").strip() not in ("", "0")
         place = experiment.name.replace("/", ".")
         made = value_digest(
             [place, again, overrides, each, vars(asked), experiment.config["slurm"]]
         )
         folder = artifacts.runs_root().resolve() / "slurm" / f"{place}-{made}"
-        text = script(asked, experiment, each, folder, again)
-        if dry:
-            messages.put(text)
-            return 0
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / "job.sh"
-        file.write_text(text, encoding="utf-8")
-        job = submit(file)
+        job = hand_in(script(asked, experiment, each, folder, again), folder)
     except UserError as error:
         messages.print_error(error)
         return 2
+    if not job:
+        return 0
     messages.put(job)
     log = f"{job}_SEED.log" if each else f"{job}.log"
     messages.say(
-        f"submitted as job {job}: {messages.short(file)}, log {messages.short(folder / log)}"
+        f"submitted as job {job}: {messages.short(folder / 'job.sh')}, log {messages.short(folder / log)}"
     )
     if each:
         whole = "-" in _ranges(each)

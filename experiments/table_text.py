@@ -77,6 +77,7 @@ class Sheet:
     columns: Sequence[str]
     lines: Sequence[Line]
     remarks: Sequence[str] = ()
+    corner: str = "method"  # what the first column holds
 
     def told(self, form: str) -> str:
         """The whole table in one of ``FORMATS``; CSV has no title and no remarks."""
@@ -89,7 +90,7 @@ class Sheet:
         ]
 
     def _markdown(self) -> str:
-        grid = [["method", *self.columns], *self._cells()]
+        grid = [[self.corner, *self.columns], *self._cells()]
         grid = [[cell.replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in grid]
         width = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
         rows = [
@@ -111,7 +112,7 @@ class Sheet:
         yield rf"  \caption{{{latex(self.title)}}}"
         yield rf"  \begin{{tabular}}{{l{'r' * len(self.columns)}}}"
         yield r"    \toprule"
-        yield "    " + " & ".join(map(latex, ["method", *self.columns])) + r" \\"
+        yield "    " + " & ".join(map(latex, [self.corner, *self.columns])) + r" \\"
         yield r"    \midrule"
         for number, (line, cells) in enumerate(zip(self.lines, self._cells(), strict=True)):
             if number and line.reference and not self.lines[number - 1].reference:
@@ -126,7 +127,7 @@ class Sheet:
         out = io.StringIO()
         write = csv.writer(out, lineterminator="\n")
         parts = [(c, part) for c in self.columns for part in self._parts(c)]
-        write.writerow(["method", *(f"{c} {part}".strip() for c, part in parts)])
+        write.writerow([self.corner, *(f"{c} {part}".strip() for c, part in parts)])
         for line in self.lines:
             cells = [_part(line.cells.get(c, ""), part) for c, part in parts]
             write.writerow([_harmless(line.label), *cells])

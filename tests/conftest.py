@@ -35,6 +35,10 @@ REQUEST = (
     "DRY",
     "COST",
     "MEMORY",
+    "SPACE",
+    "N",
+    "JOBS",
+    "SLURM",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
