@@ -31,6 +31,7 @@ from experiments import (
 from experiments.errors import UserError
 from experiments.run import request
 from experiments.sweep_space import UNHASHED
+from experiments.sweep_study import require_optuna
 from experiments.sweep_work import Sweep, told, work
 
 USUAL_TRIALS = 20
@@ -77,6 +78,7 @@ def asked_for(words: list[str]) -> Sweep:
         raise UserError("SEEDS is not for sweeps: run the best trial's command with SEEDS=5")
     overrides = [config.as_text(o) for o in overrides]
     config.find(name)
+    require_optuna()
     path = sweep_space.find(os.environ.get("SPACE", "").strip())
     settings = sweep_space.read(path)
     space = sweep_space.parse(settings, path.name)
@@ -167,8 +169,8 @@ def submit(sweep: Sweep) -> int:
     if job:
         messages.put(job)
         messages.say(
-            f"submitted {len(each)} trials as job {job}, logs in {messages.short(folder)}; the same command with "
-            "N=0 and without SLURM=1 prints the table of what is done"
+            f"submitted {len(each)} trials as job {job}, logs in {messages.short(folder)}; the same command "
+            "with N=0 and without SLURM=1 prints the table of what is done"
         )
     return 0
 

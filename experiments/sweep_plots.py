@@ -148,6 +148,10 @@ def _axis(axis: Choices | Range, label: str) -> Axis:
         )
     more = (high - low) * ROOM
     step = max(charts.axis_step(high - low), float(axis.whole))
+    if axis.step is not None:
+        steps = axis.grid()
+        ticks = [float(t) for t in steps[:: math.ceil(len(steps) / 7)]]
+        return Axis(label, low - more, high + more, ticks)
     ticks = [
         n * step for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     ]

@@ -23,7 +23,10 @@ from experiments.errors import UserError
 from experiments.keys import nearest
 
 SPACES = ROOT / "sweeps"
-KEYS = ("sampler", "metric", "mode", "stage", "on", "seed", "pruner", "warmup", "parameters")
+KEYS = (
+    "sampler", "metric", "mode", "stage", "on", "seed", "pruner", "startup",
+    "warmup", "parameters",
+)  # fmt: skip
 RANGE_KEYS = ("low", "high", "log", "step")
 VALIDATION, TEST = "validation", "test"
 ONE_OF = {
@@ -65,15 +68,21 @@ class Range:
         """Whether its values are whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    def text(self, value: float) -> str:
+        """A value as an override has it: six digits are enough of what was drawn anywhere between."""
+        if self.whole:
+            return str(round(value))
+        return repr(float(f"{value:.6g}" if self.step is None else f"{value:.12g}"))
+
     def grid(self) -> tuple[str, ...]:
         """Every step of it."""
         assert self.step is not None  # _range_problems has refused a grid without
         count = round((self.high - self.low) / self.step) + 1
-        return tuple(number_text(self.low + i * self.step, self.whole) for i in range(count))
+        return tuple(self.text(self.low + i * self.step) for i in range(count))
 
     def ends(self) -> tuple[str, ...]:
         """Those that must compose: the two ends."""
-        return number_text(self.low, self.whole), number_text(self.high, self.whole)
+        return self.text(self.low), self.text(self.high)
 
 
 Axis = Choices | Range
@@ -91,6 +100,7 @@ class Space:
     on: str = VALIDATION
     seed: int = 0
     pruner: str = "none"
+    startup: int = 5  # trials before one is pruned
     warmup: int = 0  # epochs of a trial in which nothing is pruned
 
     @property
@@ -116,11 +126,6 @@ class Space:
                     break
             found[axis.key] = ".".join(tail)
         return found
-
-
-def number_text(value: float, whole: bool) -> str:
-    """A number as it is written in an override, exactly."""
-    return str(round(value)) if whole else repr(float(f"{value:.12g}"))
 
 
 def find(given: str) -> Path:
@@ -198,7 +203,7 @@ def _problems(settings: dict[str, Any]) -> Iterator[str]:
             yield f"{key} is {value!r}, expected one of {', '.join(known)}"
     if not isinstance(settings.get("metric"), str):
         yield "metric is missing: name it as validation reports it, for instance ndcg@10 or auc"
-    for key in ("seed", "warmup"):
+    for key in ("seed", "startup", "warmup"):
         value = settings.get(key, 0)
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             yield f"{key} is {value!r}, expected a whole number of at least 0"
@@ -314,8 +319,8 @@ def override_words(point: dict[str, Any], axes: Sequence[Axis]) -> list[str]:
         point: by key; texts of choices, numbers of ranges.
         axes: of the space.
     """
-    whole = {a.key: a.whole for a in axes if isinstance(a, Range)}
     return [
-        f"{key}={value if isinstance(value, str) else number_text(value, whole[key])}"
-        for key, value in point.items()
+        f"{a.key}={a.text(point[a.key]) if isinstance(a, Range) else point[a.key]}"
+        for a in axes
+        if a.key in point
     ]

@@ -30,7 +30,6 @@ JOURNAL = "trials.journal"
 # What we note beside a trial: its number among those that count, seconds, the folder of its stage, why it
 # ended badly, and whether another took its place.
 PLACE, SECONDS, FOLDER, WHY, REPLACED = "place", "seconds", "folder", "why", "replaced"
-STARTUP = 5  # finished trials before one is pruned
 BEFORE_TPE = 10  # trials drawn at random before TPE has something to learn from
 
 
@@ -95,7 +94,7 @@ class Study:
         self._storage = optuna.storages.JournalStorage(backend)
         pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
         if space.pruner == "median":
-            pruner = optuna.pruners.MedianPruner(STARTUP, n_warmup_steps=space.warmup)
+            pruner = optuna.pruners.MedianPruner(space.startup, n_warmup_steps=space.warmup)
         self._study = optuna.create_study(
             study_name=STUDY, storage=self._storage, load_if_exists=True, pruner=pruner,
             sampler=_seeded(space.seed), direction=f"{space.mode}imize",
