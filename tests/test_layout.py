@@ -44,7 +44,7 @@ ONLY_IN = {
 PRETRAINED = ("lightning_modules/llm/backbones.py", "lightning_modules/llm/adapters.py")
 PLANNING = (
     "run", "config", "artifacts", "lock", "report", "results", "seeds", "significance", "compare",
-    "beyond_columns", "plots", "slurm",
+    "beyond_columns", "plots", "slurm", "sweep",
 )  # fmt: skip
 TOP = {
     "pyproject.toml", "Makefile", "README.md", *OURS, "tests", "LICENSE", "CHANGELOG.md",

@@ -75,7 +75,7 @@ def test_a_search_that_is_killed_goes_on_and_the_best_is_what_the_command_repeat
     # The first trial is done; in the second the whole sweep is killed while it learns.
     linger = f"+callbacks.linger={{_target_:faults.Linger,step:5,note:{note},seconds:0.4}}"
     asked = {
-        "SPACE": space(tmp_path, f"sampler: tpe\nparameters: {{{RATE}: {{low: 1e-3, high: 0.1, log: true}}}}"),
+        "SPACE": space(tmp_path, f"sampler: tpe\nparameters: {{{RATE}: {{low: 0.001, high: 0.1}}}}"),
         "N": "3",
     }  # fmt: skip
     status, _, err = sweep(environment, tiny, **{**asked, "N": "1"})

@@ -194,3 +194,35 @@ def test_seeds_are_an_array_that_shares_what_no_seed_changes(
     assert sorted(spec["seed"] for spec in specs) == [0, 1]
     assert (folder(own, "reference") / "done.json").is_file()
     assert len(list((own / "slurm").glob(f"*/{job}_[01].log"))) == 2
+
+
+def test_trials_of_a_sweep_are_an_array_that_shares_them(
+    here: Cluster, tiny: list[str], tmp_path: Path
+) -> None:
+    own, file = tmp_path / "runs", tmp_path / "space.yaml"
+    file.write_text(
+        "sampler: grid\nmetric: ndcg@10\nparameters: {stages.train.module.dropout: [0.0, 0.2]}\n"
+    )
+    asked = {"SPACE": str(file), "GPUS": "0", "TIME": "20", "LLMREC_RUNS": str(own)}
+
+    def sweep(**variables: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-m", "experiments.sweep", NAME, *tiny]
+        return subprocess.run(
+            words, cwd=REPO, env={**here.environment, **asked, **variables},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    submitted = sweep(SLURM="1", JOBS="1")
+    assert submitted.returncode == 0, submitted.stderr
+    job = submitted.stdout.strip()
+    logs = "\n".join
+    for task in (0, 1):
+        state = here.ended(f"{job}_{task}", 300)
+        assert state == "COMPLETED", logs(f.read_text() for f in own.glob("sweeps/*/slurm/*.log"))
+    script = next(own.glob("sweeps/*/slurm/job.sh")).read_text()
+    assert "#SBATCH --array=0-1%1" in script
+    table = sweep(N="0")
+    assert table.returncode == 0, table.stderr
+    assert "2 trials (2 done)" in table.stdout
+    assert len(list(own.glob("sasrec.train-*/done.json"))) == 2
+    assert "all trials were begun" in sweep(SLURM="1").stderr
