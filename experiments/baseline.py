@@ -71,20 +71,32 @@ class Baseline:
         return named[0]
 
 
-def find(experiments: Mapping[int, Experiment]) -> Baseline:
-    """The baseline that BASELINE names: a reference row, a test stage, or an experiment with overrides.
+def find_all(experiments: Mapping[int, Experiment]) -> list[Baseline]:
+    """The baselines that BASELINE names, with semicolons between them.
+
+    Raises:
+        UserError: as ``find``, or one is named twice.
+    """
+    texts = [t.strip() for t in os.environ.get("BASELINE", "").split(";") if t.strip()]
+    if twice := [t for t in texts if texts.count(t) > 1]:
+        raise UserError(f"BASELINE names {twice[0]} twice: leave one of them out")
+    return [find(experiments, text) for text in texts or [""]]
+
+
+def find(experiments: Mapping[int, Experiment], text: str) -> Baseline:
+    """The baseline that a text names: a reference row, a test stage, or an experiment with overrides.
 
     An experiment is taken as its files are now, with the seeds asked for and with those overrides that say
     what is measured.
 
     Args:
         experiments: what is to be compared with it, by seed.
+        text: empty for the strongest reference row.
 
     Raises:
         UserError: there is none of that name, it is the experiment itself, or not all seeds of it
             have been run.
     """
-    text = os.environ.get("BASELINE", "").strip()
     if not text:
         return Baseline("")
     try:

@@ -72,7 +72,7 @@ def run(
     Raises:
         UserError: a seed failed, or the baseline cannot be compared with.
     """
-    against = baseline.find(experiments)
+    against = baseline.find_all(experiments)
     runs: dict[int, tuple[Experiment, list[PlannedStage]]] = {}
     for seed, experiment in experiments.items():
         messages.say(f"seed {seed} ({len(runs) + 1} of {len(experiments)})")
@@ -88,9 +88,9 @@ def run(
             messages.say(state)
             raise
         # What cannot be compared is told after the first seed, not after the last.
-        pairs = list(against.pairs(runs))
+        pairs = [pair for one in against for pair in one.pairs(runs)]
     _print_table(runs)
-    _print_tests(pairs, against.name)
+    _print_tests(pairs, against[0].name)
     return 0
 
 

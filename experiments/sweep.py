@@ -54,6 +54,10 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         messages.print_error(error)
         return 2
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = messages.short(Path(error.filename)) if error.filename else "the sweep's folder"
+        messages.print_error(UserError(f"{where}: {error.strerror or error}"))
+        return 2
     except Stopped:
         messages.say("stopped as asked; the same command goes on where it stood")
         return stop_request.STATUS

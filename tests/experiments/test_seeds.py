@@ -124,6 +124,27 @@ def test_the_table_and_the_tests_of_two_seeds(
     assert "Holm" in out
 
 
+def test_holm_corrects_over_several_baselines(
+    tmp_path: Path, ask: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask("2", "popularity; markov")
+    assert seeds.run(experiments(), finisher(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert out.index("against popularity, 4 users") < out.index("against markov, 4 users")
+    rows = [
+        [c.strip() for c in li.split("│")] for li in out.splitlines() if "[" in li and NAME in li
+    ]
+    # Of four users' signed ranks: three differ from popularity, 2 / 2^3; all four from markov, 2 / 2^4.
+    assert [(row[2], row[6]) for row in rows] == [
+        ("ndcg@10", "0.2500"), ("hit@10", "0.2500"), ("ndcg@10", "0.1250"), ("hit@10", "0.1250"),
+    ]  # fmt: skip
+    assert [row[7] for row in rows] == ["0.5000"] * 4, "four times the least, and none below it"
+    ask("2", "markov")
+    assert seeds.run(experiments(), finisher(tmp_path)) == 0
+    rows = [li for li in capsys.readouterr().out.splitlines() if "[" in li and NAME in li]
+    assert all("0.1250" in li and "0.2500" in li for li in rows), "two tests, twice the least"
+
+
 def test_a_seed_that_draws_the_data_has_a_fingerprint_of_its_own(
     tmp_path: Path, ask: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,18 +251,20 @@ def test_baselines_that_cannot_be(ask: Callable[..., None]) -> None:
         ],
         f"{NAME} stages.train.module.dropout=0.5": ["has not been run", "module.dropout=0.5"],
         "gru4rec/movielens_100k nothing=1": ["unknown key 'nothing'"],
+        "markov; markov": ["names markov twice"],
+        "markov; popularty": ["neither a row of"],
     }.items():
         ask("1", text)
         with pytest.raises(UserError) as caught:
-            baseline.find(own)
+            baseline.find_all(own)
         assert all(word in str(caught.value) for word in words), caught.value
     ask("1", "markov")
-    assert baseline.find(own) == baseline.Baseline("markov")
+    assert baseline.find_all(own) == [baseline.Baseline("markov")]
     ask("1", "shuffled")
     probes = {0: config.load("tallrec/movie_64shot_probes")}
-    assert baseline.find(probes) == baseline.Baseline("tallrec/movie_64shot_probes shuffled")
+    assert baseline.find_all(probes) == [baseline.Baseline("tallrec/movie_64shot_probes shuffled")]
     ask("1", "evaluate")
-    assert baseline.find(probes) == baseline.Baseline("tallrec/movie_64shot_probes")
+    assert baseline.find_all(probes) == [baseline.Baseline("tallrec/movie_64shot_probes")]
 
 
 def test_a_test_stage_of_the_experiment_is_a_baseline_for_the_others(tmp_path: Path) -> None:
