@@ -92,9 +92,9 @@ class Study:
         _mend(journal, own)
         backend = optuna.storages.journal.JournalFileBackend(str(journal), lock_obj=own)
         self._storage = optuna.storages.JournalStorage(backend)
-        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+        pruner = optuna.pruners.NopPruner()
         if space.pruner == "median":
-            pruner = optuna.pruners.MedianPruner(space.startup, n_warmup_steps=space.warmup)
+            pruner = optuna.pruners.MedianPruner(space.startup, n_warmup_steps=space.warmup + 1)
         self._study = optuna.create_study(
             study_name=STUDY, storage=self._storage, load_if_exists=True, pruner=pruner,
             sampler=_seeded(space.seed), direction=f"{space.mode}imize",

@@ -157,7 +157,7 @@ def _ended(sweep: Sweep, study: Study, worker: Worker) -> str | None:
     if how == "stopped" and not worker.pruned:
         raise Stopped
     notes = {FOLDER: str(folder)} if (folder := running.folder()) else {}
-    value = None
+    value: float | None = None
     if how == "done":
         try:
             value = running.value()

@@ -127,9 +127,9 @@ def test_a_bad_trial_is_pruned_cleanly_and_one_that_fails_says_why(
     command_environment: Environment, tiny: list[str], tmp_path: Path
 ) -> None:
     runs = tmp_path / "runs"
-    # The second learns nothing and so is stopped; the third is no dropout.
-    text = f"sampler: grid\npruner: median\nstartup: 1\nwarmup: 1\nparameters:\n  {RATE}: [0.01, 1e-9]\n"
-    text += "  stages.train.module.dropout: [0.0, 7.0]\n"
+    # The second learns nothing and so is stopped; the third is no rate.
+    text = "sampler: grid\npruner: median\nstartup: 1\nwarmup: 1\n"
+    text += f"parameters: {{{RATE}: [0.01, 1e-9, -1.0]}}\n"
     slow = f"+callbacks.linger={{_target_:faults.Linger,step:1,note:{tmp_path}/note,seconds:0.1}}"
     words = [
         *(w for w in tiny if "max_epochs" not in w),
@@ -141,23 +141,22 @@ def test_a_bad_trial_is_pruned_cleanly_and_one_that_fails_says_why(
     )
     assert status == 0, err
     found = {r["trial"]: r for r in rows(runs)}
-    assert [found[n]["state"] for n in "0123"] == ["done", "failed", "pruned", "failed"]
-    assert "trial 1 failed: " in out
-    assert "dropout" in out.partition("trial 1 failed: ")[2]
+    assert [found[n]["state"] for n in "012"] == ["done", "pruned", "failed"]
+    assert "learning rate" in out.partition("trial 2 failed: ")[2]
     (pruned,) = (
         f
         for f in runs.glob("sasrec.train-*")
         if not (f / "done.json").is_file() and (f / "last.ckpt").is_file()
     )
     assert not (pruned / lock.NAME).exists()
-    assert 2 <= int(found["2"]["val/all/ndcg@10 note"].removeprefix("epoch ")) < 12
+    assert 2 <= int(found["1"]["val/all/ndcg@10 note"].removeprefix("epoch ")) < 12
     assert (
         "stopped as asked"
-        in (next(runs.glob("sweeps/*")) / "trials" / "002" / "log.txt").read_text()
+        in (next(runs.glob("sweeps/*")) / "trials" / "001" / "log.txt").read_text()
     )
     grid = rows(runs, "grid.csv")
-    assert [r["learning_rate"] for r in grid] == ["0.01", "1e-09"]
-    assert [r["dropout=7.0"] for r in grid] == ["failed", "failed"]
+    assert [r["learning_rate"] for r in grid] == ["0.01", "1e-09", "-1.0"]
+    assert grid[2]["val/all/ndcg@10"] == "failed"
 
 
 @pytest.mark.slow
