@@ -110,12 +110,9 @@ def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
 
 
 def directives(
-    asked: Request,
-    experiment: config.Experiment,
-    each: Sequence[int],
-    folder: Path,
+    asked: Request, experiment: config.Experiment, each: Sequence[int], folder: Path,
     at_once: int = 0,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """The options of sbatch; of an array's tasks ``at_once`` run together (0: as many as there is room for).
 
     Raises:
@@ -254,9 +251,8 @@ def hand_in(text: str, folder: Path) -> str:
         messages.put(text)
         return ""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "job.sh"
-    file.write_text(text, encoding="utf-8")
-    return submit(file)
+    (folder / "job.sh").write_text(text, encoding="utf-8")
+    return submit(folder / "job.sh")
 
 
 def submit(file: Path) -> str:
