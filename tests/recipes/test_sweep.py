@@ -142,7 +142,7 @@ def test_a_bad_trial_is_pruned_cleanly_and_one_that_fails_says_why(
     assert status == 0, err
     found = {r["trial"]: r for r in rows(runs)}
     assert [found[n]["state"] for n in "012"] == ["done", "pruned", "failed"]
-    assert "learning rate" in out.partition("trial 2 failed: ")[2]
+    assert "learning_rate=-1.0 is not above 0" in out.partition("trial 2 failed: ")[2]
     (pruned,) = (
         f
         for f in runs.glob("sasrec.train-*")
