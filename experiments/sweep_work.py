@@ -142,8 +142,8 @@ def _ended(sweep: Sweep, study: Study, worker: Worker) -> str | None:
     """
     asked, running, space = worker.asked, worker.running, sweep.space
     how = running.ended()
-    for epoch, value in running.read():
-        asked.trial.report(value, epoch)
+    for epoch, read in running.read():
+        asked.trial.report(read, epoch)
         if (
             how is None
             and not worker.pruned
