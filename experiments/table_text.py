@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ _LATEX = {
     "±": r"$\pm$", "≥": r"$\geq$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
     BETTER: "$^{+}$", WORSE: "$^{-}$",
 }  # fmt: skip
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of one
 
 
@@ -155,7 +157,8 @@ def _part(cell: Value | str, part: str) -> str:
 
 def _harmless(text: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) and text != "-" else text
+    formula = text.startswith(_FORMULA) and text != "-" and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text
 
 
 def latex(text: str) -> str:
