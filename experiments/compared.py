@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import statistics
@@ -112,6 +113,34 @@ def find(wanted: Sequence[Asked], seeds: Sequence[int], runs: Path) -> list[Row]
         if r.reference and r.fingerprint == methods[0].fingerprint and not files & set(r.scores)
     ]  # fmt: skip
     return [*methods, *sorted(beside, key=lambda r: (r.label, r.overrides))]
+
+
+def tables(
+    wanted: Sequence[Asked], seeds: Sequence[int], runs: Path
+) -> list[tuple[list[Row], list[Row]]]:
+    """All that was tested, validation as well, a table for each protocol: methods, and rows without a model.
+
+    Args:
+        wanted, seeds, runs: as of ``find``.
+
+    Raises:
+        UserError: of an experiment nothing is finished.
+    """
+    everything = list(collect(runs))
+    found = [(one, list(_rows(one, seeds, everything))) for one in wanted]
+    if missing := [_unfinished(one, seeds, everything) for one, rows in found if not rows]:
+        raise UserError("\n  - ".join(["not finished, so that there is nothing to tell:", *missing]))
+    methods = list({r.scores: r for _, rows in found for r in rows}.values())
+    told = []
+    for fingerprint in dict.fromkeys(r.fingerprint for r in methods):
+        ours = [r for r in methods if r.fingerprint == fingerprint]
+        files = {f for r in ours for f in r.scores}
+        beside = [
+            r for r in everything
+            if r.reference and r.fingerprint == fingerprint and not files & set(r.scores)
+        ]  # fmt: skip
+        told.append((ours, sorted(beside, key=lambda r: (r.label, r.overrides))))
+    return told
 
 
 def _rows(one: Asked, seeds: Sequence[int], everything: Sequence[Row]) -> Iterator[Row]:
@@ -252,5 +281,5 @@ def value_of(row: Row, metric: str, tests: Tests | None = None) -> Value:
         return Value(statistics.fmean(values), over_seeds(values), p=p, gain=gain)
     (told_of,) = stored(row)
     error = (told_of.get(metric) or {}).get("stderr")
-    half = None if error is None or error != error else 1.96 * error
+    half = 1.96 * error if error is not None and math.isfinite(error) else None
     return Value(values[0], half, p=p, gain=gain)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,8 +21,10 @@ import polars as pl
 
 from datamodules.prepared import Prepared
 from datamodules.sources import cache_root
+from datamodules.versioning import read_json
 from experiments import artifacts, messages, report
 from experiments.artifacts import PlannedStage
+from experiments.canvas import Canvas
 from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.intervals import Interval, of_change, of_share, paired_rows, scores_columns
@@ -69,21 +71,43 @@ def tell(experiments: Mapping[int, Experiment]) -> None:
     (experiment, stages), *_ = runs.values()
     methods = chosen(rows_of(runs))
     base = name_of(methods[0])
-    targets = _targets(methods[0].scores[0], _training_counts(stages, methods[0]))
+    targets = targets_of(methods[0].scores[0], _training_counts(stages, methods[0]))
     table = cells(methods, bin_members(targets))
     names = bin_names()
     _print(experiment.name, methods, names, table)
     for other in list(table)[1:]:
         messages.put(sentence(other, base, names, table[other][1:]))
-    notes = [f"n = {cell.n}" for cell in table[base][1:]]
-    canvas = line_plot(
-        f"{METRIC} by training events of the target: {experiment.name}",
+    for plot in chart(experiment.name, table).write(methods[-1].scores[0].with_name(PLOT)):
+        messages.put(f"plot: {messages.short(plot)}")
+
+
+def chart(title: str, table: Table) -> Canvas:
+    """A line for each method of a table, over the bins."""
+    first = next(iter(table.values()))
+    notes = [f"n = {cell.n}" for cell in first[1:]]
+    return line_plot(
+        f"{METRIC} by training events of the target: {title}",
         "training events of the target", f"{METRIC}, 95 % interval",
-        list(zip(names, notes, strict=True)),
+        list(zip(bin_names(), notes, strict=True)),
         [Line(name, [cell.hit for cell in found[1:]]) for name, found in table.items()],
     )  # fmt: skip
-    for plot in canvas.write(methods[-1].scores[0].with_name(PLOT)):
-        messages.put(f"plot: {messages.short(plot)}")
+
+
+def measured(methods: Sequence[Row]) -> Table | None:
+    """Each method of one protocol, by its label, on the bins, against the first; None without the data.
+
+    Args:
+        methods: that rank.
+
+    Raises:
+        UserError: a file is missing or holds other rows.
+    """
+    job = read_json(methods[0].scores[0].with_name("stage.json")) or {}
+    note = artifacts.prepared_data(job["spec"]["data"], cache_root())
+    if note is None:
+        return None
+    targets = targets_of(methods[0].scores[0], training_counts(Path(note["folder"])))
+    return cells(methods, bin_members(targets), lambda row: row.label)
 
 
 def _require_finished(runs: Runs) -> None:
@@ -133,14 +157,19 @@ def _training_counts(stages: Sequence[PlannedStage], row: Row) -> pl.DataFrame:
     (spec,) = (s.spec for s in stages if s.folder == row.scores[0].parent)
     note = artifacts.prepared_data(spec["data"], cache_root())
     assert note is not None  # a finished test has data
-    prepared = Prepared(Path(note["folder"]))
+    return training_counts(Path(note["folder"]))
+
+
+def training_counts(folder: Path) -> pl.DataFrame:
+    """The same of prepared data."""
+    prepared = Prepared(folder)
     counts = prepared.histories.train_counts()[1:]
     return prepared.items.select(
         pl.col("item_id").cast(pl.String), pl.Series("count", counts, pl.Int64)
     )
 
 
-def _targets(file: Path, counts: pl.DataFrame) -> pl.DataFrame:
+def targets_of(file: Path, counts: pl.DataFrame) -> pl.DataFrame:
     """A line for each row, by row: count, and the groups that its file has."""
     names = scores_columns(file)
     lines = pl.scan_parquet(file)
@@ -180,12 +209,15 @@ def bin_members(targets: pl.DataFrame, edges: Sequence[int] = EDGES) -> list[Boo
     return found
 
 
-def cells(methods: Sequence[Row], members: Sequence[Bools]) -> Table:
+def cells(
+    methods: Sequence[Row], members: Sequence[Bools], called: Callable[[Row], str] = name_of
+) -> Table:
     """Each method on each set of rows, against the first of them.
 
     Args:
         methods: rows of one protocol.
         members: (N,) each.
+        called: the name of a method in the table.
 
     Raises:
         UserError: a file is missing or holds other rows.
@@ -201,7 +233,7 @@ def cells(methods: Sequence[Row], members: Sequence[Bools]) -> Table:
             raise UserError(f"{row.scores[0]} is missing or holds other rows: make exp tests anew")
         hits, theirs = (both[c].to_numpy() for c in (METRIC, f"{METRIC}_b"))  # (N,)
         gaps = None if row is base else hits - theirs
-        table[name_of(row)] = [_cell(hits, gaps, m) for m in members]
+        table[called(row)] = [_cell(hits, gaps, m) for m in members]
     tested = [(n, i) for n, found in table.items() for i, c in enumerate(found) if c.p is not None]
     for (name, i), p in zip(tested, holm([table[n][i].p or 0.0 for n, i in tested]), strict=True):
         table[name][i] = replace(table[name][i], p=p)

@@ -21,7 +21,7 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(folder / "manifest.json")
     for name, part in manifest.get("parts", {}).items():
         print_data_report(Path(part), config.get("parts", {}).get(name, {}))
-    report, counts = manifest.get("report"), manifest["counts"]
+    counts = manifest["counts"]
     console = open_console()
     table = Table(
         show_header=False,
@@ -33,7 +33,7 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     expected = config.get("expected") or {}
     for name, count in counts.items():
         table.add_row(name, f"{count:,}{_against(count, expected.get(name))}")
-    for section in _sections(manifest, report) if report else [_recipe_section(manifest)]:
+    for section in sections(manifest):
         table.add_section()
         for name, text in section:
             table.add_row(escape(str(name)), escape(str(text)))
@@ -42,8 +42,11 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _sections(manifest: dict[str, Any], report: dict[str, Any]) -> list[list[tuple[str, Any]]]:
+def sections(manifest: dict[str, Any]) -> list[list[tuple[str, Any]]]:
     """The data report's blocks of (name, text)."""
+    report = manifest.get("report")
+    if not report:
+        return [_recipe_section(manifest)]
     filters = [
         (f"after {step['description']}", _counts_text(step["after"])) for step in report["filters"]
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,18 @@ def is_labelled(metrics: Container[str]) -> bool:
     return "all/auc" in metrics and "all/ndcg@10" not in metrics
 
 
+def columns_of(rows: Sequence[Container[str]]) -> list[str]:
+    """The metrics that a table of rows with these names (``group/metric``) shows."""
+    sampled = any("all/auc" in names for names in rows)
+    idle = _CATALOGUE_ALONE if sampled else _CANDIDATES_ALONE
+    return [c for c in COLUMNS if c != idle and any(f"all/{c}" in names for names in rows)]
+
+
+def groups_of(values: Iterable[tuple[str, float | None]]) -> list[str]:
+    """The groups that have rows, of all ``group/metric`` and their values; an empty one says nothing."""
+    return list(dict.fromkeys(n.removesuffix("/n") for n, v in values if n.endswith("/n") and v))
+
+
 def row_label(experiment: str, stage: str) -> str:
     """How a table calls the row of a test stage."""
     return experiment if stage == "evaluate" else f"{experiment} {stage}"
@@ -204,17 +216,10 @@ def _results_table(
     table.add_column("rows")
     table.add_column("method", overflow="fold")
     table.add_column("n", justify="right")
-    sampled = any("all/auc" in r.values for r in rows)
-    idle = _CATALOGUE_ALONE if sampled else _CANDIDATES_ALONE
-    columns = [c for c in COLUMNS if c != idle and any(f"all/{c}" in r.values for r in rows)]
+    columns = columns_of([r.values for r in rows])
     for column in (*(["seeds"] if seeds else []), *columns):
         table.add_column(column, justify="right")
-    groups = dict.fromkeys(
-        name.removesuffix("/n")
-        for r in rows
-        for name, entry in r.values.items()
-        if name.endswith("/n") and entry["value"]  # a group without rows says nothing
-    )
+    groups = groups_of((n, e["value"]) for r in rows for n, e in r.values.items())
     for group in groups:
         table.add_section()
         for number, row in enumerate(rows):

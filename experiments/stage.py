@@ -34,6 +34,7 @@ from callbacks.checkpoints import BEFORE, LAST, Patience, checkpoints, unreadabl
 from callbacks.generations import GenerationsLog
 from callbacks.nonfinite import NonFinite, NonFiniteError
 from callbacks.progress import RunProgress
+from callbacks.samples import Samples
 from callbacks.scores import ScoresWriter
 from callbacks.throughput import Throughput
 from datamodules.base import SequenceDataModule
@@ -47,6 +48,7 @@ from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
 from experiments.messages import print_error, say
 from experiments.records import Outcome, finish, peak_memory, protocol_of
+from experiments.shown_images import READER
 from experiments.trainers import make_trainer
 from lightning_modules.base import RankingModule
 from lightning_modules.calibration import Calibration
@@ -115,7 +117,7 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         callbacks.append(Patience(metric, patience=select["patience"], mode=mode))
     progress = RunProgress(job["label"], metric, mode)
     speed = Throughput()
-    callbacks += [progress, speed, NonFinite(folder)]
+    callbacks += [progress, speed, NonFinite(folder), _samples(folder, job, job["stage"])]
     trainer = make_trainer(folder, job, data, module, callbacks)
     if reason := module.untrainable(trainer):
         raise UserError(reason)
@@ -128,6 +130,11 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
     _tell(trainer, module, speed)
     results = {"selected": score, "epochs": trainer.current_epoch}
     return Outcome(trainer, results, speed.summary())
+
+
+def _samples(folder: Path, job: dict[str, Any], name: str) -> Samples:
+    """With pictures, where the stage's code can show any."""
+    return Samples(folder, name, READER in job["sources"])
 
 
 def _tell(trainer: pl.Trainer, module: StageModule, speed: Throughput) -> None:
@@ -192,7 +199,7 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         writer = ScoresWriter(folder / f"scores.{name}.parquet")
         row = name if several else ""
         speed = Throughput()
-        callbacks: list[pl.Callback] = [writer, progress, speed]
+        callbacks: list[pl.Callback] = [writer, progress, speed, _samples(folder, job, name)]
         if module.generations is not None:
             callbacks.append(GenerationsLog(folder, name))
         trainer = make_trainer(folder, job, data, module, callbacks, row)
@@ -222,7 +229,7 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
     """Go through the module's things, and keep its table for later stages."""
     module = build_module(next(iter(job["spec"]["modules"].values())), job, data)
     assert isinstance(module, PredictingModule)  # experiments.check has refused others
-    callbacks: list[pl.Callback] = [RunProgress(job["label"], None)]
+    callbacks: list[pl.Callback] = [RunProgress(job["label"], None), _samples(folder, job, job["stage"])]
     if module.generations is not None:
         callbacks.append(GenerationsLog(folder, job["stage"], cache_root() / "generations"))
     trainer = make_trainer(folder, job, data, module, callbacks)

@@ -15,6 +15,8 @@ from typing import Protocol
 
 Tokens = Sequence[int]
 Write = Callable[[list[Tokens]], list[list[int]]]  # prompts (B,) -> new tokens of each
+Sample = tuple[Tokens, list[int], Sequence[int]]  # prompt, answer, items whose pictures were shown
+SAMPLES = 8  # that are held at a time
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Generations:
 
     known: dict[str, list[int]] = field(default_factory=dict)
     fresh: list[Generation] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)  # a few, for people to read
     elsewhere: Elsewhere | None = None
 
     def answers(self, prompts: Sequence[Tokens], how: str, write: Write) -> list[list[int]]:
@@ -68,6 +71,19 @@ class Generations:
             if key not in self.known and (tokens := self.elsewhere.get(key)) is not None:
                 self.known[key] = tokens
                 self.fresh.append(Generation(key, tokens, found=True))
+
+    def note(
+        self, prompts: Sequence[Tokens], answers: Sequence[list[int]], shown: Sequence[Tokens] | None
+    ) -> None:
+        """Hold some prompts (B,) with their answers and the items that they show, until they are taken."""
+        items = shown or [()] * len(prompts)
+        room = SAMPLES - len(self.samples)
+        self.samples += list(zip(prompts, answers, items, strict=True))[:room]
+
+    def take_samples(self) -> list[Sample]:
+        """Prompts and answers since this was last asked, not all of them."""
+        taken, self.samples = self.samples, []
+        return taken
 
     def take_fresh(self) -> list[Generation]:
         """What was written or found since this was last asked."""

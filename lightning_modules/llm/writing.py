@@ -125,7 +125,9 @@ class WritesTexts(LanguageModelModule):
             return [written[row] for row in asked]
 
         assert self.generations is not None
-        return self.generations.answers(names, how, write)
+        answers = self.generations.answers(names, how, write)
+        self.generations.note(prompts, answers, getattr(shown, "items", None))
+        return answers
 
     def said(self, tokens: Sequence[int]) -> str:
         """The text of tokens."""

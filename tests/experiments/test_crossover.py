@@ -76,7 +76,7 @@ def test_targets_are_found_in_either_kind_of_file(full: bool, tmp_path: Path) ->
     }  # fmt: skip
     file = tmp_path / "scores.x.parquet"
     pl.DataFrame(rows if full else lists).write_parquet(file)
-    found = crossover._targets(file, counts).select("row", "cold_item", "count")
+    found = crossover.targets_of(file, counts).select("row", "cold_item", "count")
     assert found.rows() == [(0, True, 0), (1, False, 12)]
 
 

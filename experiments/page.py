@@ -1,0 +1,111 @@
+"""The command behind ``make report``: one HTML page of finished experiments, from their run folders alone.
+
+``python -m experiments.page [NAME[:STAGE] [key=value ...] ...]``. Variables: NAME or NAMES, ARGS and SEEDS as
+for ``make compare``; OUT, the file (``reports/NAME/index.html`` beside the run folders). The page needs no
+network, no script and no file besides itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import artifacts, compared, config, costs, seeds
+from experiments import page_sections as sections
+from experiments.compared import Asked
+from experiments.errors import UserError
+from experiments.messages import print_error, put, short
+from experiments.page_html import Html, document, join, tag
+from experiments.results import Row
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
+    try:
+        asked = seeds.requested([]) if os.environ.get("SEEDS", "").strip() else ()
+        wanted = compared.request(argv)
+        page = made(wanted, compared.tables(wanted, asked, artifacts.runs_root()))
+        put(short(_written(page, wanted)))
+    except UserError as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _written(page: str, wanted: Sequence[Asked]) -> Path:
+    """Write the page, whole or not at all."""
+    given = os.environ.get("OUT", "").strip()
+    name = "+".join(dict.fromkeys(one.name.replace("/", ".") for one in wanted))[:120]
+    file = Path(given).expanduser() if given else artifacts.runs_root() / "reports" / name
+    file = file if given else file / "index.html"
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(page, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return file
+
+
+def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]]) -> str:
+    """The text of the page.
+
+    Args:
+        wanted: the experiments.
+        tables: of each protocol methods, and rows without a model, as ``compared.tables`` has them.
+    """
+    folders = stages_of(tables)
+    parts: list[tuple[str, str, Html]] = []  # anchor, title, content
+    for number, (methods, beside) in enumerate(tables, start=1):
+        several = f" {number}" if len(tables) > 1 else ""
+        title = f"Results{several}: {compared.title_of(methods)}"
+        parts.append((f"results-{number}", title, sections.results(methods, beside)))
+    parts += [
+        ("learning", "Learning curves", sections.learning([r for rows, _ in tables for r in rows])),
+        ("stages", "Stages: speed, memory and time", sections.health(folders)),
+        ("samples", "Prompts, answers and scores", sections.samples(folders)),
+        ("texts", "Generated texts", sections.texts(folders)),
+        ("data", "Data", sections.data(folders)),
+        ("settings", "Settings, and where each came from", sections.settings(folders)),
+    ]
+    shown = [part for part in parts if part[2]]
+    names = list(dict.fromkeys(one.name for one in wanted))
+    title = ", ".join(names)
+    links = (tag("a", name.partition(":")[0], href=f"#{anchor}") for anchor, name, _ in shown)
+    return document(
+        title,
+        tag("header", tag("h1", title), *(tag("p", line) for line in _headers(names)), _made_at(folders)),
+        tag("nav", *links),
+        *(tag("section", tag("h2", name), inside, id=anchor) for anchor, name, inside in shown),
+    )  # fmt: skip
+
+
+def _headers(names: Sequence[str]) -> list[Html]:
+    return [join((tag("strong", name), " ", config.header(name))) for name in names]
+
+
+def _made_at(folders: Sequence[Path]) -> Html:
+    commits = ", ".join(dict.fromkeys(sections.commit_of(f) for f in folders))
+    when = time.strftime("%Y-%m-%d %H:%M")
+    return tag("p", f"made {when} from {len(folders)} stages, of code {commits}", class_="faint")
+
+
+def stages_of(tables: Sequence[tuple[list[Row], list[Row]]]) -> list[Path]:
+    """The folders of all stages that made the rows, inputs before what reads them; rows without a model last."""
+    found: dict[Path, None] = {}
+    for rows in ([r for ours, _ in tables for r in ours], [r for _, beside in tables for r in beside]):
+        for file in (file for row in rows for file in row.scores):
+            found |= dict.fromkeys(reversed(costs.chain(file.parent)))
+    return list(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

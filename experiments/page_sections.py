@@ -1,0 +1,316 @@
+"""The parts of a report page, each from run folders; an empty part is left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from datamodules.sources import cache_root
+from datamodules.versioning import read_json
+from experiments import artifacts, compared, config, plots, report
+from experiments.canvas import Canvas
+from experiments.data_report import sections as data_sections
+from experiments.errors import UserError
+from experiments.frame import PREDICTIONS
+from experiments.keys import flatten
+from experiments.page_html import Html, folded, framed, image, join, table, tag
+from experiments.report import plain
+from experiments.results import Row
+
+TEXTS = 12  # generated texts of a stage
+_WORDS = 1_200  # letters of one
+
+
+# Results ------------------------------------------------------------------------------------------------
+
+
+def results(methods: Sequence[Row], beside: Sequence[Row]) -> Html:
+    """The table of a protocol, its charts and what it was measured by."""
+    rows = [*methods, *beside]
+    parts: list[object] = [result_table(rows), *_remarks(rows)]
+    canvases = [c for name, c in plots.drawn(rows) if not name.startswith("learning")]
+    told = _crossover(methods)
+    canvases += [told] if isinstance(told, Canvas) else []
+    parts.append(tag("div", *map(chart, canvases), class_="charts"))
+    if isinstance(told, str):
+        parts.append(tag("p", told, class_="faint"))
+    protocol = [(k, tag("code", _value(v))) for k, v in sorted(methods[0].protocol.items())]
+    parts.append(folded("Protocol: what numbers of one fingerprint share", table(("", ""), protocol)))
+    return join(parts)
+
+
+def result_table(rows: Sequence[Row]) -> Html:
+    """A body for each group of rows; methods first, then rows without a model."""
+    columns = report.columns_of([r.values for r in rows])
+    groups = report.groups_of((n, v) for r in rows for n, told in r.values.items() for v in told)
+    heads = [tag("th", h, scope="col") for h in ("method", "n", "seeds", *columns)]
+    bodies = []
+    for group in groups:
+        title = tag("th", group.replace("_", " "), colspan=str(len(heads)), scope="rowgroup")
+        lines = [
+            tag(
+                "tr",
+                tag("td", row.label + (" *" if row.older else "")),
+                tag("td", f"{compared.value_of(row, f'{group}/n').value or 0:,.0f}"),
+                tag("td", row.seed_count),
+                *(tag("td", str(compared.value_of(row, f"{group}/{c}"))) for c in columns),
+                class_="plain" * row.reference,
+            )
+            for row in rows
+        ]
+        bodies.append(tag("tbody", tag("tr", title), *lines, class_="group"))
+    return framed(heads, bodies, numbers=True)
+
+
+def _remarks(rows: Sequence[Row]) -> Iterator[Html]:
+    over = "draws users anew" if rows[0].labelled else "takes rows as independent"
+    told = [f"± is half of the 95 % interval, which {over}, or over seeds where there are several."]
+    if rows[0].validation:
+        told.append(f"These are {rows[0].protocol['scored']} rows: for choosing, not for telling.")
+    if any(r.reference for r in rows):
+        told.append("Rows in italics have no model; a method that does not beat them has shown nothing.")
+    if any(r.older for r in rows):
+        told.append('* made by older code; make exp with ARGS="stale=rerun" makes it anew.')
+    yield tag("p", " ".join(told), class_="faint")
+
+
+def _crossover(methods: Sequence[Row]) -> Canvas | str | None:
+    """hit@1 by the target's training events, of methods that rank; or why there is none."""
+    if methods[0].labelled or "all/hit@1" not in methods[0].values:
+        return None
+    from experiments import crossover  # torch and scipy are slow to import
+
+    try:
+        found = crossover.measured(methods)
+    except UserError as error:
+        return f"No chart by training events: {error}"
+    if found is None:
+        return "No chart by training events: the prepared data are no longer in the cache."
+    return crossover.chart(str(methods[0].protocol["name"]), found)
+
+
+def chart(canvas: Canvas) -> Html:
+    """A chart as part of the page."""
+    return tag("div", Html(canvas.svg()), class_="chart")
+
+
+def learning(rows: Sequence[Row]) -> Html:
+    """Loss and validation of each fit that logged two epochs or more."""
+    found = [chart(canvas) for _, canvas in plots.learning(rows)]
+    return tag("div", *found, class_="charts") if found else Html()
+
+
+# Stages -------------------------------------------------------------------------------------------------
+
+
+def health(folders: Sequence[Path]) -> Html:
+    """Speed, memory and time of each stage; a test of several rows has a line for each."""
+    heads = (
+        "stage", "seconds", "device", "rows/s", "users/s", "tokens/s", "padding", "s/step",
+        "peak MiB", "peak GPU MiB", "finished", "code",
+    )  # fmt: skip
+    lines = []
+    for folder in folders:
+        done = read_json(folder / "done.json") or {}
+        speeds = done.get("throughput") or {}
+        each = speeds if any(isinstance(v, dict) for v in speeds.values()) else {"": speeds}
+        memory = done.get("peak_memory_mb") or {}
+        several = len(each) > 1
+        for number, (row, speed) in enumerate(each.items()):
+            first = number == 0
+            lines.append(
+                (
+                    f"{title_of(folder)} {row}" if several else title_of(folder),
+                    plain(done.get("seconds", "-")) if first else "",
+                    _device(done) if first else "",
+                    *(_told(speed, k) for k in ("rows_per_second", "users_per_second")),
+                    _told(speed, "tokens_per_second"),
+                    f"{speed['padding']:.1%}" if "padding" in speed else "-",
+                    _told(speed, "seconds_per_step"),
+                    *(_told(memory, k) if first else "" for k in ("host", "gpu")),
+                    done.get("finished", "-") if first else "",
+                    tag("code", commit_of(folder)) if first else "",
+                )
+            )
+    note = "Speeds are of the last attempt of a resumed stage, memory is the most of its process."
+    return join((table(heads, lines, numbers=True), tag("p", note, class_="faint")))
+
+
+def _told(values: dict[str, Any], key: str) -> str:
+    return plain(values[key]) if key in values else "-"
+
+
+def _device(done: dict[str, Any]) -> str:
+    count = done.get("devices", 1)
+    return f"{count} × {done.get('device', '?')}" if count != 1 else str(done.get("device", "-"))
+
+
+def title_of(folder: Path) -> str:
+    """The stage of a folder, with its experiment and its seed."""
+    job = read_json(folder / "stage.json") or {}
+    seed = job.get("spec", {}).get("seed", 0)
+    return f"{job.get('label', folder.name)}" + (f" (seed {seed})" if seed else "")
+
+
+def commit_of(folder: Path) -> str:
+    """The git commit that a stage was finished by, with ``+changes`` where the tree differed from it."""
+    return str((read_json(folder / "done.json") or {}).get("commit", "unknown"))
+
+
+# Samples and texts --------------------------------------------------------------------------------------
+
+
+def samples(folders: Sequence[Path]) -> Html:
+    """What ``callbacks/samples.py`` has kept, a fold for each stage or row."""
+    parts = []
+    for folder in folders:
+        files = sorted(folder.glob("samples.*.json"))
+        for file in files:
+            name = file.name.removeprefix("samples.").removesuffix(".json")
+            title = f"{title_of(folder)} {name}" if len(files) > 1 else title_of(folder)
+            cards = [_card(record) for record in read_json(file) or []]
+            if cards:
+                inside = tag("div", *cards, class_="cards")
+                parts.append(folded(f"{title} ({len(cards)})", inside, opened=not parts))
+    return join(parts)
+
+
+def _card(record: dict[str, Any]) -> Html:
+    parts: list[object] = []
+    if record["kind"] == "score":
+        parts.append(tag("div", f"row {record['row']}, user {record['user']}", class_="label"))
+    if record.get("history"):
+        parts += [tag("div", "history, oldest first", class_="label"), tag("p", " · ".join(record["history"]))]
+    for name in ("prompt", "answer"):
+        if name in record:
+            parts += [tag("div", name, class_="label"), tag("pre", record[name])]
+    if record.get("items"):
+        parts.append(tag("ol", *map(_item, record["items"])))
+    if "place" in record:
+        parts.append(tag("p", f"the target's place: {record['place']:,}", class_="faint"))
+    if "label" in record:
+        parts.append(tag("p", "liked" if record["label"] else "not liked", class_="faint"))
+    return tag("div", *parts, class_="card")
+
+
+def _item(item: dict[str, Any]) -> Html:
+    parts: list[object] = [image(item["picture"], item["title"])] if "picture" in item else []
+    parts.append(tag("span", item["title"], class_="target" * bool(item.get("target"))))
+    if "score" in item:
+        parts.append(tag("span", f"{item['score']:.4g}", class_="score"))
+    return tag("li", *parts)
+
+
+def texts(folders: Sequence[Path]) -> Html:
+    """Texts of items and users that predict stages have left, evenly over their tables."""
+    parts = []
+    for folder in folders:
+        if not (folder / PREDICTIONS).is_file():
+            continue
+        frame = pl.read_parquet(folder / PREDICTIONS)
+        kinds = [c for c, kind in frame.schema.items() if kind == pl.String]
+        if not kinds or not frame.height:
+            continue
+        filled = frame.drop_nulls(kinds[0])
+        some = filled.gather_every(max(1, -(-filled.height // TEXTS)))
+        owner = "item" if "item" in frame.columns else "user" if "user" in frame.columns else ""
+        names = _names(folder, owner, some[owner].to_list()) if owner else [""] * some.height
+        lines = [
+            [name, *(_short(row[k]) for k in kinds)]
+            for name, row in zip(names, some.iter_rows(named=True), strict=True)
+        ]
+        count = f"{filled.height:,} of {frame.height:,} have one"
+        parts.append(folded(f"{title_of(folder)}: {count}", table((owner, *kinds), lines), opened=not parts))
+    return join(parts)
+
+
+def _names(folder: Path, owner: str, numbers: Sequence[int]) -> list[str]:
+    """Titles of items, raw ids of users; their numbers where the prepared data are gone."""
+    manifest = _prepared(folder)
+    if manifest is None:
+        return [str(n) for n in numbers]
+    from datamodules.prepared import Prepared
+
+    prepared = Prepared(manifest)
+    column = prepared.items["title"] if owner == "item" else prepared.users["user_id"].cast(pl.String)
+    return [name or str(n) for n, name in zip(numbers, column.gather([n - 1 for n in numbers]), strict=True)]
+
+
+def _short(words: str | None) -> str:
+    if words is None:
+        return "-"
+    return words if len(words) <= _WORDS else f"{words[:_WORDS]} …"
+
+
+# Data and settings --------------------------------------------------------------------------------------
+
+
+def _prepared(folder: Path) -> Path | None:
+    """The prepared data of a stage; None where the cache has them no longer."""
+    spec = (read_json(folder / "stage.json") or {}).get("spec") or {}
+    note = artifacts.prepared_data(spec["data"], cache_root()) if spec.get("data") else None
+    return Path(note["folder"]) if note else None
+
+
+def data(folders: Sequence[Path]) -> Html:
+    """The data report of each data set that a stage read."""
+    parts = []
+    for folder in dict.fromkeys(map(_prepared, folders)):
+        manifest = read_json(folder / "manifest.json") if folder else None
+        for one in _with_parts(manifest) if manifest else ():
+            counts = [(k, plain(v)) for k, v in one["counts"].items()]
+            lines = [*counts, *(line for section in data_sections(one) for line in section)]
+            title = f"{one['recipe']['name']} (content {one['digest']})"
+            parts.append(folded(title, table(("", ""), lines), opened=not parts))
+    return join(parts)
+
+
+def _with_parts(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield manifest
+    for part in manifest.get("parts", {}).values():
+        if found := read_json(Path(part) / "manifest.json"):
+            yield from _with_parts(found)
+
+
+def settings(folders: Sequence[Path]) -> Html:
+    """Every resolved value of each stage with the file or the override that set it."""
+    parts = []
+    for folder in folders:
+        job = read_json(folder / "stage.json") or {}
+        if job:
+            lines = [(tag("code", k), tag("code", _value(v)), o) for k, v, o in provenance(folder, job)]
+            told = table(("setting", "value", "from"), lines)
+            parts.append(folded(f"{title_of(folder)} ({os.path.basename(folder)})", told))
+    return join(parts)
+
+
+def provenance(folder: Path, job: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, origin) of all that a stage was told."""
+    found = read_json(folder / "origins.json") or _origins(job)
+    stage = f"stages.{job['stage']}"
+    single = len(job["spec"]["modules"]) == 1
+    told = {**job["spec"], "launch": job["launch"]}
+    if single:
+        told["module"] = next(iter(told.pop("modules").values()))
+    for key, value in flatten(told):
+        places = (f"{stage}.{key}", key)
+        named = (config.origin_of(place, found) for place in places)
+        yield key, value, next((o for o in named if o != "default"), "default")
+
+
+def _origins(job: dict[str, Any]) -> dict[str, str]:
+    """Of runs that did not write them down: as the files are now."""
+    try:
+        return config.origins(job["experiment"], job["overrides"])
+    except (UserError, OSError):
+        return {}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "[]"
+    return "null" if value is None else "{}" if value == {} else str(value)
