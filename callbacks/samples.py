@@ -131,7 +131,11 @@ class Samples(lightning.Callback):
         images = (own if hasattr(own, "picture") else data.item_images) if self.pictures else None
         return [
             {"title": title}
-            | ({"picture": small(images.picture(i))} if images is not None and images.mask[i] else {})
+            | (
+                {"picture": small(images.picture(i))}
+                if images is not None and images.mask[i]
+                else {}
+            )
             for i, title in zip(items, titles_of(items, data), strict=True)
         ]
 

@@ -129,7 +129,9 @@ def tables(
     everything = list(collect(runs))
     found = [(one, list(_rows(one, seeds, everything))) for one in wanted]
     if missing := [_unfinished(one, seeds, everything) for one, rows in found if not rows]:
-        raise UserError("\n  - ".join(["not finished, so that there is nothing to tell:", *missing]))
+        raise UserError(
+            "\n  - ".join(["not finished, so that there is nothing to tell:", *missing])
+        )
     methods = list({r.scores: r for _, rows in found for r in rows}.values())
     told = []
     for fingerprint in dict.fromkeys(r.fingerprint for r in methods):

@@ -29,6 +29,7 @@ from experiments.keys import flatten, nearest
 from experiments.source_graph import parameters
 
 ROOT = Path(__file__).resolve().parent
+ORIGINS = "origins.json"  # in a run folder: what ``origins`` said
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,22 @@ from rich.table import Table
 from datamodules.versioning import read_json
 from experiments.report import open_console, plain
 
+KEPT = "data_report.json"  # in a run folder: what ``manifests`` said
+
+
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifest of prepared data, and those of its parts."""
+    manifest: dict[str, Any] = read_json(folder / "manifest.json") or {}
+    parts = (Path(part) for part in manifest.get("parts", {}).values())
+    return [manifest, *(m for part in parts for m in manifests(part))] if manifest else []
+
+
+def lines(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    """The whole data report as (name, text)."""
+    counts = [(name, f"{count:,}") for name, count in manifest["counts"].items()]
+    told = (line for section in sections(manifest) for line in section)
+    return [*counts, *((str(name), str(text)) for name, text in told)]
+
 
 def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """``make data``: counts, filters, doubts, split, groups; expected counts beside ours.

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import artifacts, compared, config, costs, seeds
@@ -19,7 +20,7 @@ from experiments.compared import Asked
 from experiments.errors import UserError
 from experiments.messages import print_error, put, short
 from experiments.page_html import Html, document, join, tag
-from experiments.results import Row
+from experiments.results import Row, telling
 
 
 def main(argv: Sequence[str]) -> int:
@@ -63,6 +64,9 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
         tables: of each protocol methods, and rows without a model, as ``compared.tables`` has them.
     """
     folders = stages_of(tables)
+    told = {telling(list(one.overrides)) for one in wanted}
+    shared = " ".join(*told) if len(told) == 1 else ""  # need not stand in every line
+    tables = [([_without(r, shared) for r in ours], beside) for ours, beside in tables]
     parts: list[tuple[str, str, Html]] = []  # anchor, title, content
     for number, (methods, beside) in enumerate(tables, start=1):
         several = f" {number}" if len(tables) > 1 else ""
@@ -82,10 +86,18 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
     links = (tag("a", name.partition(":")[0], href=f"#{anchor}") for anchor, name, _ in shown)
     return document(
         title,
-        tag("header", tag("h1", title), *(tag("p", line) for line in _headers(names)), _made_at(folders)),
+        tag(
+            "header", tag("h1", title), *(tag("p", line) for line in _headers(names)),
+            tag("p", "with ", tag("code", shared)) if shared else "", _made_at(folders),
+        ),
         tag("nav", *links),
         *(tag("section", tag("h2", name), inside, id=anchor) for anchor, name, inside in shown),
     )  # fmt: skip
+
+
+def _without(row: Row, overrides: str) -> Row:
+    """A row whose label does not repeat what all share."""
+    return replace(row, label=row.label.removesuffix(f" {overrides}")) if overrides else row
 
 
 def _headers(names: Sequence[str]) -> list[Html]:
@@ -101,7 +113,10 @@ def _made_at(folders: Sequence[Path]) -> Html:
 def stages_of(tables: Sequence[tuple[list[Row], list[Row]]]) -> list[Path]:
     """The folders of all stages that made the rows, inputs before what reads them; rows without a model last."""
     found: dict[Path, None] = {}
-    for rows in ([r for ours, _ in tables for r in ours], [r for _, beside in tables for r in beside]):
+    for rows in (
+        [r for ours, _ in tables for r in ours],
+        [r for _, beside in tables for r in beside],
+    ):
         for file in (file for row in rows for file in row.scores):
             found |= dict.fromkeys(reversed(costs.chain(file.parent)))
     return list(found)

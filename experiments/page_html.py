@@ -29,7 +29,9 @@ th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bot
 tbody:last-child tr:last-child > * { border-bottom: 0; }
 thead th, tbody.group th[colspan] { background: var(--soft); white-space: nowrap; }
 .numbers td + td, .numbers thead th + th { text-align: right; white-space: nowrap; }
-.numbers td:first-child { min-width: 10rem; } .plain td { color: var(--faint); }
+.numbers td:first-child, .numbers thead th:first-child { position: sticky; left: 0; min-width: 9rem; max-width: 45vw;
+  overflow-wrap: anywhere; background: var(--ground); } .numbers thead th:first-child { background: var(--soft); }
+tbody.group th[colspan] > span { position: sticky; left: .6rem; } .plain td { color: var(--faint); }
 .plain td:first-child { font-style: italic; }
 .chart { overflow-x: auto; } .chart svg { display: block; max-width: 100%; height: auto; min-width: 34rem; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
@@ -81,9 +83,7 @@ def join(parts: Iterable[object]) -> Html:
     return Html("\n".join(map(text, parts)))
 
 
-def table(
-    heads: Sequence[object], rows: Sequence[Sequence[object]], numbers: bool = False
-) -> Html:
+def table(heads: Sequence[object], rows: Sequence[Sequence[object]], numbers: bool = False) -> Html:
     """A table that scrolls by itself where it is wider than the screen."""
     body = tag("tbody", *(tag("tr", *(tag("td", c) for c in row)) for row in rows))
     return framed([tag("th", h, scope="col") for h in heads], [body], numbers)

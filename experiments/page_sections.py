@@ -11,9 +11,8 @@ import polars as pl
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
-from experiments import artifacts, compared, config, plots, report
+from experiments import artifacts, compared, config, data_report, plots, report
 from experiments.canvas import Canvas
-from experiments.data_report import sections as data_sections
 from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
 from experiments.keys import flatten
@@ -39,7 +38,9 @@ def results(methods: Sequence[Row], beside: Sequence[Row]) -> Html:
     if isinstance(told, str):
         parts.append(tag("p", told, class_="faint"))
     protocol = [(k, tag("code", _value(v))) for k, v in sorted(methods[0].protocol.items())]
-    parts.append(folded("Protocol: what numbers of one fingerprint share", table(("", ""), protocol)))
+    parts.append(
+        folded("Protocol: what numbers of one fingerprint share", table(("", ""), protocol))
+    )
     return join(parts)
 
 
@@ -50,7 +51,8 @@ def result_table(rows: Sequence[Row]) -> Html:
     heads = [tag("th", h, scope="col") for h in ("method", "n", "seeds", *columns)]
     bodies = []
     for group in groups:
-        title = tag("th", group.replace("_", " "), colspan=str(len(heads)), scope="rowgroup")
+        name = tag("span", group.replace("_", " "))
+        title = tag("th", name, colspan=str(len(heads)), scope="rowgroup")
         lines = [
             tag(
                 "tr",
@@ -72,7 +74,9 @@ def _remarks(rows: Sequence[Row]) -> Iterator[Html]:
     if rows[0].validation:
         told.append(f"These are {rows[0].protocol['scored']} rows: for choosing, not for telling.")
     if any(r.reference for r in rows):
-        told.append("Rows in italics have no model; a method that does not beat them has shown nothing.")
+        told.append(
+            "Rows in italics have no model; a method that does not beat them has shown nothing."
+        )
     if any(r.older for r in rows):
         told.append('* made by older code; make exp with ARGS="stale=rerun" makes it anew.')
     yield tag("p", " ".join(told), class_="faint")
@@ -124,7 +128,9 @@ def health(folders: Sequence[Path]) -> Html:
             first = number == 0
             lines.append(
                 (
-                    f"{title_of(folder)} {row}" if several else title_of(folder),
+                    (f"{title_of(folder)}: {row}" if first else row)
+                    if several
+                    else title_of(folder),
                     plain(done.get("seconds", "-")) if first else "",
                     _device(done) if first else "",
                     *(_told(speed, k) for k in ("rows_per_second", "users_per_second")),
@@ -141,7 +147,10 @@ def health(folders: Sequence[Path]) -> Html:
 
 
 def _told(values: dict[str, Any], key: str) -> str:
-    return plain(values[key]) if key in values else "-"
+    value = values.get(key)
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 1_000 else plain(value)
 
 
 def _device(done: dict[str, Any]) -> str:
@@ -184,7 +193,10 @@ def _card(record: dict[str, Any]) -> Html:
     if record["kind"] == "score":
         parts.append(tag("div", f"row {record['row']}, user {record['user']}", class_="label"))
     if record.get("history"):
-        parts += [tag("div", "history, oldest first", class_="label"), tag("p", " · ".join(record["history"]))]
+        parts += [
+            tag("div", "history, oldest first", class_="label"),
+            tag("p", " · ".join(record["history"])),
+        ]
     for name in ("prompt", "answer"):
         if name in record:
             parts += [tag("div", name, class_="label"), tag("pre", record[name])]
@@ -224,7 +236,9 @@ def texts(folders: Sequence[Path]) -> Html:
             for name, row in zip(names, some.iter_rows(named=True), strict=True)
         ]
         count = f"{filled.height:,} of {frame.height:,} have one"
-        parts.append(folded(f"{title_of(folder)}: {count}", table((owner, *kinds), lines), opened=not parts))
+        parts.append(
+            folded(f"{title_of(folder)}: {count}", table((owner, *kinds), lines), opened=not parts)
+        )
     return join(parts)
 
 
@@ -236,8 +250,13 @@ def _names(folder: Path, owner: str, numbers: Sequence[int]) -> list[str]:
     from datamodules.prepared import Prepared
 
     prepared = Prepared(manifest)
-    column = prepared.items["title"] if owner == "item" else prepared.users["user_id"].cast(pl.String)
-    return [name or str(n) for n, name in zip(numbers, column.gather([n - 1 for n in numbers]), strict=True)]
+    column = (
+        prepared.items["title"] if owner == "item" else prepared.users["user_id"].cast(pl.String)
+    )
+    return [
+        name or str(n)
+        for n, name in zip(numbers, column.gather([n - 1 for n in numbers]), strict=True)
+    ]
 
 
 def _short(words: str | None) -> str:
@@ -259,21 +278,19 @@ def _prepared(folder: Path) -> Path | None:
 def data(folders: Sequence[Path]) -> Html:
     """The data report of each data set that a stage read."""
     parts = []
-    for folder in dict.fromkeys(map(_prepared, folders)):
-        manifest = read_json(folder / "manifest.json") if folder else None
-        for one in _with_parts(manifest) if manifest else ():
-            counts = [(k, plain(v)) for k, v in one["counts"].items()]
-            lines = [*counts, *(line for section in data_sections(one) for line in section)]
-            title = f"{one['recipe']['name']} (content {one['digest']})"
-            parts.append(folded(title, table(("", ""), lines), opened=not parts))
+    manifests = (one for folder in folders for one in _manifests(folder))
+    for one in {m["digest"]: m for m in manifests}.values():
+        title = f"{one['recipe']['name']} (content {one['digest']})"
+        parts.append(folded(title, table(("", ""), data_report.lines(one)), opened=not parts))
     return join(parts)
 
 
-def _with_parts(manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield manifest
-    for part in manifest.get("parts", {}).values():
-        if found := read_json(Path(part) / "manifest.json"):
-            yield from _with_parts(found)
+def _manifests(folder: Path) -> list[dict[str, Any]]:
+    """Of the data that a stage read: as it wrote them down, else as the cache has them."""
+    prepared = _prepared(folder)
+    return read_json(folder / data_report.KEPT) or (
+        data_report.manifests(prepared) if prepared else []
+    )
 
 
 def settings(folders: Sequence[Path]) -> Html:
@@ -282,7 +299,9 @@ def settings(folders: Sequence[Path]) -> Html:
     for folder in folders:
         job = read_json(folder / "stage.json") or {}
         if job:
-            lines = [(tag("code", k), tag("code", _value(v)), o) for k, v, o in provenance(folder, job)]
+            lines = [
+                (tag("code", k), tag("code", _value(v)), o) for k, v, o in provenance(folder, job)
+            ]
             told = table(("setting", "value", "from"), lines)
             parts.append(folded(f"{title_of(folder)} ({os.path.basename(folder)})", told))
     return join(parts)
@@ -290,7 +309,7 @@ def settings(folders: Sequence[Path]) -> Html:
 
 def provenance(folder: Path, job: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
     """(key, value, origin) of all that a stage was told."""
-    found = read_json(folder / "origins.json") or _origins(job)
+    found = read_json(folder / config.ORIGINS) or _origins(job)
     stage = f"stages.{job['stage']}"
     single = len(job["spec"]["modules"]) == 1
     told = {**job["spec"], "launch": job["launch"]}

@@ -140,14 +140,20 @@ def learning(rows: Sequence[Row]) -> Iterator[tuple[str, Canvas]]:
                 found = stages.setdefault((job["experiment"], job["stage"]), {})
                 found[folder] = job["spec"]["seed"]
     for (experiment, stage), folders in stages.items():
-        canvas = _learning(f"{experiment} {stage}", folders)
+        canvas = learning_chart(f"{experiment} {stage}", folders)
         if canvas is None:
             say(f"{experiment} {stage} logged fewer than two epochs: there is no curve to draw")
         else:
             yield f"learning.{experiment.replace('/', '.')}.{stage}", canvas
 
 
-def _learning(title: str, folders: dict[Path, int]) -> Canvas | None:
+def learning_chart(title: str, folders: dict[Path, int]) -> Canvas | None:
+    """The chart of one training stage; None where it logged fewer than two epochs.
+
+    Args:
+        title: without ``Learning:``.
+        folders: of its runs, with their seeds.
+    """
     logs = {folder: logged(folder) for folder in folders}
     spec = (read_json(next(iter(folders)) / "stage.json") or {})["spec"]
     chosen = str((spec.get("select") or {}).get("metric"))
@@ -198,15 +204,27 @@ def _reliability(row: Row) -> list[dict[str, float]]:
 
 
 def reliability(curves: Sequence[tuple[Row, list[dict[str, float]]]]) -> Canvas:
-    """The share of likes against the probability that was told, with the diagonal of perfect calibration."""
-    most = max(b["count"] for _, curve in curves for b in curve)
+    """The chart of several rows."""
+    colours = coloured([r for r, _ in curves])
+    return reliability_chart(
+        [(row.label, bins, c) for (row, bins), c in zip(curves, colours, strict=True)]
+    )
+
+
+def reliability_chart(curves: Sequence[tuple[str, list[dict[str, float]], str]]) -> Canvas:
+    """The share of likes against the probability that was told, with the diagonal of perfect calibration.
+
+    Args:
+        curves: name, bins and colour of each.
+    """
+    most = max(b["count"] for _, bins, _ in curves for b in bins)
     series = [
         Series(
-            row.label,
-            [(b["mean_probability"], _share(int(b["count"]), b["share_liked"])) for b in curve],
-            colour, [2.5 + 5.5 * (b["count"] / most) ** 0.5 for b in curve],
+            name,
+            [(b["mean_probability"], _share(int(b["count"]), b["share_liked"])) for b in bins],
+            colour, [2.5 + 5.5 * (b["count"] / most) ** 0.5 for b in bins],
         )
-        for (row, curve), colour in zip(curves, coloured([r for r, _ in curves]), strict=True)
+        for name, bins, colour in curves
     ]  # fmt: skip
     entries = [*series, Series("perfect calibration", [], GREY)]
     canvas, (span,) = charts.sheet("Reliability: dots grow with the rows of their bin", entries)

@@ -36,6 +36,7 @@ from experiments import (
     preflight,
     report,
     results,
+    secrets,
     seeds,
     trial_driver,
     verify,
@@ -188,12 +189,20 @@ def run_stage(
             written = stage.folder.glob("generations.*.jsonl")
             for file in (done, *stage.folder.glob("*.ckpt"), *written):
                 file.unlink()
+        secrets.refuse(experiment.config, os.environ)
         job = _job(experiment, stage)
         for mark in (stop_request.MARK, launchers.REFUSED):
             _taken(stage.folder / mark)
         write_json(stage.folder / "stage.json", job)
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
         (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
+        write_json(
+            stage.folder / config.ORIGINS, config.origins(experiment.name, experiment.overrides)
+        )
+        write_json(
+            stage.folder / data_report.KEPT,
+            data_report.manifests(_prepared_folder(stage.spec["data"])),
+        )
         in_process("experiments.stage", [str(stage.folder)], stage.folder, job["launch"])
 
 

@@ -43,7 +43,7 @@ from datamodules.sources import cache_root
 from datamodules.stage_data import StageDataModule
 from datamodules.types import TEST, VALID
 from datamodules.versioning import read_json, write_json
-from experiments import build, faults
+from experiments import build, faults, tracking
 from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
 from experiments.messages import print_error, say
@@ -128,6 +128,7 @@ def _fit(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         raise UserError(f"no epoch was selected: {metric} was never a number; see the csv log")
     score = None if best.best_model_score is None else {metric: float(best.best_model_score)}
     _tell(trainer, module, speed)
+    tracking.record(trainer, folder, job, data, job["stage"], speed.summary())
     results = {"selected": score, "epochs": trainer.current_epoch}
     return Outcome(trainer, results, speed.summary())
 
@@ -209,10 +210,7 @@ def _test(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcome:
         calibration = module.label_metrics.get("all")
         if isinstance(calibration, Calibration) and trainer.is_global_zero:
             write_json(folder / f"reliability.{name}.json", calibration.curve)
-        if "wandb" in (job["logger"] or {}):
-            import wandb  # slow to import, and most runs do without
-
-            wandb.finish()  # each row is a run of its own
+        tracking.record(trainer, folder, job, data, name, speed.summary(), module.results)
         rows[name] = {
             metric: {"value": _or_null(value), "stderr": _or_null(error)}
             for metric, (value, error) in module.results.items()
@@ -229,7 +227,10 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
     """Go through the module's things, and keep its table for later stages."""
     module = build_module(next(iter(job["spec"]["modules"].values())), job, data)
     assert isinstance(module, PredictingModule)  # experiments.check has refused others
-    callbacks: list[pl.Callback] = [RunProgress(job["label"], None), _samples(folder, job, job["stage"])]
+    callbacks: list[pl.Callback] = [
+        RunProgress(job["label"], None),
+        _samples(folder, job, job["stage"]),
+    ]
     if module.generations is not None:
         callbacks.append(GenerationsLog(folder, job["stage"], cache_root() / "generations"))
     trainer = make_trainer(folder, job, data, module, callbacks)
@@ -239,6 +240,7 @@ def _predict(folder: Path, job: dict[str, Any], data: StageDataModule) -> Outcom
         module.table().write_parquet(part)
         part.replace(folder / PREDICTIONS)
     _tell(trainer, module, Throughput())
+    tracking.record(trainer, folder, job, data, job["stage"], {})
     return Outcome(trainer, {}, {})
 
 

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import Strategy
 from callbacks.checkpoints import AtomicCheckpointIO
 from callbacks.preemption import Preemption
 from datamodules.stage_data import StageDataModule
-from experiments import build, launchers
+from experiments import build, launchers, tracking
 from experiments.errors import UserError
 from experiments.messages import say
 from experiments.records import protocol_of, wandb_id
@@ -171,7 +171,7 @@ def _micro_batches(spec: dict[str, Any], launch: dict[str, Any]) -> int:
 
 
 def _loggers(folder: Path, job: dict[str, Any], data: StageDataModule, row: str) -> list[Logger]:
-    fingerprint = protocol_of(data, job["spec"]["trainer"])[1]
+    protocol, fingerprint = protocol_of(data, job["spec"]["trainer"])
     made: list[Logger] = [CSVLogger(folder / "csv", name=row)]
     for name, node in (job["logger"] or {}).items():
         extra: dict[str, Any] = {"save_dir": str(folder)}
@@ -181,10 +181,7 @@ def _loggers(folder: Path, job: dict[str, Any], data: StageDataModule, row: str)
                 "name": f"{job['label']} {row}".strip(),
                 "group": job["experiment"], "job_type": job["stage"],
                 "tags": [data.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
-                "config": {
-                    **{k: job[k] for k in ("experiment", "stage", "spec", "overrides", "commit")},
-                    "fingerprint": fingerprint,
-                },
+                "config": tracking.settings(folder, job, protocol, fingerprint),
             }  # fmt: skip
         elif name == "tensorboard":
             extra["name"] = f"tensorboard/{row}".rstrip("/")

@@ -73,7 +73,10 @@ class Generations:
                 self.fresh.append(Generation(key, tokens, found=True))
 
     def note(
-        self, prompts: Sequence[Tokens], answers: Sequence[list[int]], shown: Sequence[Tokens] | None
+        self,
+        prompts: Sequence[Tokens],
+        answers: Sequence[list[int]],
+        shown: Sequence[Tokens] | None,
     ) -> None:
         """Hold some prompts (B,) with their answers and the items that they show, until they are taken."""
         items = shown or [()] * len(prompts)
