@@ -28,7 +28,8 @@ override JOBS := $(value JOBS)
 override SPACE := $(value SPACE)
 override N := $(value N)
 override SLURM := $(value SLURM)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM
+override PUBLISH := $(value PUBLISH)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -37,7 +38,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -89,6 +90,12 @@ beyond: $(READY) ## What the lists of finished experiments are like: coverage, G
 
 plots: $(READY) ## Charts of finished experiments, SVG and PNG (NAMES="a b", OUT=FOLDER)
 	@$(PY) -m experiments.plots
+
+report: $(READY) ## One HTML page of finished experiments, from run folders, without an account (NAME=..., NAMES="a b", OUT=FILE)
+	@$(PY) -m experiments.page
+
+dashboard: $(READY) ## The project's W&B workspace as code (PUBLISH=1 sends it, with an account)
+	@$(PY) -m experiments.dashboard
 
 # A test takes one thread and, at most, some 2 GB: four at once fit a laptop. What is given in ARGS comes later and wins.
 test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from datamodules.versioning import read_json
 from experiments import artifacts, compared, config, costs, seeds
 from experiments import page_sections as sections
 from experiments.compared import Asked
@@ -111,15 +112,19 @@ def _made_at(folders: Sequence[Path]) -> Html:
 
 
 def stages_of(tables: Sequence[tuple[list[Row], list[Row]]]) -> list[Path]:
-    """The folders of all stages that made the rows, inputs before what reads them; rows without a model last."""
+    """The folders of all stages that made the rows, as they ended; those without a model last."""
     found: dict[Path, None] = {}
-    for rows in (
-        [r for ours, _ in tables for r in ours],
-        [r for _, beside in tables for r in beside],
-    ):
-        for file in (file for row in rows for file in row.scores):
-            found |= dict.fromkeys(reversed(costs.chain(file.parent)))
+    ours, beside = ([r for pair in tables for r in pair[kind]] for kind in (0, 1))
+    for rows in (ours, beside):
+        chains = {
+            folder for row in rows for file in row.scores for folder in costs.chain(file.parent)
+        }
+        found |= dict.fromkeys(sorted(chains, key=_ended))
     return list(found)
+
+
+def _ended(folder: Path) -> tuple[str, str]:
+    return str((read_json(folder / "done.json") or {}).get("finished")), folder.name
 
 
 if __name__ == "__main__":

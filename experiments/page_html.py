@@ -29,12 +29,14 @@ th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bot
 tbody:last-child tr:last-child > * { border-bottom: 0; }
 thead th, tbody.group th[colspan] { background: var(--soft); white-space: nowrap; }
 .numbers td + td, .numbers thead th + th { text-align: right; white-space: nowrap; }
-.numbers td:first-child, .numbers thead th:first-child { position: sticky; left: 0; min-width: 9rem; max-width: 45vw;
-  overflow-wrap: anywhere; background: var(--ground); } .numbers thead th:first-child { background: var(--soft); }
+.numbers td:first-child, .numbers thead th:first-child { position: sticky; left: 0; min-width: min(15rem, 45vw);
+  max-width: 45vw;  overflow-wrap: anywhere; background: var(--ground); }
+.numbers thead th:first-child { background: var(--soft); }
 tbody.group th[colspan] > span { position: sticky; left: .6rem; } .plain td { color: var(--faint); }
 .plain td:first-child { font-style: italic; }
 .chart { overflow-x: auto; } .chart svg { display: block; max-width: 100%; height: auto; min-width: 34rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 1rem; }
+.charts { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
 .charts > * { min-width: 0; }
 details { border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; padding: .1rem .8rem; }
 summary { cursor: pointer; padding: .35rem 0; font-weight: 600; overflow-wrap: anywhere; }
@@ -42,12 +44,14 @@ details[open] > summary { margin-bottom: .3rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0; padding: .5rem .7rem;
   background: var(--soft); border-radius: 6px; font: .84rem/1.45 ui-monospace, "DejaVu Sans Mono", monospace;
   max-height: 20rem; overflow-y: auto; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: .8rem; }
+.cards { display: grid; gap: .8rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .8rem; min-width: 0; }
 .card ol { margin: .3rem 0; padding: 0; list-style: none; overflow-wrap: anywhere; }
 .card li { display: flex; gap: .6rem; align-items: center; padding: .15rem 0; }
 .card li .score { margin-left: auto; color: var(--faint); font-variant-numeric: tabular-nums; }
-.card img { width: 48px; height: 48px; object-fit: contain; background: var(--soft); border-radius: 4px; flex: none; }
+.card img { width: 48px; height: 48px; object-fit: contain; background: var(--soft); border-radius: 4px;
+  flex: none; }
 .target { color: var(--mark); font-weight: 600; } .warn { color: var(--warn); }
 .label { color: var(--faint); font-size: .8rem; text-transform: uppercase; letter-spacing: .03em; }
 """
@@ -75,7 +79,7 @@ def image(address: str, words: str) -> Html:
     """A picture that is part of the page; nothing where an address is not ``data:image/``."""
     if not address.startswith("data:image/"):
         return Html()
-    return Html(f'<img src="{escape(address)}" alt="{escape(words)}" loading="lazy">')
+    return Html(f'<img src="{escape(address)}" alt="{escape(words)}">')
 
 
 def join(parts: Iterable[object]) -> Html:
@@ -113,4 +117,5 @@ def document(title: str, *body: object) -> str:
             tag("style", Html(_STYLE)),
         )
     )
-    return f'<!DOCTYPE html>\n<html lang="en">\n<head>\n{head}\n</head>\n<body>\n{join(body)}\n</body>\n</html>\n'
+    lines = ("<!DOCTYPE html>", '<html lang="en"><head>', head, "</head><body>", join(body))
+    return "\n".join((*lines, "</body></html>", ""))

@@ -143,7 +143,11 @@ def health(folders: Sequence[Path]) -> Html:
                 )
             )
     note = "Speeds are of the last attempt of a resumed stage, memory is the most of its process."
-    return join((table(heads, lines, numbers=True), tag("p", note, class_="faint")))
+    kept = [i for i in range(len(heads)) if any(line[i] not in ("-", "") for line in lines)]
+    shown = [[line[i] for i in kept] for line in lines]
+    return join(
+        (table([heads[i] for i in kept], shown, numbers=True), tag("p", note, class_="faint"))
+    )
 
 
 def _told(values: dict[str, Any], key: str) -> str:

@@ -23,6 +23,7 @@ from datamodules.versioning import read_json
 from experiments import config, data_report, plots
 from experiments.keys import flatten
 from experiments.records import peak_memory
+from experiments.report import row_label
 
 STARTED = time.monotonic()
 TEXTS = 32  # generated texts of a predict stage
@@ -30,12 +31,13 @@ SHOWN = ("kind", "row", "user", "history", "prompt", "answer", "place", "label")
 
 
 def settings(
-    folder: Path, job: dict[str, Any], protocol: dict[str, Any], fingerprint: str
+    folder: Path, job: dict[str, Any], protocol: dict[str, Any], fingerprint: str, row: str = ""
 ) -> dict[str, Any]:
-    """The config of a W&B run."""
+    """The config of a W&B run; ``method`` is what tables call the row."""
     kept = ("experiment", "stage", "spec", "launch", "overrides", "commit")
     return {
         **{k: job[k] for k in kept},
+        "method": row or row_label(job["experiment"], job["stage"]),
         "fingerprint": fingerprint,
         "protocol": protocol,
         "folder": folder.name,

@@ -181,7 +181,7 @@ def _loggers(folder: Path, job: dict[str, Any], data: StageDataModule, row: str)
                 "name": f"{job['label']} {row}".strip(),
                 "group": job["experiment"], "job_type": job["stage"],
                 "tags": [data.name, f"fingerprint-{fingerprint}", f"git-{job['commit']}"],
-                "config": tracking.settings(folder, job, protocol, fingerprint),
+                "config": tracking.settings(folder, job, protocol, fingerprint, row),
             }  # fmt: skip
         elif name == "tensorboard":
             extra["name"] = f"tensorboard/{row}".rstrip("/")

@@ -39,6 +39,7 @@ REQUEST = (
     "N",
     "JOBS",
     "SLURM",
+    "PUBLISH",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

@@ -35,7 +35,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "hydra": ("experiments/",),
     "omegaconf": ("experiments/",),
-    "wandb": ("callbacks/", "experiments/"),
+    "wandb": ("callbacks/", "experiments/"), "wandb_workspaces": ("experiments/dashboard.py",),
     "peft": ("lightning_modules/llm/adapters.py",),
     "bitsandbytes": ("lightning_modules/llm/precision.py",),
     "tests": (),
@@ -44,7 +44,7 @@ ONLY_IN = {
 PRETRAINED = ("lightning_modules/llm/backbones.py", "lightning_modules/llm/adapters.py")
 PLANNING = (
     "run", "config", "artifacts", "lock", "report", "results", "seeds", "significance", "compare",
-    "beyond_columns", "plots", "slurm", "sweep",
+    "beyond_columns", "plots", "slurm", "sweep", "page", "dashboard",
 )  # fmt: skip
 TOP = {
     "pyproject.toml", "Makefile", "README.md", *OURS, "tests", "LICENSE", "CHANGELOG.md",
