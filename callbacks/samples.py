@@ -1,9 +1,9 @@
 """A few prompts, answers, histories and scores of a stage, as people read them, with small pictures.
 
-``samples.NAME.json`` is a list of at most ``most`` records of a kind, taken evenly over a pass: ``kind`` (train,
-score or text), ``prompt`` and ``answer`` (what a language model read and should say, or said), ``row`` and ``user`` as
-in the scores file, ``history`` and ``items`` (title, score, whether it is the target, picture), ``place`` of
-the target and ``label``. What a record does not have is left out.
+``samples.NAME.json`` is a list of records, of each ``kind`` (train, score, text) at most ``most``, taken
+evenly over a pass: ``prompt`` and ``answer`` (what a language model read and should say, or said), ``row``
+and ``user`` as in the scores file, ``history`` and ``items`` (title, score, whether it is the target,
+picture), ``place`` of the target and ``label``. What a record does not have is left out.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class WandbRun(WandbLogger):
             told: dict[str, Any] = dict(numbers)
             for name, (columns, rows) in tables.items():
                 cells = [[_cell(value) for value in row] for row in rows]
-                told[name] = wandb.Table(columns=list(columns), data=cells, allow_mixed_types=True)
+                told[name] = wandb.Table(columns=list(columns), data=cells)
             told |= {name: wandb.Image(picture) for name, picture in images.items()}
             run.log(told)
             if self.log_scores and scores is not None and scores.is_file():

@@ -29,7 +29,8 @@ th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bot
 tbody:last-child tr:last-child > * { border-bottom: 0; }
 thead th, tbody.group th[colspan] { background: var(--soft); white-space: nowrap; }
 .numbers td + td, .numbers thead th + th { text-align: right; white-space: nowrap; }
-.numbers td:first-child, .numbers thead th:first-child { position: sticky; left: 0; min-width: min(15rem, 45vw);
+.numbers td:first-child, .numbers thead th:first-child { position: sticky; left: 0;
+  min-width: min(15rem, 45vw);
   max-width: 45vw;  overflow-wrap: anywhere; background: var(--ground); }
 .numbers thead th:first-child { background: var(--soft); }
 tbody.group th[colspan] > span { position: sticky; left: .6rem; } .plain td { color: var(--faint); }

@@ -120,7 +120,9 @@ def test_long_prompts_are_cut_and_repeated_marks_counted() -> None:
         def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
             return self.text
 
-    assert read(Says("a" + "<image>" * 64 + "b <b> <b> <c><c>"), []) == "a<image> ×64 b <b> <b> <c><c>"
+    assert (
+        read(Says("a" + "<image>" * 64 + "b <b> <b> <c><c>"), []) == "a<image> ×64 b <b> <b> <c><c>"
+    )
     assert len(read(Says("x" * 10 * LETTERS), [])) == LETTERS + 2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ def test_without_a_server_the_run_is_recorded_offline(
         logger.record({}, {}, {})
     assert any("recorded offline" in m for m in caplog.messages)
     (run,) = (tmp_path / "wandb").glob("offline-run-*-abc/run-abc.wandb")
+    deadline = time.monotonic() + 60  # W&B's own process writes it
+    while run.stat().st_size < 500 and time.monotonic() < deadline:
+        time.sleep(0.2)
     assert run.stat().st_size > 500
     written = b"".join(f.read_bytes() for f in tmp_path.rglob("*") if f.is_file())
     assert b"a" * 40 not in written
@@ -75,7 +79,10 @@ def test_tables_pictures_and_asked_scores_are_recorded(tmp_path: Path) -> None:
     (kept,) = run.rglob("samples_*.table.json")
     found = json.loads(kept.read_text())
     assert found["columns"] == ["prompt", "picture"]
-    assert found["data"][0][0] == "<b>1</b>"
-    assert len(list(run.rglob("*.png"))) == 2
-    assert b"scores-abc" in (run / "run-abc.wandb").read_bytes()
+    assert found["data"] == [["<b>1</b>", "Image"], [None, None]]  # the picture lies in an artifact
+    assert len(list(run.rglob("plots/learning_*.png"))) == 1
+    deadline = time.monotonic() + 60  # W&B's own process writes it
+    while b"scores-abc" not in (run / "run-abc.wandb").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     assert logger._experiment is None  # the next row of a test begins one of its own
