@@ -1,4 +1,4 @@
-"""``make report`` and ``make dashboard`` on real tiny runs: the page in a browser, W&B's names and keys offline."""
+"""``make report`` and ``make dashboard`` on real tiny runs: a browser, W&B's names, and keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import REPO
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
-from tests.recipes.conftest import EXPERIMENT, Finished
+from tests.recipes.conftest import EXPERIMENT
 
 TALLREC = "tallrec/movie_64shot"
 EVIL = '<script>document.title="stolen"</script><img src="https://example.org/x.png">'
