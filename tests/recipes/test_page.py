@@ -19,8 +19,8 @@ from tests.recipes.conftest import EXPERIMENT
 TALLREC = "tallrec/movie_64shot"
 EVIL = '<script>document.title="stolen"</script><img src="https://example.org/x.png">'
 KEYS = {"WANDB_API_KEY": "w" * 40, "HF_TOKEN": "hf_" + "t" * 34}
-# Logged where there is a GPU, and by predict stages.
-ELSEWHERE = {"memory/gpu_mib", "texts"}
+# Logged where there is a GPU, by predict stages, and by methods whose validation ranks nothing.
+ELSEWHERE = {"memory/gpu_mib", "texts", "val/loss"}
 OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
 
@@ -195,12 +195,13 @@ def test_every_metric_of_the_dashboard_is_logged_by_a_real_run(
 
     logged: set[str] = set()
     for run in runs.glob("*/wandb/offline-run-*"):
+        wandb = str(Path(sys.executable).with_name("wandb"))
         told = subprocess.run(
-            [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--summary", "--json", str(run)],
+            [wandb, "leet", "inspect", "--summary", "--json", str(run)],
             capture_output=True, text=True, check=True, env=command_environment(runs),
         )  # fmt: skip
         logged |= json.loads(told.stdout)["summary"].keys()
-    assert {"throughput/rows_per_second", "throughput/tokens_per_second", "val/loss"} <= logged
+    assert {"throughput/rows_per_second", "throughput/tokens_per_second", "val/all/auc"} <= logged
     bins = {f"crossover/{name}/hit@1" for name in bin_names()}
     assert bins & logged  # those that the tiny data have
     done = ask(command_environment(runs), "dashboard")
