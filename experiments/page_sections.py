@@ -179,7 +179,7 @@ def commit_of(folder: Path) -> str:
 
 def samples(folders: Sequence[Path]) -> Html:
     """What ``callbacks/samples.py`` has kept, a fold for each stage or row."""
-    parts = []
+    parts: list[Html] = []
     for folder in folders:
         files = sorted(folder.glob("samples.*.json"))
         for file in files:
@@ -223,7 +223,7 @@ def _item(item: dict[str, Any]) -> Html:
 
 def texts(folders: Sequence[Path]) -> Html:
     """Texts of items and users that predict stages have left, evenly over their tables."""
-    parts = []
+    parts: list[Html] = []
     for folder in folders:
         if not (folder / PREDICTIONS).is_file():
             continue
@@ -281,7 +281,7 @@ def _prepared(folder: Path) -> Path | None:
 
 def data(folders: Sequence[Path]) -> Html:
     """The data report of each data set that a stage read."""
-    parts = []
+    parts: list[Html] = []
     manifests = (one for folder in folders for one in _manifests(folder))
     for one in {m["digest"]: m for m in manifests}.values():
         title = f"{one['recipe']['name']} (content {one['digest']})"

@@ -78,7 +78,7 @@ def record(
         numbers |= found
         tables["crossover"] = (("training events of the target", "n", "hit@1"), lines)
     for holder in holders:
-        holder.record(numbers, tables, images, scores)  # type: ignore[attr-defined]
+        holder.record(numbers, tables, images, scores)
 
 
 def _tables(
