@@ -13,6 +13,10 @@ override SEEDS := $(value SEEDS)
 override BASELINE := $(value BASELINE)
 override REQUEST := $(value REQUEST)
 override K := $(value K)
+override HISTORY := $(value HISTORY)
+override ITEMS := $(value ITEMS)
+override EXCLUDE := $(value EXCLUDE)
+override RETRIEVER := $(value RETRIEVER)
 override NAMES := $(value NAMES)
 override FORMAT := $(value FORMAT)
 override OUT := $(value OUT)
@@ -29,7 +33,7 @@ override SPACE := $(value SPACE)
 override N := $(value N)
 override SLURM := $(value SLURM)
 override PUBLISH := $(value PUBLISH)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -73,7 +77,7 @@ images: $(READY) ## Download the item images of an experiment's data
 export: $(READY) ## Write a finished language model for plain PEFT and plain transformers
 	@$(PY) -m experiments.export
 
-recommend: $(READY) ## What a finished experiment would show USER=<id> next (K=10, REQUEST="in words")
+recommend: $(READY) ## What a finished experiment would show USER=<id> or HISTORY="title; title" next (K=10, EXCLUDE=, ITEMS=new.jsonl, REQUEST="in words", FORMAT=json)
 	@$(PY) -m experiments.recommend
 
 list: $(READY) ## List every experiment with its one-line header

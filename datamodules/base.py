@@ -125,6 +125,7 @@ class SequenceDataModule(StageDataModule):
         self.allow_mismatch = allow_mismatch
         self._prepared: Prepared | None = None
         self._rows: dict[int, EvalRows] = {}
+        self._asked: Histories | None = None  # whose events are those of the rows held out
 
     @abstractmethod
     def load_raw(self) -> RawData:
@@ -256,8 +257,17 @@ class SequenceDataModule(StageDataModule):
         """
         if split == "train":
             return TrainDataset(self._train_rows(), self.seed).every()
-        held_out = self._validated() if split == "val" else self.rows(self.test_code)
-        return EvalDataset(self.histories, held_out, self.seed, self.liked_above).every()
+        if split == "val":
+            return EvalDataset(
+                self.histories, self._validated(), self.seed, self.liked_above
+            ).every()
+        held_out = self.rows(self.test_code)
+        return EvalDataset(self._tested, held_out, self.seed, self.liked_above).every()
+
+    @property
+    def _tested(self) -> Histories:
+        """Whose events the rows of a test are of."""
+        return self._asked or self.histories
 
     def _validated(self) -> EvalRows:
         """The rows that a fit of the trainer's method is validated on."""
@@ -285,15 +295,20 @@ class SequenceDataModule(StageDataModule):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Validation rows, each exactly once over all devices."""
-        return self._eval_loader(self._validated())
+        return self._eval_loader(self._validated(), self.histories)
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Rows of ``test_code``, each exactly once over all devices."""
-        return self._eval_loader(self.rows(self.test_code))
+        return self._eval_loader(self.rows(self.test_code), self._tested)
 
-    def ask(self, rows: EvalRows) -> None:
-        """Hold these rows out in place of the data's own: what is tested or predicted next is of them."""
-        self._rows[self.test_code] = rows
+    def ask(self, rows: EvalRows, histories: Histories | None = None) -> None:
+        """Hold these rows out in place of the data's own: what is tested or predicted next is of them.
+
+        Args:
+            rows: with ``start``, where ``histories`` are given.
+            histories: whose events the rows are of, where those are not the data's own.
+        """
+        self._rows[self.test_code], self._asked = rows, histories
 
     def raw_users(self, users: np.ndarray) -> polars.Series:
         """Raw ids of internal user ids."""
@@ -303,9 +318,9 @@ class SequenceDataModule(StageDataModule):
         """Raw ids of internal item ids; no Python string is made of any."""
         return self.prepared.items["item_id"].gather(items - 1)
 
-    def _eval_loader(self, rows: EvalRows) -> DataLoader[Batch]:
+    def _eval_loader(self, rows: EvalRows, histories: Histories) -> DataLoader[Batch]:
         method = self._method()
-        dataset = EvalDataset(self.histories, rows, self.seed, self.liked_above)
+        dataset = EvalDataset(histories, rows, self.seed, self.liked_above)
         sampler = self._eval_batches(method.row_lengths(dataset.every()))
         attach: Collator = AttachTargets(method.collator(training=False), rows, self.mask_seen)
         if self.tells_likes:

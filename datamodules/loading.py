@@ -199,8 +199,17 @@ class AttachTargets:
             weight=torch.from_numpy(held_out.weight[row]),
             time=torch.from_numpy(rows.histories.timestamps[newest]),
             candidates=None if candidates is None else torch.from_numpy(candidates[row]).long(),
-            seen=_seen_pairs(rows) if ranked and self.mask_seen else None,
+            seen=self._not_ranked(rows) if ranked else None,
         )
+
+    def _not_ranked(self, rows: Rows) -> torch.Tensor | None:
+        """(S, 2) pairs (batch row, item) of what was seen and of what is not wanted."""
+        pairs = [_seen_pairs(rows)] if self.mask_seen else []
+        if self.rows.unwanted is not None:
+            items = torch.from_numpy(self.rows.unwanted[rows.row]).long()  # (B, E)
+            owner = torch.arange(len(items))[:, None].expand_as(items)
+            pairs.append(torch.stack([owner, items], dim=2).flatten(0, 1))
+        return torch.cat(pairs) if pairs else None
 
 
 def _seen_pairs(rows: Rows) -> torch.Tensor:

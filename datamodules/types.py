@@ -151,6 +151,8 @@ class EvalRows:
     label: np.ndarray | None = None  # (R,) bool, liked or not; None = every target is positive
     # (R,) int64: first event of the history; None = the user's first
     start: np.ndarray | None = None
+    # (R, E) int32, 0 = none: more items that must not be ranked
+    unwanted: np.ndarray | None = None
 
 
 @dataclass

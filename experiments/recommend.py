@@ -1,15 +1,21 @@
-"""The command behind ``make recommend``: what a finished experiment would show one user next.
+"""The command behind ``make recommend``: what a finished experiment would show somebody next.
 
-``python -m experiments.recommend [NAME [key=value ...]]``. Variables: NAME and ARGS, as for
-``experiments.run``; LLMREC_USER, the user's raw id (``USER=`` of the Makefile; shells have a USER of their
-own); K, how many items; REQUEST, what the user is looking for, for methods that read words. No torch here.
+``python -m experiments.recommend [NAME [key=value ...]]``. Variables, besides NAME and ARGS as for
+``experiments.run``: LLMREC_USER, a user's raw id (``USER=`` of the Makefile; shells have a USER of their
+own), or HISTORY, titles or raw ids with semicolons between them; K, how many items; EXCLUDE, ids or titles
+that are not wanted; ITEMS, JSON lines of items that nobody has seen; REQUEST, what is looked for, for methods
+that read words; RETRIEVER, a finished experiment that finds candidates; FORMAT, table or
+json. What people write reaches Python through these variables, never through a recipe or an argument.
+No torch here.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from datamodules.sources import cache_root
 from experiments import artifacts, config
@@ -19,6 +25,63 @@ from experiments.messages import print_error, say
 from experiments.run import in_process, request
 
 MOST = 100  # items of a list
+FORMATS = ("table", "json")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the variables say."""
+
+    user: str
+    history: tuple[str, ...]
+    count: int
+    exclude: tuple[str, ...]
+    items: str
+    words: str
+    retriever: str
+    format: str
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Wanted:
+        """Read them.
+
+        Raises:
+            UserError: nobody is named, or a value is none of those that are possible.
+        """
+        told = {
+            name: environment.get(name, "").strip()
+            for name in ("LLMREC_USER", "K", "ITEMS", "REQUEST", "RETRIEVER", "FORMAT")
+        }
+        lists = {
+            name: tuple(w.strip() for w in environment.get(name, "").split(";") if w.strip())
+            for name in ("HISTORY", "EXCLUDE")
+        }
+        if not told["LLMREC_USER"] and not lists["HISTORY"]:
+            raise UserError(
+                "USER is missing: make recommend NAME=... USER=<the user's id in the data>, or "
+                'HISTORY="title; title"'
+            )
+        form = told["FORMAT"] or "table"
+        if form not in FORMATS:
+            raise UserError(f"FORMAT={form!r}, expected {' or '.join(FORMATS)}")
+        if told["ITEMS"] and not Path(told["ITEMS"]).is_file():
+            raise UserError(f"ITEMS={told['ITEMS']!r} is no file: give JSON lines, an item a line")
+        return cls(
+            told["LLMREC_USER"], lists["HISTORY"], _count(told["K"] or "10"), lists["EXCLUDE"],
+            told["ITEMS"], told["REQUEST"], told["RETRIEVER"], form,
+        )  # fmt: skip
+
+
+def tests(experiment: config.Experiment) -> list[PlannedStage]:
+    """The tests of one module each, once the data are prepared."""
+    planned = artifacts.plan(experiment, cache_root())
+    if any(stage.folder is None for stage in planned):
+        try:
+            in_process("experiments.check", ["--report", experiment.name, *experiment.overrides])
+        except SystemExit as error:
+            raise UserError(f"the data of {experiment.name} cannot be prepared") from error
+        planned = artifacts.plan(experiment, cache_root())
+    return [s for s in planned if s.spec["run"] == "test" and len(s.spec["modules"]) == 1]
 
 
 def chosen(experiment: config.Experiment) -> PlannedStage:
@@ -27,12 +90,13 @@ def chosen(experiment: config.Experiment) -> PlannedStage:
     Raises:
         UserError: there is none, or what it needs has not been made.
     """
-    planned = artifacts.plan(experiment, cache_root())
-    tests = [s for s in planned if s.spec["run"] == "test" and len(s.spec["modules"]) == 1]
-    if not tests:
+    found = tests(experiment)
+    if not found:
         raise UserError(f"{experiment.name} tests no single method: there is nothing to ask")
-    stage = next((s for s in tests if s.name == "evaluate"), tests[0])
-    if unfinished := [s.name for s in planned if s.spec["run"] == "fit" and not s.done]:
+    stage = next((s for s in found if s.name == "evaluate"), found[0])
+    needed = _upstream(experiment, stage.name)
+    planned = artifacts.plan(experiment, cache_root())
+    if unfinished := [s.name for s in planned if s.name in needed and not s.done]:
         raise UserError(
             f"{experiment.name} has not been trained to its end ({', '.join(unfinished)}): make exp "
             f"NAME={experiment.name}"
@@ -40,21 +104,22 @@ def chosen(experiment: config.Experiment) -> PlannedStage:
     return stage
 
 
+def _upstream(experiment: config.Experiment, name: str) -> set[str]:
+    """The stages that a stage takes inputs from, and those that these do."""
+    sources = (experiment.stages[name].get("inputs") or {}).values()
+    own = {s for s in (str(v).partition("/")[0] for v in sources) if s in experiment.stages}
+    return own.union(*(_upstream(experiment, stage) for stage in own))
+
+
 def main(argv: Sequence[str]) -> int:
     """Exit status: 0 done, 2 failed (the reason is on the screen)."""
     try:
         name, overrides = request(list(argv))
-        user = os.environ.get("LLMREC_USER", "").strip()
-        if not user:
-            raise UserError(
-                "USER is missing: make recommend NAME=... USER=<the user's id in the data>"
-            )
-        count = _count(os.environ.get("K", "").strip() or "10")
+        Wanted.of(os.environ)
         experiment = config.load(config.full_name(name), overrides)
-        stage = chosen(experiment)
+        chosen(experiment)
         say(f"{experiment.name}: loading ...")
-        words = [experiment.name, stage.name, user, count, os.environ.get("REQUEST", "").strip()]
-        in_process("experiments.recommendation", [*words, *experiment.overrides])
+        in_process("experiments.recommendation", [experiment.name, *experiment.overrides])
     except UserError as error:
         print_error(error)
         return 2
@@ -63,10 +128,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _count(text: str) -> str:
+def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST:
         raise UserError(f"K={text!r}, expected a whole number from 1 to {MOST}")
-    return text
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -81,14 +81,20 @@ def make_trainer(
     )
 
 
-def make_predictor(module: StageModule, launch: dict[str, Any]) -> pl.Trainer:
+def make_predictor(module: StageModule, launch: dict[str, Any], number: Any = None) -> pl.Trainer:
     """A Trainer of one device that writes nothing, to ask a finished module.
+
+    Args:
+        module: it asks.
+        launch: the experiment's settings of devices.
+        number: the precision of the module's test; None is the usual one.
 
     Raises:
         UserError: the device cannot compute what the module needs.
     """
     precision = _precision(module, {**launch, "strategy": "auto"})
     return pl.Trainer(
+        precision=None if precision else number,
         accelerator=launch["accelerator"], devices=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         plugins=[precision] if precision else [],

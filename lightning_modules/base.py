@@ -50,6 +50,7 @@ class Best:
     items: Tensor  # (B, K) int64; 0 where there are fewer
     scores: Tensor  # (B, K)
     reasons: list[str] | None = None  # (B,) why the first one, of a method that can say so
+    row: Tensor | None = None  # (B,) which row of those asked about
 
 
 class RankingModule(StageModule):
@@ -73,6 +74,9 @@ class RankingModule(StageModule):
     reads_requests: bool = False  # whether ``request`` means anything
     request: str | None = None  # what a user asks for, in words; for predictions
     explains: bool = False  # whether predictions come with reasons, of a method that has them
+    reads_histories: bool = True  # False: a user without an id means nothing to it
+    ranks_candidates: bool = False  # of a labelled method: whether it ranks candidates, too
+    scores_new_items: bool = False  # whether texts or pictures alone make an item, without training
 
     def __init__(self, max_length: int = 50, block_size: int = 16_384) -> None:
         super().__init__()
@@ -118,6 +122,15 @@ class RankingModule(StageModule):
     def reasons(self, batch: Batch, items: Tensor) -> list[str] | None:
         """(B,) why these items (B,) were chosen; None of a method that cannot say."""
         return None
+
+    def summaries(self, rows: Rows) -> list[str | None] | None:
+        """(B,) what an earlier stage has written of these histories; None of a method that reads no such."""
+        return None
+
+    @property
+    def reads_summaries(self) -> bool:
+        """Whether it reads ``summaries``, so that no other than held-out histories can be asked about."""
+        return False
 
     # What the data module asks ---------------------------------------------------------------------
 
@@ -174,8 +187,17 @@ class RankingModule(StageModule):
         return ScoredBatch(batch, counts, scores)
 
     def predict_step(self, batch: Batch, batch_index: int = 0) -> Best:
-        """The best items of each row, of its candidates or of the whole catalogue without what was seen."""
-        if batch.candidates is not None:
+        """The best items of each row, of its candidates or of the whole catalogue without what was seen.
+
+        Of labelled rows it is the item asked about.
+        """
+        if batch.label is not None:
+            assert batch.target is not None
+            items, scores = (
+                batch.target[:, None],
+                self.score(self.encode(batch), batch.target[:, None]),
+            )
+        elif batch.candidates is not None:
             scores = self.score(self.encode(batch), batch.candidates)  # (B, C)
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             items = batch.candidates.gather(1, order)
@@ -185,7 +207,8 @@ class RankingModule(StageModule):
             assert counts.top_items is not None
             assert counts.top_scores is not None
             items, scores = counts.top_items, counts.top_scores
-        return Best(items, scores, self.reasons(batch, items[:, 0]) if self.explains else None)
+        reasons = self.reasons(batch, items[:, 0]) if self.explains else None
+        return Best(items, scores, reasons, batch.row)
 
     def on_validation_epoch_start(self) -> None:
         """Fresh sums for every pass."""

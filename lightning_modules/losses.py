@@ -273,3 +273,20 @@ def bpr(states: Tensor, table: Tensor, targets: Tensor, negatives: Tensor) -> Te
     """
     positive, negative, hit = sampled_scores(states, table, targets, negatives)
     return F.softplus(negative - positive[:, None]).masked_fill(hit, 0).sum()
+
+
+def rows_used(
+    table: Tensor, targets: Tensor, negatives: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows of ``table`` that these ids name, behind a row of padding, and the ids' new numbers.
+
+    The last of the four holds the old number of each of those rows.
+
+    What follows then has a gradient of these rows alone, which reaches the table as a sparse one.
+    """
+    ids = torch.cat([targets.flatten(), negatives.flatten()])
+    used, number = ids.unique(return_inverse=True)
+    rows = F.embedding(used, table, sparse=True)  # (used, d)
+    small = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
+    where, drawn = (number + 1).split([targets.numel(), negatives.numel()])
+    return small, where.view_as(targets), drawn.view_as(negatives), F.pad(used, (1, 0))

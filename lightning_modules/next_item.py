@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from datamodules.types import Batch
@@ -43,23 +42,6 @@ def newest(states: Tensor, length: Tensor) -> Tensor:
     rows = torch.arange(len(length), device=length.device)
     picked = states[rows, (length - 1).clamp(min=0)]  # (B, d)
     return picked.masked_fill((length == 0)[:, None], 0)
-
-
-def _rows_used(
-    table: Tensor, targets: Tensor, negatives: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The rows of ``table`` that these ids name, behind a row of padding, and the ids' new numbers.
-
-    The last of the four holds the old number of each of those rows.
-
-    What follows then has a gradient of these rows alone, which reaches the table as a sparse one.
-    """
-    ids = torch.cat([targets.flatten(), negatives.flatten()])
-    used, number = ids.unique(return_inverse=True)
-    rows = F.embedding(used, table, sparse=True)  # (used, d)
-    small = torch.cat([rows.new_zeros(1, rows.shape[1]), rows])
-    where, drawn = (number + 1).split([targets.numel(), negatives.numel()])
-    return small, where.view_as(targets), drawn.view_as(negatives), F.pad(used, (1, 0))
 
 
 class NextItemModule(RankingModule):
@@ -186,6 +168,14 @@ class NextItemModule(RankingModule):
         super()._reset(split)
         self._table = self.item_vectors()
 
+    def on_predict_epoch_start(self) -> None:
+        """The item table is made once for all batches and blocks."""
+        self._table = self.item_vectors()
+
+    def on_predict_epoch_end(self) -> None:
+        """Forget the table: the weights may move."""
+        self._table = None
+
     def _log(self, split: str) -> dict[str, Tensor]:
         """Log, and forget the table: the weights will move."""
         self._table = None
@@ -228,7 +218,7 @@ class NextItemModule(RankingModule):
             )  # fmt: skip
         used = torch.arange(0)
         if self.sparse_gradients:
-            table, targets, negatives, used = _rows_used(table, targets, negatives)
+            table, targets, negatives, used = losses.rows_used(table, targets, negatives)
         if self.loss in ("sampled_ce", "nce"):
             log_q = self._log_probabilities(states.device)
             if self.sparse_gradients:

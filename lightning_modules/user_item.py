@@ -78,6 +78,7 @@ class UserItemModule(NextItemModule):
     """
 
     sequential = False
+    reads_histories = False
     trained_users: Tensor
 
     def __init__(

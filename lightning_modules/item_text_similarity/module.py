@@ -43,6 +43,7 @@ class ItemTextSimilarityModule(UntrainedModule):
         ValueError: no or repeated fields, or a ``recency`` outside (0, 1].
     """
 
+    scores_new_items = True
     vectors: Tensor
     told: Tensor  # (I + 1,) bool, items with a text
 

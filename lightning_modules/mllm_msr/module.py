@@ -126,6 +126,19 @@ class MLLMMSRModule(YesNoModule):
         if self.shown is not None:
             self.seen = SeenPictures(self.model, self.reader, self.shown.picture)
 
+    ranks_candidates = scores_new_items = True
+
+    @property
+    def reads_summaries(self) -> bool:
+        """Whether an earlier stage has summarised users."""
+        return self.preferences is not None
+
+    def summaries(self, rows: Rows) -> list[str | None] | None:
+        """(B,) what the prompts tell of the rows' users."""
+        if self.preferences is None:
+            return None
+        return [self.preferences.texts[i] for i in self.preferences.of(rows)]
+
     @cached_property
     def reader(self) -> PictureReader:
         """It knows the model's image tokens."""

@@ -47,6 +47,7 @@ class MoRecModule(SASRecModule):
         ValueError: a setting that cannot work.
     """
 
+    scores_new_items = True
     reads_rows = False  # there is no table of ids
 
     def __init__(

@@ -36,6 +36,8 @@ class TALLRecModule(YesNoModule):
         ValueError: an unknown probe, or a domain without a prompt.
     """
 
+    scores_new_items = True
+
     def __init__(
         self,
         catalog: pl.DataFrame,

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW
 
 from lightning_modules import losses
-from lightning_modules.next_item import _rows_used
+from lightning_modules.losses import rows_used
 from lightning_modules.optimizers import TableAdamW
 from lightning_modules.scalable_softmax import scalable_softmax
 
@@ -54,7 +54,7 @@ def _sampled(sparse: bool) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def loss(states: Tensor, table: Tensor, targets: Tensor) -> Tensor:
         negatives = torch.randint(1, len(table), (K,))
         if sparse:
-            table, targets, negatives = _rows_used(table, targets, negatives)
+            table, targets, negatives, _ = rows_used(table, targets, negatives)
         return losses.sampled_softmax(states, table, targets, negatives, None)
 
     return loss

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pytest
 
-from datamodules.movielens import MovieLensDataModule
+from experiments import load
+from experiments.asked import frame
 from experiments.errors import UserError
-from experiments.recommendation import internal_user, recommend
-from lightning_modules.popularity import PopularityModule
+from experiments.recommender import Recommender
+from tests.conftest import REPO
 from tests.recipes.conftest import EXPERIMENT, ask
 
 
@@ -51,7 +55,9 @@ def test_a_list_of_what_the_user_does_not_have(
     ("variables", "words"),
     [({}, "USER is missing"),
      ({"LLMREC_USER": "1", "K": "0"}, "K='0', expected a whole number from 1 to 100"),
-     ({"LLMREC_USER": "1", "K": "ten"}, "K='ten'")],
+     ({"LLMREC_USER": "1", "K": "ten"}, "K='ten'"),
+     ({"LLMREC_USER": "1", "FORMAT": "xml"}, "FORMAT='xml', expected table or json"),
+     ({"LLMREC_USER": "1", "ITEMS": "no such file"}, "ITEMS='no such file' is no file")],
 )  # fmt: skip
 def test_what_is_told_at_once(
     finished: Any, tiny: list[str], command_environment: Any, variables: dict[str, str], words: str
@@ -62,28 +68,141 @@ def test_what_is_told_at_once(
     assert "Traceback" not in result.stderr
 
 
-def test_what_only_the_data_or_the_method_can_tell(tiny_movielens: Path) -> None:
-    data = MovieLensDataModule(root=str(tiny_movielens))
-    assert internal_user(data, data.raw_users(np.array([7]))[0]) == 7
-    with pytest.raises(UserError, match=r"has no user '6x'; did you mean '6'\?; it has 60 users"):
-        internal_user(data, "6x")
-    launch = {"accelerator": "cpu", "threads": 1}
-    with pytest.raises(UserError, match="PopularityModule reads no words"):
-        recommend(PopularityModule(), data, launch, 1, 'a "sad" $(one); `two`')
-    with pytest.raises(UserError, match="are numbered 1 to 60"):
-        recommend(PopularityModule(), data, launch, 61)
+@pytest.fixture(scope="module")
+def model(finished: Any, tiny: list[str], data_cache: Path) -> Recommender:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMREC_RUNS", str(finished.runs))
+        patch.setenv("LLMREC_CACHE", str(data_cache))
+        return load(EXPERIMENT, *tiny)
 
 
-def test_popularitys_list_is_the_most_trained_items_that_are_new(tiny_movielens: Path) -> None:
-    data = MovieLensDataModule(root=str(tiny_movielens))
-    found = recommend(PopularityModule(), data, {"accelerator": "cpu", "threads": 1}, 5)
-    held = data.histories
+def test_scores_are_those_of_the_evaluation(model: Recommender, finished: Any) -> None:
+    """The list before the target, user by user and in one batch, is the tested one."""
+    table = pl.read_parquet(finished.folder("evaluate") / "scores.evaluate.parquet")
+    users = table["user_id"].to_list()
+    together = model.recommend(users, 100, before_target=True)
+    (alone,) = model.recommend(users[3], 100, before_target=True)
+    for row, told in zip(table.iter_rows(named=True), together, strict=True):
+        assert told.ask.user == row["user_id"]
+        found = {r.item: r.score for r in told.items}
+        expected = dict(zip(row["top_items"], row["top_scores"], strict=True))
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert [r.item for r in alone.items] == table["top_items"].to_list()[3]
+
+
+def test_a_history_says_what_its_user_would(model: Recommender) -> None:
+    """SASRec knows nobody: a user's events as a made-up history give their list, less what is excluded."""
+    (own,) = model.recommend(5, 4)
+    held = model.data.histories
+    events = model.data.raw_items(held.items[held.offsets[5] : held.offsets[6]]).to_list()
+    first, second = own.items[0].item, own.items[1].item
+    lists = model.recommend(histories=[events, events[:3]], k=4, exclude=[first])
+    assert lists[0].items[0].item == second
+    assert lists[0].items[0].score == pytest.approx(own.items[1].score, rel=1e-6)
+    assert len(lists[1].items) == 4
+    table = frame(lists)
+    assert table.columns == ["row", "user", "place", "item", "title", "score", "retrieved"]
+    assert table["row"].to_list() == [0] * 4 + [1] * 4
+    (empty,) = model.recommend(histories=[[]])
+    assert len(empty.items) == 10
+
+
+def test_some_items_alone_are_ranked(model: Recommender) -> None:
+    (everything,) = model.recommend(9, 100)
+    some = [everything.items[i].item for i in (30, 2, 11)]
+    (told,) = model.recommend(9, items=some)
+    assert [r.item for r in told.items] == [some[1], some[2], some[0]]
+    assert told.items[0].score == pytest.approx(everything.items[2].score, abs=1e-6)
+
+
+def test_threads_get_what_they_asked_for(model: Recommender) -> None:
+    expected = {u: model.recommend(u, 3)[0].items for u in range(1, 13)}
+    with ThreadPoolExecutor(6) as pool:
+        found = dict(
+            zip(expected, pool.map(lambda u: model.recommend(u, 3)[0].items, expected), strict=True)
+        )
+    for user, items in expected.items():
+        assert [r.item for r in found[user]] == [r.item for r in items]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"users": "6x"}, r"has no user '6x'; did you mean '6'\?; it has 60 users"),
+     ({"users": 1, "exclude": ["801"]}, r"has no item '801'; did you mean 80 \(Film 80"),
+     ({"users": 1, "request": 'a "sad" $(one); `two`'}, "SASRecModule reads no words"),
+     ({"users": [1, 2], "histories": [["1"]]}, "2 users and 1 histories"),
+     ({}, "nobody is asked for"), ({"users": 1, "k": 101}, "expected 1 to 100"),
+     ({"histories": [[str(i) for i in range(1, 81)]]}, "all 80 items already")],
+)  # fmt: skip
+def test_what_cannot_be_asked(model: Recommender, asked: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        model.recommend(**asked)
+
+
+def test_popularitys_list_is_the_most_trained_items_that_are_new(
+    tiny_movielens: Path, finish: Callable[..., Any], data_cache: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    words = [
+        f"data.root={tiny_movielens}",
+        "data.expected=null",
+        "launch.accelerator=cpu",
+        "~stages.reference",
+    ]
+    run = finish("popularity/movielens_100k", words)
+    monkeypatch.setenv("LLMREC_RUNS", str(run.runs))
+    model = load("popularity/movielens_100k", *words)
+    held = model.data.histories
     own = set(held.items[held.offsets[5] : held.offsets[6]].tolist())
     counts = held.train_counts()
     order = sorted(range(1, held.num_items + 1), key=lambda i: (-counts[i], i))
-    expected = [i for i in order if i not in own]
-    assert found.items == expected[:100]
-    assert found.places is None
+    expected = [model.names.ids[i - 1] for i in order if i not in own]
+    assert [r.item for r in model.recommend(5, 100)[0].items] == expected
+
+
+def test_what_people_write_reaches_python_as_it_is(
+    finished: Any, tiny: list[str], command_environment: Any, tmp_path: Path
+) -> None:
+    """Quotes, $, backticks and ; through the real Makefile; nothing of it is run."""
+    trap = tmp_path / "ran"
+    history = f"\"Film 3 (1903)\"$(touch {trap}); `touch {trap}`; $$HOME 'quoted'"
+    result = subprocess.run(
+        ["make", "--no-print-directory", "recommend", f"NAME={EXPERIMENT}", f"HISTORY={history}",
+         f"ARGS={shlex.join(tiny)}", f"EXCLUDE=$(shell touch {trap})", f"REQUEST=`touch {trap}`",
+         f"VENV={tmp_path}", f"PY={sys.executable}", f"READY={tmp_path}"],
+        cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert f"has no item '\"Film 3 (1903)\"$(touch {trap})'" in result.stderr
+    assert not trap.exists()
+
+
+def test_titles_make_a_history_and_json_can_be_read(
+    finished: Any, tiny: list[str], command_environment: Any
+) -> None:
+    history = "Film 3 (1903); film 4; 5; CAFÉ AMÉLIE, ÉTÉ À LA SEÑORA (1997)"
+    result = ask(
+        command_environment(finished.runs), EXPERIMENT, *tiny, HISTORY=history, FORMAT="json", K="3",
+        EXCLUDE="Film 8 (1908);9",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    told = json.loads(result.stdout)
+    assert [event["item"] for event in told["history"]] == ["3", "4", "5", "7"]
+    shown = [line["item"] for line in told["items"]]
+    assert len(shown) == 3
+    assert not set(shown) & {"3", "4", "5", "7", "8", "9"}
+    assert told["user"] is None
+
+
+def test_ids_alone_know_no_new_items(
+    finished: Any, tiny: list[str], command_environment: Any, tmp_path: Path
+) -> None:
+    items = tmp_path / "new items; $(x).jsonl"
+    items.write_text('{"item_id": "n1", "title": "Film of tomorrow"}\n')
+    result = ask(
+        command_environment(finished.runs), EXPERIMENT, *tiny, LLMREC_USER="1", ITEMS=str(items)
+    )
+    assert result.returncode == 2
+    assert "SASRecModule knows items by what it has learned of their ids" in result.stderr
 
 
 def test_a_run_must_be_finished(

@@ -1,0 +1,110 @@
+"""What a finished experiment is asked for, and what it answers, in plain values. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from datamodules.types import EvalRows
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one list is asked for with; ids are raw ones.
+
+    Args:
+        user: whose history and, in methods that have some, whose vectors are read.
+        history: items, oldest first, in place of the user's own; without a user it is nobody's.
+        exclude: items that are not wanted, besides those of the history.
+        request: what is looked for, in words.
+        before_target: behind the user's history as evaluation sees it, with nothing after it.
+        items: rank these alone.
+    """
+
+    user: str | None = None
+    history: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    request: str = ""
+    before_target: bool = False
+    items: tuple[str, ...] | None = None
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What those share that can be answered together."""
+        made_up, many = self.history is not None, None if self.items is None else len(self.items)
+        return self.request, made_up, self.before_target, many
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """One item of a list; ``retrieved`` is its place in the list that a retriever handed over."""
+
+    item: str
+    title: str
+    score: float
+    retrieved: int | None = None
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """What was asked for, and what is shown, best first.
+
+    Args:
+        ask, items: see above.
+        reason: why the first one, in a language model's words, of which the metadata support each.
+        dropped: statements of the reason that they do not support.
+        preference: what the method was told of the user by an earlier stage.
+    """
+
+    ask: Ask
+    items: tuple[Recommended, ...]
+    reason: str | None = None
+    dropped: int = 0
+    preference: str | None = None
+
+
+class Found(NamedTuple):
+    """One row's items in internal ids, best first, their scores, and why the first one."""
+
+    items: list[int]
+    scores: list[float]
+    reason: str | None
+
+
+def in_order(batches: Sequence[Any]) -> list[Found]:
+    """Predicted batches (``lightning_modules.base.Best``) row by row, without padding."""
+    found: dict[int, Found] = {}
+    for best in batches:
+        for i, row in enumerate(best.row.tolist()):
+            real = best.items[i] > 0
+            why = best.reasons[i] if best.reasons else None
+            found[row] = Found(best.items[i][real].tolist(), best.scores[i][real].tolist(), why)
+    return [found[row] for row in sorted(found)]
+
+
+def best_of(rows: EvalRows, each: list[Found]) -> list[Found]:
+    """Rows of one item each, put together again."""
+    assert rows.candidates is not None
+    found = []
+    width = rows.candidates.shape[1]
+    for i in range(len(rows.user)):
+        own = each[i * width : (i + 1) * width]
+        pairs = sorted(((f.scores[0], -f.items[0]) for f in own if f.items), reverse=True)
+        found.append(Found([-item for _, item in pairs], [score for score, _ in pairs], None))
+    return found
+
+
+def frame(lists: Sequence[Recommendations]) -> pl.DataFrame:
+    """Lists as one table: a line an item, with the row it is of and its place."""
+    lines = [
+        {"row": row, "user": told.ask.user, "place": place, "item": r.item, "title": r.title,
+         "score": r.score, "retrieved": r.retrieved}
+        for row, told in enumerate(lists)
+        for place, r in enumerate(told.items, start=1)
+    ]  # fmt: skip
+    kinds = {"row": pl.Int64, "user": pl.String, "place": pl.Int64, "item": pl.String,
+             "title": pl.String, "score": pl.Float64, "retrieved": pl.Int64}  # fmt: skip
+    return pl.DataFrame(lines, schema=kinds)
