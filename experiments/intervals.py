@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Student's t, 97.5 % quantile, for 1..9 degrees of freedom (ISO 2602).
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_NORMAL = 1.960
+NORMAL = 1.960
 _KEYS = ("row", "user_id")
 
 
@@ -54,7 +54,7 @@ def over_seeds(values: Sequence[float]) -> float:
 
 def _student(free: int) -> float:
     """Student's t, 97.5 % quantile; beyond the table Cornish and Fisher's expansion (within 0.2 %)."""
-    z = _NORMAL
+    z = NORMAL
     expanded = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
     return _T[free - 1] if free <= len(_T) else expanded
 
@@ -64,8 +64,8 @@ def of_share(values: Sequence[float]) -> Interval:
 
     Exact shares of hits have it as it is meant; for values between (ties, means over seeds) it is too wide.
     """
-    n, mean, z2 = len(values), statistics.fmean(values), _NORMAL**2
-    centre, half = mean + z2 / (2 * n), _NORMAL * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n**2))
+    n, mean, z2 = len(values), statistics.fmean(values), NORMAL**2
+    centre, half = mean + z2 / (2 * n), NORMAL * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n**2))
     low, high = ((centre + side * half) / (1 + z2 / n) for side in (-1, 1))
     return Interval(mean, max(0.0, low), min(1.0, high))
 
@@ -78,7 +78,7 @@ def of_change(gaps: Sequence[float]) -> Interval:
     """
     n = len(gaps) + 2
     mean, square = math.fsum(gaps) / n, (math.fsum(g * g for g in gaps) + 1) / n
-    half = _NORMAL * math.sqrt((square - mean**2) / n)
+    half = NORMAL * math.sqrt((square - mean**2) / n)
     return Interval(statistics.fmean(gaps), max(-1.0, mean - half), min(1.0, mean + half))
 
 
@@ -102,7 +102,7 @@ def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Differe
     if both is None or both.height < 2:
         return None
     gap = (both[metric] - both[f"{metric}_b"]).to_list()
-    return Difference(statistics.fmean(gap), _NORMAL * statistics.stdev(gap) / math.sqrt(len(gap)))
+    return Difference(statistics.fmean(gap), NORMAL * statistics.stdev(gap) / math.sqrt(len(gap)))
 
 
 def paired_rows(

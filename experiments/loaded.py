@@ -50,6 +50,12 @@ def load(
         raise UserError(str(error)) from error
 
 
+def asked_of(experiment: config.Experiment, stage: PlannedStage) -> Recommender:
+    """What answers with one tested stage of an experiment."""
+    quiet()
+    return _loaded(experiment, stage, None, None)
+
+
 def _loaded(
     experiment: config.Experiment, stage: PlannedStage, retriever: Any, new_items: str | Path | None
 ) -> Recommender:

@@ -109,7 +109,7 @@ class ItemNames:
         if not wanted:
             return []
         known = self._candidates(wanted)
-        holding = sorted((t for t in known if wanted in t), key=len)[:SHOWN]
+        holding = sorted((t for t in known if len(wanted) > 2 and wanted in t), key=len)[:SHOWN]
         close = difflib.get_close_matches(wanted, known, SHOWN, _NEAR)
         titles = list(dict.fromkeys([*holding, *close]))
         return [item for title in titles for item in self._by_plain[title]][:SHOWN]

@@ -39,7 +39,7 @@ def dot_products(users: Tensor, items: Tensor) -> Tensor:
 
 def newest(states: Tensor, length: Tensor) -> Tensor:
     """The state (B, d) of each row's newest item, out of ``states`` (B, T, d); zeros for an empty history."""
-    rows = torch.arange(len(length), device=length.device)
+    rows = torch.arange(length.shape[0], device=length.device)
     picked = states[rows, (length - 1).clamp(min=0)]  # (B, d)
     return picked.masked_fill((length == 0)[:, None], 0)
 
@@ -80,6 +80,7 @@ class NextItemModule(RankingModule):
     # Whether training reads the item table by rows only, through its ``nn.Embedding`` and ``loss_sum``. Its
     # gradient can then hold the rows of the batch alone.
     reads_rows = False
+    reads_users = False  # whether a row's user has a vector of its own
     causal = True  # one pass gives the states before all events of a history
 
     def __init__(

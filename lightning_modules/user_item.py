@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from datamodules.types import TRAIN, Batch, Collator, Histories
 from lightning_modules.id_batches import HistoryCollator, PairCollator
 from lightning_modules.next_item import Loss, NextItemModule
+from lightning_modules.static_shapes import are_static
 
 # As ``max_length``: batches are padded to their longest history only, so this cuts none and costs nothing.
 WHOLE_HISTORY = 2**31 - 1
@@ -55,7 +56,7 @@ def known_or_mean(table: Tensor, users: Tensor, trained: Tensor) -> Tensor:
     """
     vectors = F.embedding(users, table)  # (B, d)
     known = trained[users][:, None]  # (B, 1)
-    if bool(known.all()):
+    if not are_static() and bool(known.all()):
         return vectors
     mean = trained.to(table) @ table / trained.sum().clamp(min=1)  # (d,)
     return torch.where(known, vectors, mean)
@@ -79,6 +80,7 @@ class UserItemModule(NextItemModule):
 
     sequential = False
     reads_histories = False
+    reads_users = True
     trained_users: Tensor
 
     def __init__(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_modules.sasrec.layers import Block, CausalAttention, FeedForward, Layout
+from lightning_modules.static_shapes import are_static
 
 Norm = Literal["post", "pre"]
 NORM_EPS = 1e-12  # of every LayerNorm (released code)
@@ -30,7 +31,9 @@ class BidirectionalAttention(CausalAttention):
         grid = layout.pad(self.in_proj(query)).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = grid.permute(2, 0, 3, 1, 4)  # (B, H, T, d/H) each
         seen = None
-        if layout.places is not None:
+        if layout.real is not None:
+            seen = layout.real[:, None, None, :]  # (B, 1, 1, T); a row holds a [MASK] at least
+        elif layout.places is not None:
             real = layout.pad(torch.ones_like(layout.places, dtype=torch.bool))  # (B, T)
             real[:, 0] = True  # a row of padding alone looks at one, so that nothing divides 0 by 0
             seen = real[:, None, None, :]  # (B, 1, 1, T)
@@ -137,11 +140,12 @@ class BERT4Rec(nn.Module):
 
     def next(self, history: Tensor, length: Tensor) -> Tensor:
         """Output (B, d + 1) at a [MASK] after each row's newest item; also for an empty history."""
-        row = torch.arange(len(length), device=length.device)
+        row = torch.arange(length.shape[0], device=length.device)
         asked = F.pad(history, (0, 1))  # (B, T + 1)
         asked[row, length] = self.num_items + 1
-        longest = int(length.max()) + 1 if len(length) else 1
-        states, layout = self.packed(asked[:, :longest], length + 1)
+        if not are_static():
+            asked = asked[:, : int(length.max()) + 1 if len(length) else 1]
+        states, layout = self.packed(asked, length + 1)
         return self.output(layout.pad(states)[row, length])
 
     def item_vectors(self) -> Tensor:

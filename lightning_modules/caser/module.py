@@ -33,6 +33,7 @@ class CaserModule(NextItemModule):
             ``max_length`` only says how many positions a training row has.
     """
 
+    reads_users = True
     trained: Tensor
 
     def __init__(

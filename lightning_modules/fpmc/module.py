@@ -33,6 +33,7 @@ class FPMCModule(NextItemModule):
         options: ``NextItemModule``'s other arguments.
     """
 
+    reads_users = True
     trained_users: Tensor
 
     def __init__(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.static_shapes import are_static
+
 Branches = Literal["neumf", "gmf", "mlp"]
 
 _BLOCK_CELLS = 2**22  # activations of one block of items: 16 MiB in float32
@@ -75,7 +77,7 @@ class NeuMF(nn.Module):
         if items.ndim == 2:
             items = items[None]  # (1, C, w), the same for all rows
         out, d = self.output.weight[0], self.gmf_size  # (d + h,)
-        logits = self.output.bias.expand(len(users), items.shape[1])  # (B, C)
+        logits = self.output.bias.expand(users.shape[0], items.shape[1])  # (B, C)
         if self.gmf_size:
             logits = logits + ((users[:, None, :d] * out[:d]) @ items[..., :d].mT)[:, 0]
         if self.mlp_size:
@@ -96,6 +98,8 @@ class NeuMF(nn.Module):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Logits (B, C) of users' vectors (B, w) with item ids (C,) or (B, C), in bounded blocks of items."""
+        if are_static():
+            return self(users, F.embedding(items, self.items))
         widest = max(self.items.shape[1], *(layer.out_features for layer in self._linear()))
         step = max(1, _BLOCK_CELLS // (max(1, len(users)) * widest))
         parts = [self(users, F.embedding(part, self.items)) for part in items.split(step, dim=-1)]

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_modules.static_shapes import are_static
+
 Norm = Literal["pre", "post", "original", "query"]
 Activation = Literal["relu", "gelu", "silu"]
 
@@ -30,11 +32,14 @@ class Layout(NamedTuple):
     places: (
         Tensor | None
     )  # (N,) flat positions b * T + t, ascending; None = the grid has no padding
+    real: Tensor | None = None  # (B, T) bool, of a ``Grid``
 
     @classmethod
     def of(cls, length: Tensor, width: int) -> Layout:
         """The layout of rows that hold ``length`` (B,) real items, then padding up to ``width``."""
         real = torch.arange(width, device=length.device) < length[:, None]  # (B, T)
+        if are_static():
+            return Grid(length.shape[0], width, None, real)
         places = real.flatten().nonzero().squeeze(1)  # (N,)
         full = places.numel() == real.numel()
         return cls(len(length), width, None if full else places)
@@ -59,6 +64,18 @@ class Layout(NamedTuple):
         known = length > 0
         last[known] = packed[ends[known]]
         return last
+
+
+class Grid(Layout):
+    """A layout whose padding is computed, too, so that no shape depends on a value: N = B T."""
+
+    __slots__ = ()
+
+    def newest(self, packed: Tensor, length: Tensor) -> Tensor:
+        """(N, d) -> (B, d): as of a layout."""
+        rows = torch.arange(self.rows, device=length.device)
+        last = self.pad(packed)[rows, (length - 1).clamp(min=0)]
+        return last.masked_fill((length == 0)[:, None], 0)
 
 
 class CausalAttention(nn.Module):

@@ -23,6 +23,7 @@ from lightning_modules.sasrec.layers import (
     Layout,
     Norm,
 )
+from lightning_modules.static_shapes import are_static
 
 Positions = Literal["learned", "reversed", "none"]
 Initialisation = Literal["xavier", "truncated"]
@@ -178,7 +179,7 @@ class SASRec(nn.Module):
 
     def last(self, history: Tensor, length: Tensor) -> Tensor:
         """The state after each row's newest item: (B, d); zeros for an empty history."""
-        if self.training or not self.blocks:
+        if self.training or not self.blocks or are_static():
             states, layout = self.packed(history, length)
             return layout.newest(states, length)
         x, layout = self._before_last_block(history, length)
