@@ -103,7 +103,7 @@ class _Extended(Prepared):
         """All."""
         own = self._table("items")
         more = self.added.select(name for name in own.columns if name in self.added.columns)
-        more = more.cast({name: own.schema[name] for name in more.columns})  # type: ignore[arg-type]
+        more = more.cast({name: own.schema[name] for name in more.columns})
         return pl.concat([own, more], how="diagonal")
 
     @cached_property
@@ -161,4 +161,4 @@ def add_items(
         )
     images = JoinedImages([data.item_images, _Pictures(pictures)])
     data._prepared = _Extended(own.folder, items)
-    data.item_images = images  # type: ignore[assignment]
+    data.item_images = images

@@ -65,7 +65,7 @@ def write_collaborative(model: Recommender, folder: Path) -> tuple[Mapping[str, 
         users.write_parquet(folder / "users.parquet")
         written.append("users.parquet")
     notes = []
-    told = {"inputs": {}, "outputs": {}}
+    told: dict[str, dict[str, str]] = {"inputs": {}, "outputs": {}}
     try:
         write_onnx(module, folder / "model.onnx")
     except UserError as error:

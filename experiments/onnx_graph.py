@@ -35,6 +35,7 @@ class Graph(nn.Module):
     """
 
     table: Tensor
+    users: Tensor
 
     def __init__(self, module: NextItemModule) -> None:
         super().__init__()

@@ -278,7 +278,7 @@ class Recommender:
             self.data.batch_size = usual
             self.data.ask(self._held_out)
         # What is counted or solved for is the same every time.
-        module.setup = _nothing  # type: ignore[method-assign, assignment]
+        module.setup = _nothing  # type: ignore[method-assign]
         return in_order(batches)
 
     # What is told ------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ class Recommender:
         banned = set(ask.exclude)
         ids, titles = self.names.ids, self.names.titles
         shown = tuple(
-            Recommended(ids[i - 1], titles[i - 1], score, places and places.get(i))
+            Recommended(ids[i - 1], titles[i - 1], score, places.get(i) if places else None)
             for i, score in zip(found.items, found.scores, strict=True)
             if ids[i - 1] not in banned
         )
