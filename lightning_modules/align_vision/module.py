@@ -23,6 +23,7 @@ from lightning_modules.align_vision.collate import (
 )
 from lightning_modules.align_vision.prompts import ASKED
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.kept_states import KeptStates
 from lightning_modules.llm.label_scoring import (
     NO_LOSS,
     SharedPrefix,
@@ -43,8 +44,8 @@ class AlignVisionModule(LanguageModelModule):
 
     ``max_W sum_t log P(y_t | x, W v, y_<t)`` of captions y behind prompts x with a picture's states v; summed
     over the tokens of the whole global batch, over their number. The tower's states of a picture are computed
-    once and kept by the picture's content. Checkpoints hold the projector; a later stage takes it as the
-    input ``llm.projector``.
+    once and kept by the picture's content, as many as fit into ``KeptStates``. Checkpoints hold the projector;
+    a later stage takes it as the input ``llm.projector``.
 
     A validation tells how often the likeliest of an attribute's values, at its place in the caption and
     behind what is true before it, is right (``val/NAME/accuracy``, and over all attributes
@@ -77,7 +78,7 @@ class AlignVisionModule(LanguageModelModule):
             llm, AdapterSpec(method="none"), learning_rate=learning_rate,
             weight_decay=weight_decay, warmup_steps=warmup_steps, schedule=schedule,
         )  # fmt: skip
-        self._states: dict[str, Tensor] = {}  # (K, d) of pictures, by digest
+        self._seen_states = KeptStates()  # (K, d) of pictures, by digest
         # What all prompts begin with; its weights are frozen.
         self._prefix: SharedPrefix | None = None
         self._sums = torch.zeros(0)
@@ -145,14 +146,17 @@ class AlignVisionModule(LanguageModelModule):
     # What is computed ----------------------------------------------------------------------------------
 
     def states(self, batch: CaptionBatch) -> Tensor:
-        """(B, K, d) of the tower; each picture's are computed once."""
-        new = {key: row for row, key in enumerate(batch.keys) if key not in self._states}
+        """(B, K, d) of the tower; each picture's are computed once, as long as there is room for them."""
+        found = {key: self._seen_states[key] for key in batch.keys if key in self._seen_states}
+        new = {key: row for row, key in enumerate(batch.keys) if key not in found}
         if new:
             rows = torch.tensor(list(new.values()), device=self.device)
             with torch.no_grad():
-                found = self._seen({name: t[rows] for name, t in batch.pixels.items()})
-            self._states |= dict(zip(new, found.cpu(), strict=True))
-        return torch.stack([self._states[key] for key in batch.keys]).to(self.device)
+                seen = self._seen({name: t[rows] for name, t in batch.pixels.items()})
+            made = dict(zip(new, seen.cpu(), strict=True))
+            self._seen_states.update(made)
+            found |= made
+        return torch.stack([found[key] for key in batch.keys]).to(self.device)
 
     def _seen(self, pixels: dict[str, Tensor]) -> Tensor:
         """(B, K, d) as LLaVA's projector is given them."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lightning_modules.llm.kept_states import MOST_BYTES, KeptStates
 from lightning_modules.llm.label_scoring import last_columns
 from lightning_modules.llm.pictures import PictureReader, on_device, positions_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_BYTES = 2**31  # of kept features; the oldest go first
 _LISTED = ("llava", "llava_next", "llava_onevision")  # take one tensor (K, d) a picture
 _STACKED = ("idefics3", "smolvlm")  # take all tiles in one tensor
 
@@ -43,10 +43,8 @@ class SeenPictures:
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self.model, self.reader, self.picture = model, reader, picture
-        self.most_bytes = most_bytes
         self.kind = str(model.config.model_type)
-        self._kept: dict[int, Tensor] = {}  # by item, on the CPU
-        self._bytes = 0
+        self._kept = KeptStates(most_bytes)  # by item
 
     @property
     def in_line(self) -> bool:
@@ -94,11 +92,5 @@ class SeenPictures:
             found = self.model.get_image_features(**pixels).pooler_output
             self.model.train(training)
             seen = found if isinstance(found, Tensor) else torch.cat(tuple(found))
-            self._keep(item, seen.cpu())
+            self._kept.update({item: seen})
         return self._kept[item]
-
-    def _keep(self, item: int, seen: Tensor) -> None:
-        self._kept[item] = seen
-        self._bytes += seen.nbytes
-        while self._bytes > self.most_bytes and len(self._kept) > 1:
-            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes
