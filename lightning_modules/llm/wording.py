@@ -20,22 +20,40 @@ def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
 
 
 def capped(texts: Sequence[str], most: int, tokenizer: Any) -> tuple[list[str], list[int]]:
-    """Texts of others as prompts show them (``as_data``), each by its first ``most`` tokens.
+    """Texts of others as prompts show them (``as_data``), each cut to at most ``most`` tokens.
 
     Returns:
         The texts, and how many tokens each has without the cap.
     """
+    plain = as_data(texts, tokenizer)
+    lengths = [len(ids) for ids in token_ids(tokenizer, plain)]
+    return cut_to(tokenizer, plain, [most] * len(plain)), lengths
+
+
+def cut_to(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> list[str]:
+    """Texts of at most so many tokens each, on one line where they are cut; others stay as they are."""
+    # No token is shorter than a byte: most texts need not be cut into tokens to know that they fit.
+    pairs = enumerate(zip(texts, rooms, strict=True))
+    long = [i for i, (text, room) in pairs if len(text.encode()) > room]
+    found, less = list(texts), 0
+    while long:
+        made = token_ids(tokenizer, [found[i] for i in long])
+        over = {i: ids for i, ids in zip(long, made, strict=True) if len(ids) > max(0, rooms[i])}
+        for i, ids in over.items():
+            whole = str(tokenizer.decode(ids[: max(0, rooms[i] - less)]))
+            found[i] = " ".join(whole.rstrip("\ufffd").split())  # of the last token perhaps a part
+        # What was cut may be cut into other, more tokens.
+        long, less = list(over), less + 1
+    return found
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of each text, without special ones."""
     if not texts:
-        return [], []
-    tokens = tokenizer(list(texts), add_special_tokens=False, verbose=False)[
-        "input_ids"
-    ]  # (B) lists
-    shown = [
-        # Of the last token perhaps a part: a letter may be several tokens.
-        tokenizer.decode(ids[:most]).rstrip("\ufffd") if len(ids) > most else text
-        for text, ids in zip(texts, tokens, strict=True)
-    ]
-    return as_data(shown, tokenizer), [len(ids) for ids in tokens]
+        return []
+    asked = list(texts)
+    ids: list[list[int]] = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
 
 
 def required_words(words: ItemWords | None) -> ItemWords:

@@ -15,37 +15,11 @@ import numpy as np
 from datamodules.types import Rows
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.layouts import lay_out
-from lightning_modules.llm.wording import as_data
+from lightning_modules.llm.wording import as_data, cut_to, token_ids
 from lightning_modules.mllm_msr.preferences import Preferences
 from lightning_modules.mllm_msr.prompts import BETWEEN, CANDIDATE, USER, PairPrompt
 
 _SLACK = 4  # tokens: a text may be cut into others where it stands
-
-
-def cut_to(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> list[str]:
-    """Texts of at most so many tokens each, on one line where they are cut; others stay as they are."""
-    # No token is shorter than a byte: most texts need not be cut into tokens to know that they fit.
-    pairs = enumerate(zip(texts, rooms, strict=True))
-    long = [i for i, (text, room) in pairs if len(text.encode()) > room]
-    found, less = list(texts), 0
-    while long:
-        made = token_ids(tokenizer, [found[i] for i in long])
-        over = {i: ids for i, ids in zip(long, made, strict=True) if len(ids) > max(0, rooms[i])}
-        for i, ids in over.items():
-            whole = str(tokenizer.decode(ids[: max(0, rooms[i] - less)]))
-            found[i] = " ".join(whole.rstrip("\ufffd").split())  # of the last token perhaps a part
-        # What was cut may be cut into other, more tokens.
-        long, less = list(over), less + 1
-    return found
-
-
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without special ones."""
-    if not texts:
-        return []
-    asked = list(texts)
-    ids: list[list[int]] = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
 
 
 @dataclass(frozen=True)
