@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 MAX_PIXELS = 32_000_000  # 96 MB decoded; the largest product photos have about 10 million
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF: which side of the picture is its top
 NOT_AN_IMAGE, DAMAGED, TOO_MANY_PIXELS = "not an image", "damaged image", "too many pixels"
 
 
@@ -60,6 +61,24 @@ def decode(data: bytes) -> Image.Image:
         BadImageError: no JPEG, PNG, WebP or GIF; damaged or cut off; above ``MAX_PIXELS``.
     """
     return _decoded(data, verify=False)[0]
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels of what ``decode`` gives; pixels are left alone (a PNG's are not).
+
+    Raises:
+        BadImageError: no JPEG, PNG, WebP or GIF, or a damaged beginning.
+    """
+    from PIL import Image
+
+    _silence_size_warnings()
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+    except Exception as error:  # as in ``_decoded``
+        raise BadImageError(DAMAGED, f"{type(error).__name__}: {error}"[:200]) from error
+    return (height, width) if turned else (width, height)
 
 
 def shrink(data: bytes, max_side: int) -> bytes:

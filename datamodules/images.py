@@ -12,16 +12,16 @@ import hashlib
 import logging
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from filelock import FileLock
 
 from datamodules.errors import DataFormatError, DataSourceError
-from datamodules.image_decoding import BadImageError, decode, inspect
+from datamodules.image_decoding import BadImageError, decode, inspect, upright_size
 from datamodules.image_listing import (
     TABLE,
     Listing,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ImageStore", "download_folder", "image_stamp", "open_images"]
 
+Told = TypeVar("Told")
 logger = logging.getLogger(__name__)
 
 MAX_BYTES = 20_000_000  # of one image
@@ -123,11 +124,22 @@ class ImageStore:
             DataFormatError: the file is there and is no image; ``mask`` has left this item out.
             DataSourceError: the file is gone or has changed since the place was listed.
         """
+        return self._told(raw_id, decode)
+
+    def size(self, raw_id: str) -> tuple[int, int] | None:
+        """Width and height of what ``open`` gives, in pixels, without decoding it.
+
+        Raises:
+            DataFormatError, DataSourceError: as ``open``.
+        """
+        return self._told(raw_id, upright_size)
+
+    def _told(self, raw_id: str, of: Callable[[bytes], Told]) -> Told | None:
         data, index = self.read(raw_id), self._index(raw_id)
         if data is None or index is None:
             return None
         try:
-            return decode(data)
+            return of(data)
         except BadImageError as error:
             raise self._unusable(raw_id, index, str(error)) from error
 

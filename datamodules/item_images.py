@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,8 @@ from datamodules.types import ItemImages
 
 if TYPE_CHECKING:
     from PIL import Image
+
+Found = TypeVar("Found")
 
 
 class CatalogueImages:
@@ -42,9 +44,14 @@ class CatalogueImages:
         found = None
         if self.store is not None and self._known(item):
             found = self.store.open(self.raw_ids[item - 1])
-        if found is None:
-            raise ValueError(f"item {item} has no image: ask only for items in the mask")
-        return found
+        return _required(found, item)
+
+    def size(self, item: int) -> tuple[int, int]:
+        """In pixels. Raises ValueError where there is no image; else as ``ImageStore.size``."""
+        found = None
+        if self.store is not None and self._known(item):
+            found = self.store.size(self.raw_ids[item - 1])
+        return _required(found, item)
 
     def digest(self, item: int) -> str:
         """SHA-256 (hex) of the bytes; "" where the mask is False."""
@@ -54,6 +61,12 @@ class CatalogueImages:
 
     def _known(self, item: int) -> bool:
         return 1 <= item <= len(self.raw_ids)  # 0 is padding
+
+
+def _required(found: Found | None, item: int) -> Found:
+    if found is None:
+        raise ValueError(f"item {item} has no image: ask only for items in the mask")
+    return found
 
 
 class JoinedImages:
@@ -71,6 +84,11 @@ class JoinedImages:
         """As of the item's part."""
         part, own = self._owner(item)
         return part.picture(own)
+
+    def size(self, item: int) -> tuple[int, int]:
+        """As of the item's part."""
+        part, own = self._owner(item)
+        return part.size(own)
 
     def digest(self, item: int) -> str:
         """As of the item's part."""

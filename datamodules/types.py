@@ -279,6 +279,10 @@ class ItemImages(Protocol):
         """RGB, upright, on white. Raises ValueError: the item has none."""
         ...
 
+    def size(self, item: int) -> tuple[int, int]:
+        """Width and height of the picture in pixels, as its file says. Raises ValueError: it has none."""
+        ...
+
     def digest(self, item: int) -> str:
         """SHA-256 (hex) of the picture's bytes as they were sent; "" where there is none."""
         ...

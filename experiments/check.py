@@ -6,7 +6,7 @@ Runs in a process of its own (it imports torch), started by ``experiments.run``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ LOWER_IS_BETTER = ("loss", *Calibration.lower_is_better)
 def binding_problems(experiment: config.Experiment) -> Iterator[str]:
     """Everything that would stop a stage at construction, over all stages."""
     seen: list[tuple[Any, tuple[str, ...]]] = []
+    engines: list[tuple[str, Iterable[dict[str, Any]]]] = []
     for name, stage in experiment.stages.items():
         if not isinstance(stage, dict) or ("module" in stage) == ("modules" in stage):
             continue  # a problem of its frame, which is told by frame.structure_problems
@@ -44,13 +45,31 @@ def binding_problems(experiment: config.Experiment) -> Iterator[str]:
             if (module, given) not in seen:  # a test's module is mostly its fit's, told once
                 yield from build.problems(module, where, given)
             seen.append((module, given))
+        engines.append((name, spec["modules"].values()))
         trainer = {"_target_": "lightning.pytorch.Trainer", **spec["trainer"]}
         yield from build.problems(trainer, f"stages.{name}.trainer")
+    yield from _engine_problems(engines)
     for data in experiment.data_sets:
         yield from build.problems(data, "data")
     yield from build.problems(experiment.config.get("callbacks") or {}, "callbacks")
     for name, logger in (experiment.config.get("logger") or {}).items():
         yield from build.problems(logger, f"logger.{name}", ("save_dir",))
+
+
+def _engine_problems(stages: Iterable[tuple[str, Iterable[dict[str, Any]]]]) -> Iterator[str]:
+    """Engines that are not installed, or cannot run their language models; each is told once."""
+    found: dict[str, list[str]] = {}
+    for name, modules in stages:
+        for module in modules:
+            if not isinstance(module.get("engine"), dict) or not isinstance(
+                module.get("llm"), dict
+            ):
+                continue
+            try:
+                build.build(module["engine"]).require(build.build(module["llm"]))
+            except (UserError, ValueError, AttributeError) as error:
+                found.setdefault(str(error), []).append(f"stages.{name}")
+    yield from (f"{', '.join(dict.fromkeys(told))}: {why}" for why, told in found.items())
 
 
 def _kind_problems(stage: str, spec: dict[str, Any]) -> Iterator[str]:

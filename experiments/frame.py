@@ -11,7 +11,7 @@ from typing import Any
 from experiments.keys import nearest
 from experiments.places import is_place
 
-GROUPS = ("data", "llm", "backbone", "trainer", "logger", "slurm")
+GROUPS = ("data", "llm", "engine", "backbone", "trainer", "logger", "slurm")
 STAGE_KEYS = {
     "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
     "split", "launch",

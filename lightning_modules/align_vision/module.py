@@ -44,8 +44,8 @@ class AlignVisionModule(LanguageModelModule):
 
     ``max_W sum_t log P(y_t | x, W v, y_<t)`` of captions y behind prompts x with a picture's states v; summed
     over the tokens of the whole global batch, over their number. The tower's states of a picture are computed
-    once and kept by the picture's content, as many as fit into ``KeptStates``. Checkpoints hold the projector;
-    a later stage takes it as the input ``llm.projector``.
+    once and kept by the picture's content, as many as fit into ``KeptStates``. Checkpoints hold the
+    projector; a later stage takes it as the input ``llm.projector``.
 
     A validation tells how often the likeliest of an attribute's values, at its place in the caption and
     behind what is true before it, is right (``val/NAME/accuracy``, and over all attributes

@@ -15,6 +15,7 @@ import polars as pl
 from datamodules.types import ItemImages, ItemWords
 from lightning_modules.item_attributes.answers import UNKNOWN, parsed, short_answer, told
 from lightning_modules.item_pictures import ItemPicturesModule
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.specs import VisionSpec
 
 Asks = Literal["together", "apart"]
@@ -39,7 +40,7 @@ class ItemAttributesModule(ItemPicturesModule):
     ``attributes`` (null without a picture), and ``valid``.
 
     Args:
-        item_words, item_images, llm: see ``ItemPicturesModule``.
+        item_words, item_images, llm, engine: see ``ItemPicturesModule``.
         attributes: the names, and what each is in words; ``{item}`` is what one item is called.
         asks: how.
         max_new_tokens: of an answer, at most.
@@ -56,8 +57,9 @@ class ItemAttributesModule(ItemPicturesModule):
         attributes: dict[str, str] | None = None,
         asks: Asks = "together",
         max_new_tokens: int = 96,
+        engine: Engine | None = None,
     ) -> None:
-        super().__init__(item_words, item_images, llm, max_new_tokens=max_new_tokens)
+        super().__init__(item_words, item_images, llm, max_new_tokens=max_new_tokens, engine=engine)
         if asks not in get_args(Asks):
             raise ValueError(f"asks is {asks!r}, expected one of {', '.join(get_args(Asks))}")
         self.attributes = ATTRIBUTES if attributes is None else dict(attributes)

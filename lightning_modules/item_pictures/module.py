@@ -10,8 +10,9 @@ from functools import cached_property
 
 from datamodules.types import ItemImages, ItemWords
 from lightning_modules.item_summaries.base import WritesItemTexts
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.pictures import PICTURE, PictureReader
-from lightning_modules.llm.row_pictures import RowPictures
+from lightning_modules.llm.row_pictures import OpenedPictures, RowPictures
 from lightning_modules.llm.specs import VisionSpec
 
 
@@ -20,7 +21,7 @@ class ItemPicturesModule(WritesItemTexts):
 
     Args:
         item_words, item_images: given by the runner from the data.
-        llm, words, max_new_tokens: see ``WritesItemTexts``; the language model reads pictures.
+        llm, words, max_new_tokens, engine: see ``WritesItemTexts``; the language model reads pictures.
         question: what is asked in place of our own words, which a model may have been aligned with.
 
     Raises:
@@ -29,6 +30,7 @@ class ItemPicturesModule(WritesItemTexts):
     """
 
     llm: VisionSpec
+    pictures_a_prompt = 1
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class ItemPicturesModule(WritesItemTexts):
         words: int = 50,
         max_new_tokens: int = 80,
         question: str | None = None,
+        engine: Engine | None = None,
     ) -> None:
         if not isinstance(llm, VisionSpec):
             raise ValueError(
@@ -45,11 +48,9 @@ class ItemPicturesModule(WritesItemTexts):
                 "VisionSpec"
             )
         llm.require_projector()
-        super().__init__(item_words, llm, words, max_new_tokens)
+        super().__init__(item_words, llm, words, max_new_tokens, engine)
         self.images = item_images
-        self._sizes: dict[
-            int, tuple[int, int]
-        ] = {}  # in pixels, by item: a picture is decoded for it once
+        self._opened = OpenedPictures(item_images)
         self.question = question or (
             f"Describe the picture of this {self.item_words.singular} in one paragraph of at most {words} "
             "words: what it shows, its colours and shapes, any text on it, and whatever else stands out. Say "
@@ -84,15 +85,14 @@ class ItemPicturesModule(WritesItemTexts):
         Raises:
             ModelError: they and the answer are more than the language model reads.
         """
-        if number not in self._sizes:
-            self._sizes[number] = self.images.picture(number + 1).size
-        ids = self.reader.tokens(self.reader.lay_out(question, PICTURE), [self._sizes[number]])
+        size = self.images.size(number + 1)
+        ids = self.reader.tokens(self.reader.lay_out(question, PICTURE), [size])
         self.require_room(ids, "raise it, or lower the size of pictures (llm.pictures)")
         return ids
 
     def shown(self, numbers: Sequence[int]) -> RowPictures:
         """The items' pictures."""
-        return RowPictures(self.reader, self.images, [[number + 1] for number in numbers])
+        return RowPictures(self.reader, self._opened, [[number + 1] for number in numbers])
 
     def remarks(self) -> list[str]:
         """How many items have a picture."""

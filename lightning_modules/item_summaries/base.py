@@ -16,6 +16,7 @@ from torch import Tensor
 from datamodules.types import ItemWords
 from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.wording import required_words
@@ -36,10 +37,12 @@ class WritesItemTexts(WritesTexts, PredictingModule):
         llm: it writes; nothing is trained.
         words: that a text should have, at most; the model is asked, not forced.
         max_new_tokens: of a text, at most; what is cut off ends with its last whole sentence.
+        engine: what runs the language model; None: transformers.
         limits: further numbers that must be at least 1, by name.
 
     Raises:
-        ValueError: a limit is impossible, or the data do not say what their items are called.
+        ValueError: a limit is impossible, or the data do not say what their items are called, or the engine
+            cannot run the language model.
     """
 
     written_by = "predict"
@@ -50,9 +53,11 @@ class WritesItemTexts(WritesTexts, PredictingModule):
         llm: BackboneSpec,
         words: int,
         max_new_tokens: int,
+        engine: Engine | None = None,
         **limits: int,
     ) -> None:
         super().__init__(llm, AdapterSpec(method="none"))
+        self.run_by(engine)
         asked = {"words": words, "max_new_tokens": max_new_tokens, **limits}
         if wrong := [f"{name} is {value}" for name, value in asked.items() if value < 1]:
             raise ValueError(f"{', '.join(wrong)}, expected at least 1")
@@ -106,6 +111,16 @@ class WritesItemTexts(WritesTexts, PredictingModule):
                 f"a prompt of {len(ids)} tokens and a text of {self.max_new_tokens} do not fit into "
                 f"llm.max_length={self.llm.max_length}: {remedy}"
             )
+
+    def predict_batches(self, size: int, rank: int, world_size: int) -> list[list[int]]:
+        """Items that the model is asked about, those of prompts of like length together, the longest first.
+
+        Image tokens count. Devices take turns, so that each has as much to read.
+        """
+        asked = [number for number in range(self.numbered) if self.is_asked(number)]
+        lengths = {number: len(self.prompt(number)) for number in asked}
+        mine = sorted(asked, key=lambda number: -lengths[number])[rank::world_size]
+        return [mine[at : at + size] for at in range(0, len(mine), size)]
 
     def predict_step(self, batch: Tensor, batch_index: int = 0) -> None:
         """Write about the items of (B,) that the model is asked about."""

@@ -14,6 +14,7 @@ import polars as pl
 from datamodules.types import ItemWords
 from lightning_modules.item_summaries.base import WritesItemTexts
 from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.specs import BackboneSpec
 from lightning_modules.llm.wording import capped
 
@@ -44,7 +45,7 @@ class ItemFusionModule(WritesItemTexts):
     Args:
         catalog, item_words: given by the runner from the data; the catalogue's column ``picture`` is an
             input, ``catalog.picture: STAGE/predictions.parquet`` of a stage that runs ItemPicturesModule.
-        llm, words, max_new_tokens: see ``WritesItemTexts``.
+        llm, words, max_new_tokens, engine: see ``WritesItemTexts``.
         fields: of the catalogue, that the written part is made of.
         text_tokens: of either part, that are read, at most.
         examples: worked texts, which are shown before what is asked.
@@ -63,8 +64,9 @@ class ItemFusionModule(WritesItemTexts):
         text_tokens: int = 128,
         max_new_tokens: int = 80,
         examples: Sequence[WorkedFusion] = (),
+        engine: Engine | None = None,
     ) -> None:
-        super().__init__(item_words, llm, words, max_new_tokens, text_tokens=text_tokens)
+        super().__init__(item_words, llm, words, max_new_tokens, engine, text_tokens=text_tokens)
         self.text_tokens, self.examples = text_tokens, tuple(examples)
         self.written_parts = item_texts(catalog, fields)  # (I,)
         self.pictured_parts = item_texts(catalog, ["picture"])  # (I,)

@@ -13,6 +13,7 @@ import polars as pl
 from datamodules.types import ItemWords
 from lightning_modules.item_summaries.base import WritesItemTexts
 from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.specs import BackboneSpec
 from lightning_modules.llm.wording import capped
 
@@ -26,7 +27,7 @@ class ItemSummariesModule(WritesItemTexts):
 
     Args:
         catalog, item_words: given by the runner from the data.
-        llm, words, max_new_tokens: see ``WritesItemTexts``.
+        llm, words, max_new_tokens, engine: see ``WritesItemTexts``.
         fields: of the catalogue, that a text is made of.
         text_tokens: of a text that are read, at most.
 
@@ -43,8 +44,9 @@ class ItemSummariesModule(WritesItemTexts):
         words: int = 20,
         text_tokens: int = 256,
         max_new_tokens: int = 40,
+        engine: Engine | None = None,
     ) -> None:
-        super().__init__(item_words, llm, words, max_new_tokens, text_tokens=text_tokens)
+        super().__init__(item_words, llm, words, max_new_tokens, engine, text_tokens=text_tokens)
         self.texts = item_texts(catalog, fields)  # (I,)
         self.text_tokens = text_tokens
 

@@ -86,7 +86,7 @@ def generate(
             eos_token_id=ends,
             **options,
         )
-    return [_until(row, ends) for row in out[:, tokens.shape[1] :].tolist()]
+    return [until(row, ends) for row in out[:, tokens.shape[1] :].tolist()]
 
 
 def _opening(model: Any, prompts: Sequence[Sequence[int]]) -> list[int]:
@@ -111,7 +111,8 @@ def ends_of(model: Any, tokenizer: Any) -> list[int]:
     return [*dict.fromkeys([tokenizer.eos_token_id, *more])]
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
+def until(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Tokens before the first that ends a text."""
     return ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))]
 
 

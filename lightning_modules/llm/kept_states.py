@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class KeptStates:
         return self._kept[name]
 
     @torch.inference_mode(False)  # seen in a validation, they may still be trained with
-    def update(self, made: Mapping[Hashable, Tensor]) -> None:
+    def update(self, made: Mapping[Any, Tensor]) -> None:
         """Keep some, copied to the CPU and off any larger tensor that they are parts of."""
         for name, states in made.items():
             own = states.detach().cpu().clone()

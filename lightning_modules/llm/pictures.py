@@ -91,6 +91,32 @@ class PictureReader:
         pairs = zip(texts, sizes, strict=True)
         return [len(self.tokens(text, shown)) for text, shown in pairs]
 
+    def one_token_each(self, ids: Sequence[int], sizes: Sequence[Size]) -> list[int]:
+        """Token ids of ``tokens`` with one image token in place of all that a picture is.
+
+        Raises:
+            ModelError: the ids do not show pictures of these sizes, in this order.
+        """
+        shown, found, at = list(ids), list[int](), 0
+        processor = self.processor
+        one = self._ids(processor.before + processor.image + processor.behind)
+        for size in sizes:
+            mark = self._ids(self._mark(size))
+            starts = range(at, len(shown) - len(mark) + 1)
+            start = next((i for i in starts if shown[i : i + len(mark)] == mark), None)
+            if start is None:
+                raise ModelError(
+                    f"a picture of {size[0]} x {size[1]} pixels is not in its prompt as its tokens: the "
+                    "tokenizer joins them with the words beside them, so take another llm"
+                )
+            found += [*shown[at:start], *one]
+            at = start + len(mark)
+        return found + shown[at:]
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     def _mark(self, size: Size) -> str:
         """What stands for a picture of a size: nothing else of it counts."""
         if size not in self._texts:

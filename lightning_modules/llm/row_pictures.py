@@ -7,11 +7,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from datamodules.types import ItemImages
 from lightning_modules.llm.pictures import PictureReader, beside
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_BYTES = 2**28  # of decoded pictures that are kept; the oldest go first
+
+
+class OpenedPictures:
+    """The pictures of ``images``, each decoded once as long as they fit: several questions show the same one.
+
+    Args:
+        images: of the data.
+        most_bytes: of pixels that are kept, at most; the newest picture always is.
+    """
+
+    def __init__(self, images: ItemImages, most_bytes: int = MOST_BYTES) -> None:
+        self.images, self.most_bytes = images, most_bytes
+        self._kept: dict[int, Image] = {}
+        self._bytes = 0
+
+    def picture(self, item: int) -> Image:
+        """An item's."""
+        if item not in self._kept:
+            found = self.images.picture(item)
+            self._kept[item] = found
+            self._bytes += _size(found)
+            while self._bytes > self.most_bytes and len(self._kept) > 1:
+                self._bytes -= _size(self._kept.pop(next(iter(self._kept))))
+        return self._kept[item]
+
+    def digest(self, item: int) -> str:
+        """As of ``images``."""
+        return self.images.digest(item)
+
+
+def _size(picture: Image) -> int:
+    return picture.width * picture.height * len(picture.getbands())
 
 
 @dataclass(frozen=True)
@@ -25,7 +63,7 @@ class RowPictures:
     """
 
     reader: PictureReader
-    images: ItemImages
+    images: OpenedPictures
     items: Sequence[Sequence[int]]
 
     def names(self, row: int) -> list[int]:
@@ -39,3 +77,8 @@ class RowPictures:
         return beside(
             self.reader.inputs([(ids, [shown[i] for i in self.items[row]]) for ids, row in pairs])
         )
+
+    def raw(self, row: int, prompt: Sequence[int]) -> tuple[list[int], list[Image]]:
+        """A row's prompt with one token for each picture, and the pictures: for who reads them itself."""
+        shown = [self.images.picture(item) for item in self.items[row]]
+        return self.reader.one_token_each(prompt, [picture.size for picture in shown]), shown

@@ -8,22 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 from torch import Tensor
 
 from datamodules.sources import file_digest
+from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations, key_of
 from lightning_modules.llm.backbones import resolve_dtype
+from lightning_modules.llm.engines import Engine, TransformersEngine, VLLMEngine
 from lightning_modules.llm.generation import generate
 from lightning_modules.llm.sampling import RowSampler, Sampling
 from lightning_modules.llm.sharding import ShardedStrategy
 from lightning_modules.llm.tuning import LanguageModelModule
 
-_VERSION = 2  # of how tokens are chosen here: raise it when the same prompt is answered otherwise
 _NEXT = -1  # no token: what follows is a choice
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Shown(Protocol):
@@ -37,6 +41,10 @@ class Shown(Protocol):
         """What the model is given of it, of some rows."""
         ...
 
+    def raw(self, row: int, prompt: Sequence[int]) -> tuple[list[int], list[Image]]:
+        """A row's prompt with one token for each picture, and the pictures: for who reads them itself."""
+        ...
+
 
 class WritesTexts(LanguageModelModule):
     """A language model that writes texts, each once; ``callbacks/generations.py`` keeps them.
@@ -46,6 +54,9 @@ class WritesTexts(LanguageModelModule):
 
     generations: Generations | None = None
     written_by = "test"  # the kind of stage that it is for
+    engine: Engine = TransformersEngine()  # what runs the model
+    pictures_a_prompt = 0  # at most
+    served: Any = None  # the model, where another engine than transformers runs it
 
     def untrainable(self, trainer: pl.Trainer) -> str | None:
         """No loss goes through a text that was chosen word by word."""
@@ -65,6 +76,32 @@ class WritesTexts(LanguageModelModule):
             "its stage with launch.strategy=ddp or on one device"
         )
 
+    def run_by(self, engine: Engine | None) -> None:
+        """Choose what runs the model; None: transformers.
+
+        Raises:
+            ValueError: it cannot run it, see ``VLLMEngine.require``.
+        """
+        self.engine = engine or TransformersEngine()
+        self.engine.require(self.llm)
+
+    def configure_model(self) -> None:
+        """Load the language model, or let the engine do it.
+
+        Raises:
+            ModelError: the stage has several processes, and an engine that spreads the model itself.
+        """
+        if not isinstance(self.engine, VLLMEngine):
+            super().configure_model()
+        elif self.trainer.world_size > 1:
+            raise ModelError(
+                "engine=vllm spreads a model over devices itself: take launch.devices=1, and set "
+                "engine.tensor_parallel_size"
+            )
+        elif self.served is None:
+            dtype = resolve_dtype(self.llm, self.trainer.strategy.root_device)
+            self.served = self.engine.load(self.llm, dtype, self.tokenizer, self.pictures_a_prompt)
+
     @cached_property
     def writer(self) -> str:
         """A digest of the model that writes, of the type that it computes in here, and of what runs it.
@@ -73,9 +110,9 @@ class WritesTexts(LanguageModelModule):
         """
         weights = file_digest(self._weights) if self._weights else ""
         dtype = resolve_dtype(self.llm, self.device)
-        engine = f"transformers {version('transformers')} {_VERSION}"
+        named = self.engine.named()
         return hashlib.sha256(
-            f"{self.llm.digest()} {dtype} {self.adapter!r} {weights} {engine}".encode()
+            f"{self.llm.digest()} {dtype} {self.adapter!r} {weights} {named}".encode()
         ).hexdigest()
 
     def write(
@@ -113,14 +150,24 @@ class WritesTexts(LanguageModelModule):
             held = None if choices is None else [choices[row] for row in rows]
             texts = [prompts[row] for row in rows]
             streams = [key_of(names[row], how) for row in rows]
-            more: dict[str, Any] = {}
-            if sampling:
-                more["sampler"] = RowSampler(sampling, streams)
-            if shown is not None:
-                more["pictures"] = shown.inputs(rows, texts)
-            if behind is not None:
-                more["share"] = False
-            made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **more)
+            if self.served is None:
+                more: dict[str, Any] = {}
+                if sampling:
+                    more["sampler"] = RowSampler(sampling, streams)
+                if shown is not None:
+                    more["pictures"] = shown.inputs(rows, texts)
+                if behind is not None:
+                    more["share"] = False
+                made = generate(self.model, self.tokenizer, texts, max_new_tokens, held, **more)
+            else:
+                assert held is None, (
+                    "only stages that predict take an engine, and these leave rows free"
+                )
+                given = [
+                    (ids, *(shown.raw(row, ids) if shown else (ids, [])))
+                    for row, ids in zip(rows, texts, strict=True)
+                ]
+                made = self.served.write(given, max_new_tokens, sampling, streams)
             written = dict(zip(rows, made, strict=True))
             return [written[row] for row in asked]
 

@@ -61,7 +61,8 @@ class ShownPictures:
     @cached_property
     def sizes(self) -> list[tuple[int, int] | None]:
         """(I + 1,) in pixels; None where there is no picture."""
-        return [self.picture(i).size if there else None for i, there in enumerate(self.mask)]
+        pairs = zip(self._of.tolist(), self.mask.tolist(), strict=True)
+        return [self.images.size(whose) if there else None for whose, there in pairs]
 
     def expanded(self, texts: list[str], reader: PictureReader) -> list[str]:
         """(I + 1,) texts of items with image tokens in place of their marks."""

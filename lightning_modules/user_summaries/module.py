@@ -19,6 +19,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.generations import Generations
 from lightning_modules.item_summaries.base import shortened
 from lightning_modules.item_texts import Field, item_texts
+from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.layouts import lay_out_shown
 from lightning_modules.llm.sampling import Sampling
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
@@ -59,9 +60,11 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         item_tokens: of an item's text that are read, at most.
         max_new_tokens: of a text, at most; what is cut off ends with its last whole sentence.
         sampling: draws texts; None writes the likeliest tokens.
+        engine: what runs the language model; None: transformers.
 
     Raises:
-        ValueError: a limit is impossible, or the data do not say what their items are called.
+        ValueError: a limit is impossible, or the data do not say what their items are called, or the engine
+            cannot run the language model.
     """
 
     written_by = "predict"
@@ -86,8 +89,10 @@ class UserSummariesModule(WritesTexts, PredictingModule):
         item_tokens: int = 128,
         max_new_tokens: int = 96,
         sampling: Sampling | None = None,
+        engine: Engine | None = None,
     ) -> None:
         super().__init__(llm, AdapterSpec(method="none"))
+        self.run_by(engine)
         limits = {
             "words": words, "item_tokens": item_tokens, "max_new_tokens": max_new_tokens,
             "max_length": 1 if max_length is None else max_length,

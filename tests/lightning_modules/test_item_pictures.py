@@ -37,6 +37,9 @@ class Pictures:
         draw = np.random.default_rng(self.seeds[item - 1])
         return Image.fromarray(draw.integers(0, 255, (60, 50 + 10 * item, 3), dtype=np.uint8))
 
+    def size(self, item: int) -> tuple[int, int]:
+        return 50 + 10 * item, 60
+
     def digest(self, item: int) -> str:
         return hashlib.sha256(str(self.seeds[item - 1]).encode()).hexdigest()
 

@@ -42,6 +42,9 @@ class Images:
         pixels = np.random.default_rng(item).integers(0, 255, (height, width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
 
+    def size(self, item: int) -> tuple[int, int]:
+        return SIZES[item]
+
     def digest(self, item: int) -> str:
         return str(item)
 
