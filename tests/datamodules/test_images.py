@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.errors import DataFormatError, DataSourceError
-from datamodules.image_decoding import BadImageError, decode, inspect, shrink
+from datamodules.image_decoding import BadImageError, decode, inspect, shrink, upright_size
 from datamodules.image_ids import read_ids
 from datamodules.image_listing import file_key, image_stamp
 from datamodules.images import ImageStore, download_folder, open_images
@@ -321,18 +321,22 @@ def test_transparent_parts_are_white_and_grey_stays_grey() -> None:
     assert np.asarray(decode(deep.getvalue()))[0, :, 1].tolist() == [0, 128, 255]
 
 
-def test_a_photo_is_turned_upright() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("side", range(1, 9))
+def test_a_photo_is_turned_upright_and_its_size_known_before(kind: str, side: int) -> None:
     out = io.BytesIO()
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
-    Image.new("RGB", (4, 2)).save(out, "JPEG", exif=exif)
-    assert decode(out.getvalue()).size == (2, 4)
+    exif[0x0112] = side  # 5 to 8: turned by a quarter
+    Image.new("RGB", (4, 2)).save(out, kind, exif=exif)
+    expected = (2, 4) if side >= 5 else (4, 2)
+    assert decode(out.getvalue()).size == upright_size(out.getvalue()) == expected
 
 
 @pytest.mark.parametrize("data", [b"", b"BM" + bytes(100), b"%PDF-1.4", b"GIF89a", b"<svg/>"])
 def test_other_formats_are_refused(data: bytes) -> None:
-    with pytest.raises(BadImageError):
-        inspect(data)
+    for look in (inspect, upright_size):
+        with pytest.raises(BadImageError):
+            look(data)
 
 
 def test_a_tiff_and_a_bitmap_are_no_images_here() -> None:

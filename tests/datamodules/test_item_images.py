@@ -47,6 +47,9 @@ def check_first_catalogue(images: ItemImages) -> None:
     for none in (0, 2):
         with pytest.raises(ValueError, match=f"item {none} has no image"):
             images.picture(none)
+        with pytest.raises(ValueError, match=f"item {none} has no image"):
+            images.size(none)
+    assert [images.size(i) for i in (1, 4)] == [images.picture(i).size for i in (1, 4)]
     with pytest.raises(DataFormatError, match="cannot be shown"):
         images.picture(3)
 

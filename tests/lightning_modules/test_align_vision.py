@@ -24,6 +24,7 @@ from lightning_modules.align_vision.module import slot_credit
 from lightning_modules.align_vision.prompts import ASKED, captioned
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.backbones import load_causal_lm
+from lightning_modules.llm.kept_states import KeptStates
 from lightning_modules.llm.label_scoring import NO_LOSS
 from lightning_modules.llm.pictures import PictureReader, read_last_logits
 from lightning_modules.llm.random_vision import RandomVisionModel
@@ -140,6 +141,35 @@ def test_the_tower_sees_each_picture_once(data: DrawnPictures) -> None:
     data.train[3] = Row(data.train[0].picture.copy(), "something else", {})
     fit(made, data, callbacks=[Count()], max_epochs=3)
     assert sum(seen) == 16 - 1 + 6
+
+
+def test_states_that_are_too_many_are_made_again(data: DrawnPictures) -> None:
+    made, capped = module(), module()
+    capped._seen_states = KeptStates(most_bytes=1)
+    fit(made, data, max_epochs=2)
+    fit(capped, data, max_epochs=2)
+    assert len(capped._seen_states) == 1
+    assert len(made._seen_states) == 16 + 6
+    for (name, one), other in zip(
+        made.projector.named_parameters(), capped.projector.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_kept_states_have_a_cap_and_can_be_trained_with() -> None:
+    kept = KeptStates(most_bytes=100)
+    with torch.inference_mode():
+        made = torch.ones(3, 5)
+        kept.update({"a": made[0], "b": made[1]})
+    assert kept.bytes == 40  # of each its own, not what it was cut from
+    weight = torch.ones(5, requires_grad=True)
+    (kept["a"] * weight).sum().backward()
+    kept.update({"a": torch.zeros(10)})
+    assert kept.bytes == 60
+    kept.update({"c": torch.zeros(15)})
+    assert (list(kept), kept.bytes) == (["b", "c"], 80)  # the oldest went
+    kept.update({"d": torch.zeros(1000)})
+    assert list(kept) == ["d"]
 
 
 def test_what_all_prompts_begin_with_is_read_once(data: DrawnPictures) -> None:

@@ -16,8 +16,10 @@ from datamodules.types import ItemWords
 from lightning_modules.errors import ModelError
 from lightning_modules.item_pictures import ItemPicturesModule
 from lightning_modules.item_summaries import ItemFusionModule
+from lightning_modules.llm.pictures import PICTURE
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.random_vision import RandomVisionModel
+from lightning_modules.llm.row_pictures import OpenedPictures
 from lightning_modules.llm.specs import BackboneSpec, VisionSpec
 
 WORDS = ItemWords("toy", "toys", "buy", "bought")
@@ -137,3 +139,64 @@ def test_a_fusion_needs_what_pictures_show() -> None:
         ValueError, match=r"catalog\.picture.* of a stage that runs ItemPicturesModule"
     ):
         ItemFusionModule(frame, WORDS, BackboneSpec(RandomModel()))
+
+
+def test_parts_may_stand_side_by_side_without_a_model() -> None:
+    """As the released code has them: a title, then what its picture shows."""
+    made = fused(
+        ["A ball.", "A kite", None, None], ["It is red.", None, "It is blue.", None], fuse=False
+    )
+    assert made.table()["text"].to_list() == ["A ball.. It is red.", "A kite", "It is blue.", None]
+    assert not made.generations.known
+    made.model = None
+    made.configure_model()  # needs no trainer: nothing is loaded
+    assert made.model is None
+    assert made.predict_batches(4, 0, 1) == []
+
+
+@pytest.mark.parametrize("architecture", ["llava_next", "qwen2_5_vl"])
+def test_pictures_of_like_length_are_described_together(architecture: Any) -> None:
+    images = Pictures(1, None, 3, 4, *range(5, 30))
+    made = describer(images, architecture)
+    lengths = {n: len(made.prompt(n)) for n in range(made.numbered) if images.mask[n + 1]}
+    assert len(set(lengths.values())) > 2  # image tokens count
+    images.opened.clear()
+    batches = made.predict_batches(4, 0, 1)
+    assert images.opened == []  # a file's beginning tells a picture's size
+    order = [number for batch in batches for number in batch]
+    assert sorted(order) == sorted(lengths)
+    assert [lengths[n] for n in order] == sorted(lengths.values(), reverse=True)
+    assert {len(batch) for batch in batches[:-1]} == {4}
+    both = [n for rank in (0, 1) for b in made.predict_batches(4, rank, 2) for n in b]
+    assert sorted(both) == sorted(lengths)
+    for batch in batches:
+        made.predict_step(torch.tensor(batch))
+    assert sorted(images.opened) == [n + 1 for n in sorted(lengths)]  # each once
+    assert made.table().equals(describer(images, architecture).table())
+
+
+def test_opened_pictures_are_kept_as_long_as_they_fit() -> None:
+    images = Pictures(1, 2, 3)
+    opened = OpenedPictures(images, most_bytes=60 * (60 + 70) * 3)
+    for item in (1, 2, 1, 2):
+        opened.picture(item)
+    assert images.opened == [1, 2]
+    opened.picture(3)  # both others go: it is 60 x 80 pixels
+    opened.picture(2)
+    assert images.opened == [1, 2, 3, 2]
+    assert opened.digest(2) == images.digest(2)
+
+
+@pytest.mark.parametrize("architecture", ["llava", "llava_next", "idefics3", "qwen2_5_vl"])
+def test_a_prompt_with_one_token_a_picture(architecture: Any) -> None:
+    reader = describer(Pictures(1), architecture).reader
+    sizes = [(70, 60), (200, 60)]
+    text = reader.lay_out(f"Compare {PICTURE} with {PICTURE}.")
+    short = reader.one_token_each(reader.tokens(text, sizes), sizes)
+    image = reader.processor.config.image_token_id
+    assert short.count(image) == 2
+    mark = reader.processor.before + reader.processor.image + reader.processor.behind
+    encoded = reader.tokenizer(text.replace(PICTURE, mark), add_special_tokens=False)["input_ids"]
+    assert short == encoded
+    with pytest.raises(ModelError, match="not in its prompt as its tokens"):
+        reader.one_token_each(short, [*sizes, *sizes])
