@@ -49,6 +49,8 @@ class ItemFusionModule(WritesItemTexts):
         fields: of the catalogue, that the written part is made of.
         text_tokens: of either part, that are read, at most.
         examples: worked texts, which are shown before what is asked.
+        fuse: ask for one text. Else both parts stand one behind the other, as the released code puts a title
+            before its picture's description, and nothing is written.
 
     Raises:
         ValueError: there is no column ``picture``, or see ``WritesItemTexts``.
@@ -65,9 +67,11 @@ class ItemFusionModule(WritesItemTexts):
         max_new_tokens: int = 80,
         examples: Sequence[WorkedFusion] = (),
         engine: Engine | None = None,
+        fuse: bool = True,
     ) -> None:
         super().__init__(item_words, llm, words, max_new_tokens, engine, text_tokens=text_tokens)
-        self.text_tokens, self.examples = text_tokens, tuple(examples)
+        self.text_tokens, self.fuse = text_tokens, fuse
+        self.examples = tuple(examples)
         self.written_parts = item_texts(catalog, fields)  # (I,)
         self.pictured_parts = item_texts(catalog, ["picture"])  # (I,)
 
@@ -85,12 +89,16 @@ class ItemFusionModule(WritesItemTexts):
 
     def is_asked(self, number: int) -> bool:
         """Whether there are two parts to be put together."""
-        return all(part[number] for part in self._read)
+        return self.fuse and all(part[number] for part in self._read)
 
     def kept(self, number: int) -> str | None:
-        """The only part, within the cap."""
-        written, pictured = self._read
-        return written[number] or pictured[number]
+        """What there is, within the caps."""
+        return ". ".join(part[number] for part in self._read if part[number])
+
+    def configure_model(self) -> None:
+        """The language model, where it is asked anything."""
+        if self.fuse:
+            super().configure_model()
 
     def prompt(self, number: int) -> list[int]:
         """Tokens of what is asked about an item.
@@ -113,6 +121,8 @@ class ItemFusionModule(WritesItemTexts):
 
     def remarks(self) -> list[str]:
         """How many texts are of both parts."""
+        if not self.fuse:
+            return ["what is written of items and what their pictures show stand side by side"]
         alone = self.numbered - len(self.written)
         told = f"{len(self.written):,} of {self.numbered:,} items have a text of words and picture"
         more = f", {alone:,} what is known of them alone" if alone else ""

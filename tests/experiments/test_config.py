@@ -53,11 +53,14 @@ def test_an_experiment_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert "# Needs:" in text
 
 
+ADDED = ("llm", "engine", "backbone")
+
+
 @pytest.mark.parametrize(("group", "option"), GROUP_FILES)
 def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str) -> None:
     file = ROOT / group / f"{option}.yaml"
-    # No llm or backbone is swapped here, but added, which Hydra does from the root only.
-    name, plus = ("data/movielens_100k", "+") if group in ("llm", "backbone") else (BASIC, "")
+    # No llm, engine or backbone is swapped here, but added, which Hydra does from the root only.
+    name, plus = ("data/movielens_100k", "+") if group in ADDED else (BASIC, "")
     experiment = config.load(name, [f"{plus}{group}={option}"])
     assert list(check.binding_problems(experiment)) == []
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
