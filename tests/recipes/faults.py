@@ -199,3 +199,29 @@ class NoPackage(pl.Callback):
 
     def on_train_start(self, *unused: Any) -> None:
         importlib.import_module(self.name)
+
+
+class KillInFlight(pl.Callback):
+    """Die when the texts of batch ``number`` of a prediction are written, and nobody has stored them."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, *unused: Any
+    ) -> None:
+        if batch_idx == self.number:
+            pl_module.generations.take_fresh = die
+
+
+class InterruptInFlight(pl.Callback):
+    """Send Ctrl-C while batch ``number`` of a prediction is written."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_predict_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, *unused: Any
+    ) -> None:
+        if batch_idx == self.number:
+            os.kill(os.getpid(), signal.SIGINT)
