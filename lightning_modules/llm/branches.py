@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import TAKE_MASKS
 from lightning_modules.llm.masks import attention_mask, layer_windows, padding_mask
+from lightning_modules.llm.pictures import positions_of
 
 Tokens = Sequence[int]
 # What else a pass is given, such as pictures, for its branches as (row, branch) in the order of their tokens.
@@ -163,15 +164,35 @@ class ReadPrompts:
         before = self.mask[:, None].expand(-1, same.shape[1], -1)  # (B, S, P)
         seen = torch.cat([before, inside], dim=2)[:, None]  # (B, 1, S, P + S)
         places = self.length + part.places  # (B, S)
+        spaced = "image_grid_thw" in beside
         logits: Tensor = self.model(
             input_ids=part.tokens,
             attention_mask=attention_mask(
                 self.model, seen, places, torch.cat([self.places, places], dim=1)
             ),
-            position_ids=places,
+            position_ids=self.length + self._pictured(part, beside) if spaced else places,
             past_key_values=DynamicCache(self.states),
             logits_to_keep=part.ends,
             use_cache=True,
             **beside,
         ).logits
         return logits
+
+    def _pictured(self, part: SideBySide, beside: dict[str, Any]) -> Tensor:
+        """(3, B, S) of a token in its own branch, where image tokens have places in three dimensions.
+
+        A prompt of text alone is as long as it has tokens, so that its branches' places are counted on.
+        """
+        rows, slots = part.branches.shape
+        mine = part.segment[:, None] == torch.arange(slots, device=part.segment.device)[:, None]
+        tokens = (
+            part.tokens[:, None].expand_as(mine).flatten(0, 1)
+        )  # (B * C, S) a row for each branch
+        mask = mine.flatten(0, 1).long()
+        image = (tokens == self.model.config.image_token_id) & mask.bool()
+        asked = {
+            "input_ids": tokens, "attention_mask": mask, "mm_token_type_ids": image.int(),
+            "image_grid_thw": beside["image_grid_thw"],
+        }  # fmt: skip
+        found = positions_of(self.model, asked) * mask  # (3, B * C, S)
+        return found.unflatten(1, (rows, slots)).sum(2)

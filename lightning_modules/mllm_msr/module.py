@@ -256,9 +256,8 @@ class MLLMMSRModule(YesNoModule):
     @property
     def shares_users(self) -> bool:
         """Whether a user's part is read once for all candidates."""
-        in_line = self.seen is None or self.seen.in_line
         possible = not self.prompt.candidate_first and not self.adapter.adds_tokens
-        return possible and in_line and can_branch(self.model)
+        return possible and can_branch(self.model)
 
     def encode(self, batch: Batch) -> Any:
         """Margins (B,) of labelled rows; of ranked ones what candidates are asked about behind.

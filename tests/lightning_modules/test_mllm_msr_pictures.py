@@ -94,7 +94,7 @@ def test_scores_are_those_of_one_prompt_at_a_time(
 ) -> None:
     plain, reader = plain_of(plain_models, architecture)
     module = made(architecture, candidate_first=first)
-    assert module.shares_users == (not first and not architecture.startswith("qwen"))
+    assert module.shares_users == (not first)
     batch = ranked(module)
     module._prefix = None
     with torch.no_grad():
