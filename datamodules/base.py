@@ -167,6 +167,11 @@ class SequenceDataModule(StageDataModule):
         """Columns as in ``CATALOG_SCHEMA``; row ``i`` is the internal item ``i + 1``."""
         return self.prepared.items
 
+    @property
+    def user_facts(self) -> polars.DataFrame:
+        """What the release tells of users beside ``user_id``; row ``u`` is the internal user ``u + 1``."""
+        return self.prepared.users
+
     def rows(self, code: int) -> EvalRows:
         """Held-out rows of ``VALID`` or ``TEST``; of those that a test scores the sample, if there is one."""
         if code not in self._rows:

@@ -18,7 +18,9 @@ from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
-RUNTIME = ("num_items", "num_users", "catalog", "item_words", "item_images", "row_histories")
+RUNTIME = (
+    "num_items", "num_users", "catalog", "item_words", "item_images", "row_histories", "user_facts",
+)  # fmt: skip
 # Inputs that are no arguments: a checkpoint for ``load_weights``, and ``catalog.NAME``, a text of each item,
 # which all that read the catalogue see as its column NAME.
 WEIGHTS = "weights"

@@ -32,6 +32,19 @@ ROOT = Path(__file__).resolve().parent
 ORIGINS = "origins.json"  # in a run folder: what ``origins`` said
 
 
+def _merged(*parts: DictConfig) -> dict[str, Any]:
+    """``${merge:A,B}``: a mapping with what later ones set; what A names is resolved."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        told = OmegaConf.to_container(part, resolve=True) if OmegaConf.is_config(part) else part
+        assert isinstance(told, dict)
+        found |= {str(key): value for key, value in told.items()}
+    return found
+
+
+OmegaConf.register_new_resolver("merge", _merged, replace=True)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A composed and resolved experiment: plain dictionaries, ready to hash or to instantiate."""

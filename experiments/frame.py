@@ -11,7 +11,11 @@ from typing import Any
 from experiments.keys import nearest
 from experiments.places import is_place
 
-GROUPS = ("data", "llm", "engine", "backbone", "trainer", "logger", "slurm")
+# The last five are the axes of MLLM-SRec's ablations (experiments/mllm_srec).
+GROUPS = (
+    "data", "llm", "engine", "backbone", "trainer", "logger", "slurm",
+    "srec_input", "srec_steps", "srec_tuning", "srec_reasoning", "srec_probes",
+)  # fmt: skip
 STAGE_KEYS = {
     "run", "module", "modules", "inputs", "data", "trainer", "select", "batch_size",
     "split", "launch",

@@ -321,16 +321,21 @@ class MLLMMSRModule(YesNoModule):
         ]
         rows, columns = (items > 0).nonzero().unbind(1)
         prompts = [
-            [*self.table.whole(users[row], int(items[row, column])), *self.answer_tokens.shared]
+            self.table.whole(users[row], int(items[row, column])).tolist()
             for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
         ]
         found = torch.zeros(items.shape, device=items.device)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         for first in range(0, len(order), len(batch)):
             some = order[first : first + len(batch)]
-            tokens, mask = pad_left([prompts[i] for i in some], self.tokenizer.pad_token_id)
             asked = items[rows[some], columns[some]]
+            read = self.completed([prompts[i] for i in some], asked.tolist())
+            tokens, mask = pad_left(read, self.tokenizer.pad_token_id)
             moved = (tokens.to(items.device), mask.to(items.device))
             part = replace(batch, tokens=moved[0], token_mask=moved[1], target=asked)
             found[rows[some], columns[some]] = self.margins(part)
         return found
+
+    def completed(self, prompts: Sequence[list[int]], items: Sequence[int]) -> list[list[int]]:
+        """Prompts (B,) about items (B,) up to where the two labels part."""
+        return [[*prompt, *self.answer_tokens.shared] for prompt in prompts]

@@ -5,6 +5,7 @@ Legend: I items.
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -50,13 +51,18 @@ class ShownPictures:
             items = np.flatnonzero(self.mask)
             if len(items) < 2:
                 raise ValueError("pictures=swapped needs two items with pictures, and there is one")
-            order = items[hashed_order(len(items), seed=0)]
-            self._of[order] = np.roll(order, 1)
+            self._of[items] = others(items)
 
     def picture(self, item: int) -> Image.Image:
         """What an item of the mask is shown with."""
         found = self.images.picture(int(self._of[item]))
         return Image.new("RGB", found.size, _GREY) if self.which == "blank" else found
+
+    def digest(self, item: int) -> str:
+        """Names (hex) what an item of the mask is shown with."""
+        if self.which == "blank":
+            return hashlib.sha256(repr(self.sizes[item]).encode()).hexdigest()
+        return self.images.digest(int(self._of[item]))
 
     @cached_property
     def sizes(self) -> list[tuple[int, int] | None]:
@@ -68,3 +74,11 @@ class ShownPictures:
         """(I + 1,) texts of items with image tokens in place of their marks."""
         pairs = zip(texts, self.sizes, strict=True)
         return [text if size is None else reader.expand(text, [size]) for text, size in pairs]
+
+
+def others(items: np.ndarray) -> np.ndarray:
+    """(N,) another one of items (N,) for each of them, always the same; N is at least 2."""
+    order = hashed_order(len(items), seed=0)
+    found = np.empty_like(items)
+    found[order] = np.roll(items[order], 1)
+    return found

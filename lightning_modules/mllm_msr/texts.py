@@ -110,6 +110,8 @@ class UserTexts:
         self.titles, self.preferences = titles, preferences
         self.room, self.max_length = room, max_length
 
+    reserved = 0  # tokens that heirs tell of a user besides, at most
+
     def __call__(self, rows: Rows, skip: np.ndarray) -> list[str]:
         """(B,) of rows without their ``skip`` (B,) oldest events, or so many last words of a preference."""
         return [self._framed(known) for known in self._known(rows, skip)]
@@ -137,7 +139,7 @@ class UserTexts:
         """
         assert self.preferences is not None
         (empty,) = token_ids(self.tokenizer, [self._framed(self.prompt.preference("-"))])
-        room = self.room - len(empty) - _SLACK
+        room = self.room - len(empty) - self.reserved - _SLACK
         if room < 1:
             raise ModelError(
                 "llm.max_length leaves a preference no token beside a candidate: raise it, or lower "
