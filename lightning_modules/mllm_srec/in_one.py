@@ -224,8 +224,18 @@ class ReasonsInOneModule(WritesTexts, MLLMSRecModule):
         pairs = zip(opened, written, strict=True)
         return [[*asked, *self._reasons(ids), *self._end()] for asked, ids in pairs]
 
+    @cached_property
+    def _marks(self) -> set[int]:
+        """Tokens that are no text."""
+        tokenizer = self.tokenizer
+        return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+
     def _reasons(self, tokens: list[int]) -> list[int]:
-        """The tokens (F,) before the last line's, which begins with its number."""
+        """The tokens (F,) before the last line's, which begins with its number; of text alone.
+
+        A token that ends a message, or stands for a picture, says nothing here, and would be taken for one.
+        """
+        tokens = [token for token in tokens if token not in self._marks]
         mark = self.prompt.last_line()
         if mark not in self.said(tokens):
             return tokens

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments import artifacts, build, check, config
 from experiments.errors import UserError
@@ -16,6 +18,7 @@ BASIC = "sasrec/movielens_100k"
 GROUP_FILES = [
     (group, file.stem) for group in config.GROUPS for file in sorted((ROOT / group).glob("*.yaml"))
 ]
+SREC = "mllm_srec/toy_shop"
 # Arguments that say how a model is trained, not what it is.
 OF_TRAINING = {
     "loss", "learning_rate", "warmup_steps", "positions", "matching", "item_reconstruction",
@@ -61,6 +64,7 @@ def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str)
     file = ROOT / group / f"{option}.yaml"
     # No llm, engine or backbone is swapped here, but added, which Hydra does from the root only.
     name, plus = ("data/movielens_100k", "+") if group in ADDED else (BASIC, "")
+    name = SREC if group.startswith("srec_") else name
     experiment = config.load(name, [f"{plus}{group}={option}"])
     assert list(check.binding_problems(experiment)) == []
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
@@ -76,6 +80,52 @@ def test_a_fit_that_never_validates_is_told_before_it_starts() -> None:
         [every, "++stages.train.trainer.max_epochs=2", "stages.train.select=null"],
     ):
         assert list(check.binding_problems(config.load(BASIC, words))) == []
+
+
+def test_cells_of_ablations_share_the_stages_that_their_axes_do_not_touch() -> None:
+    grid = yaml.safe_load((ROOT / "sweeps" / "mllm_srec_grid.yaml").read_text())["parameters"]
+    assert [len(choices) for choices in grid.values()] == [3, 4, 3, 2, 1]
+    axes = ("srec_input", "srec_steps")
+    cells = [
+        config.load(SREC, [f"{axis}={choice}" for axis, choice in zip(axes, cell, strict=True)])
+        for cell in itertools.product(*(grid[axis] for axis in axes))
+    ]
+    for axis in ("srec_tuning", "srec_reasoning"):
+        rest = set(grid[axis]) - {"lora", "staged"}  # what the file itself has
+        cells += [config.load(SREC, [f"{axis}={choice}"]) for choice in sorted(rest)]
+    told: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, stage in cell.stages.items():
+            told.setdefault(name, set()).add(json.dumps(stage, sort_keys=True))
+    counts = {name: len(words) for name, words in told.items()}
+    once = ("align_vision", "item_pictures", "item_attributes", "user_summaries")
+    assert {name: counts[name] for name in once} == dict.fromkeys(once, 1)
+    assert counts["item_fusion"] == 3  # of words, of pictures, of both
+    # Without pictures VIU has nothing to ask about: the same as the base. Then QLoRA, then no chain.
+    assert counts["sft"] == (3 * 4 - 1) + 1 + 1
+
+
+def test_each_axis_is_one_override() -> None:
+    usual = config.load(SREC).stages
+    assert {"item_attributes", "item_fusion", "user_summaries", "sft", "evaluate"} <= set(usual)
+    none = config.load(SREC, ["srec_tuning=zero_shot"]).stages
+    assert "sft" not in none
+    assert "weights" not in none["evaluate"]["inputs"]
+    assert none["evaluate"]["module"]["adapter"]["method"] == "none"
+    assert none["user_summaries"] == usual["user_summaries"]
+    four = config.load(SREC, ["srec_tuning=qlora"]).stages
+    assert four["sft"]["module"]["quantization"] == "nf4-dq"
+    assert four["item_fusion"] == usual["item_fusion"]
+    text = config.load(SREC, ["srec_input=text"]).stages
+    assert not {"align_vision", "item_attributes", "evaluate_swapped"} & set(text)
+    assert text["sft"]["module"]["pictures"] == "none"
+    assert "llm.projector" not in text["sft"]["inputs"]
+    base = config.load(SREC, ["srec_steps=base"]).stages
+    assert not {"item_attributes", "item_fusion", "user_summaries"} & set(base)
+    assert base["sft"]["module"]["history"] == ["title", "picture"]
+    swapped = config.load(SREC, ["llm=qwen2.5_vl_3b"]).stages
+    assert "align_vision" not in swapped
+    assert config.load("mllm_srec/toys").stages["sft"]["module"]["quantization"] == "nf4-dq"
 
 
 @pytest.mark.parametrize("option", [o for group, o in GROUP_FILES if group == "data"])
@@ -102,7 +152,12 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
             if source := (stage.get("inputs") or {}).get("weights"):
                 reader, writer = stage["module"], stages[source.partition("/")[0]]["module"]
                 if writer.keys() <= reader.keys():
-                    assert reader == writer
+                    shown = ("pictures", "texts")  # of candidates: what a probe shows instead
+                    read, wrote = (
+                        {k: v for k, v in node.items() if k not in shown}
+                        for node in (reader, writer)
+                    )
+                    assert read == wrote
                     continue
                 # A probe leaves out how the model was trained, and differs in what it asks or how exactly.
                 same = reader.keys() - {"probe", "pictures", "llm", "joint", "match"}

@@ -226,7 +226,9 @@ def test_the_steps_in_one_prompt_are_asked_for_and_not_told(
     assert "heist" not in text
     assert "tense films" not in text
     assert 'One film: "Heat (1995)"\nWill they like it? Write these lines' in text
-    lines = "\n1. What its picture shows: ...\n2. In short: ...\n3. What they like: ...\n4. Yes. or No."
+    lines = (
+        "\n1. What its picture shows: ...\n2. In short: ...\n3. What they like: ...\n4. Yes. or No."
+    )
     assert lines + BEHIND in text
     without = text_of(in_one(made), 0, 1)
     assert "\n2. In short: ...\n3. Yes. or No." in without
@@ -298,6 +300,14 @@ def test_an_answer_is_read_behind_what_was_written(made: Callable[..., Any], tab
             assert not labels.shared
             expected = float(logits[labels.first] - logits[labels.second])
             assert float(scores[row, column]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_no_mark_that_was_written_is_read(made: Callable[..., Any]) -> None:
+    module = in_one(made)
+    ids = module.tokenizer(" a car", add_special_tokens=False)["input_ids"]
+    end = module.tokenizer.eos_token_id
+    assert module._reasons([*ids, end, *ids]) == [*ids, *ids]
+    assert module._reasons([]) == []
 
 
 @torch.no_grad()
