@@ -105,7 +105,7 @@ class ReasonsInOneModule(WritesTexts, MLLMSRecModule):
     # Words and tokens ----------------------------------------------------------------------------------
 
     @property
-    def told_preferences(self) -> Any:
+    def told_preferences(self) -> None:
         """None: the history is listed."""
         return None
 

@@ -21,6 +21,7 @@ from lightning_modules.llm.specs import AdapterSpec, BackboneSpec, Quantization
 from lightning_modules.llm.wording import as_data
 from lightning_modules.mllm_msr.module import MLLMMSRModule
 from lightning_modules.mllm_msr.pictures import others
+from lightning_modules.mllm_msr.preferences import Preferences
 from lightning_modules.mllm_msr.prompts import USER
 from lightning_modules.mllm_msr.texts import cut_to
 from lightning_modules.mllm_srec.profiles import Profiles
@@ -93,7 +94,7 @@ class MLLMSRecModule(MLLMMSRModule):
         titled = catalog.with_columns(title=pl.Series(self.titles, dtype=pl.String))
         self.listed = [text or NO_TITLE for text in item_texts(titled, self.history)]  # (I,)
         kept = {"picture": np.arange(len(catalog)), "fusion": self._of(texts, len(catalog))}
-        notes = {step: item_texts(catalog, [step]) for step in chain or ()}
+        notes = {str(step): item_texts(catalog, [step]) for step in chain or ()}
         self.notes = {step: [own[i] for i in kept[step]] for step, own in notes.items()}  # (I,)
         named = item_texts(titled, ("title", *self.fields))
         self.names = [named[i] for i in kept["fusion"]]  # (I,) what is written of candidates
@@ -167,7 +168,7 @@ class MLLMSRecModule(MLLMMSRModule):
         )  # fmt: skip
 
     @property
-    def told_preferences(self) -> Any:
+    def told_preferences(self) -> Preferences | None:
         """The preferences that prompts tell."""
         return self.preferences
 
@@ -178,7 +179,8 @@ class MLLMSRecModule(MLLMMSRModule):
 
     def wording(self) -> str:
         """The prompt's words, and what is told of users."""
-        known = self.listed_items if self.told_preferences is None else self.preferences.digest
+        preferences = self.told_preferences
+        known = self.listed_items if preferences is None else preferences.digest
         kinds = None if self.profiles is None else [self.profiles.kinds, self.profiles.side]
         sizes = [self.max_length, self.profile_tokens, self.user_id]
         frames = [self.frames.user, self.frames.item, self.prompt.history(["X"])]

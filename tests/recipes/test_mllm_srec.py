@@ -17,7 +17,7 @@ TINY = [
     f"data.candidates.count={CANDIDATES - 1}", "launch.threads=1", "launch.accelerator=cpu",
     "srec_steps.picture_tokens=6", "srec_steps.item_tokens=6", "srec_steps.user_tokens=6",
     "srec_tuning.trainer.max_epochs=1", "++srec_tuning.learning_rate=0.005",
-    "~stages.sasrec", "~stages.evaluate_sasrec", "~stages.reference",
+    "~stages.sasrec", "~stages.evaluate_sasrec", "~stages.reference", "~stages.evaluate_blank",
 ]  # fmt: skip
 WRITERS = ("item_attributes", "item_fusion", "user_summaries")
 
@@ -47,7 +47,7 @@ def test_the_chain_runs_and_its_probes_change_what_they_are_about(finished: Any)
         assert pl.read_parquet(finished.folder(stage) / "predictions.parquet").height == PRODUCTS
     users = pl.read_parquet(finished.folder("user_summaries") / "predictions.parquet")
     assert users["steps"].list.len().max() == 2  # windows of 4 events, 2 apart, of 6
-    for probe in ("swapped", "blank", "contradictory"):
+    for probe in ("swapped", "contradictory"):
         other = scores_of(finished, f"evaluate_{probe}")
         assert other["item_id"].to_list() == own["item_id"].to_list()
         assert ((own["score"] - other["score"]).abs() > 1e-4).mean() > 0.5, probe
