@@ -46,23 +46,23 @@ class ShownPictures:
             )
         self.images = images
         self.mask = images.mask  # (I + 1,) bool
-        self._of = np.arange(len(self.mask))  # (I + 1,) whose picture an item has
+        self.of = np.arange(len(self.mask))  # (I + 1,) whose picture an item has
         if which == "swapped":
             items = np.flatnonzero(self.mask)
             if len(items) < 2:
                 raise ValueError("pictures=swapped needs two items with pictures, and there is one")
-            self._of[items] = others(items)
+            self.of[items] = others(items)
 
     def picture(self, item: int) -> Image.Image:
         """What an item of the mask is shown with."""
-        found = self.images.picture(int(self._of[item]))
+        found = self.images.picture(int(self.of[item]))
         return Image.new("RGB", found.size, _GREY) if self.which == "blank" else found
 
     def digest(self, item: int) -> str:
         """Names (hex) what an item of the mask is shown with."""
         if self.which == "blank":
             return hashlib.sha256(repr(self.sizes[item]).encode()).hexdigest()
-        return self.images.digest(int(self._of[item]))
+        return self.images.digest(int(self.of[item]))
 
     @cached_property
     def sizes(self) -> list[tuple[int, int] | None]:

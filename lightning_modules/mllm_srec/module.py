@@ -51,8 +51,10 @@ class MLLMSRecModule(MLLMMSRModule):
             tells none and numbers nothing.
         told: tell what is written of a candidate: its title and ``fields``; without it the picture alone is
             shown.
-        texts: ``swapped`` tells of each candidate another item's title and summary, always the same, beside
-            its own picture and what that was understood to show: contradictory text, a probe.
+        texts: ``swapped`` tells of each candidate another item's title, always the same, beside its own
+            picture: contradictory text, a probe. What stages wrote follows, so that no step tells what a probe
+            takes away: with ``pictures: swapped`` both steps are those of the picture's item, with
+            ``blank`` both are unknown; with ``texts: swapped`` the summary, which joins both, is the title's.
         profile: tell a profile.
         side: columns of the data's users that a profile tells, where there are such.
         user_id: tell the user's number.
@@ -93,11 +95,10 @@ class MLLMSRecModule(MLLMMSRModule):
         self.prompt: SRecPrompt = SRecPrompt(self.prompt.words, self.prompt.candidate_first, chain)
         titled = catalog.with_columns(title=pl.Series(self.titles, dtype=pl.String))
         self.listed = [text or NO_TITLE for text in item_texts(titled, self.history)]  # (I,)
-        kept = {"picture": np.arange(len(catalog)), "fusion": self._of(texts, len(catalog))}
-        notes = {str(step): item_texts(catalog, [step]) for step in chain or ()}
-        self.notes = {step: [own[i] for i in kept[step]] for step, own in notes.items()}  # (I,)
         named = item_texts(titled, ("title", *self.fields))
-        self.names = [named[i] for i in kept["fusion"]]  # (I,) what is written of candidates
+        whose = self._owners(texts, len(catalog))
+        self.names = [named[i] for i in whose["title"]]  # (I,) what is written of candidates
+        self.notes = {str(step): self._notes(catalog, step, whose[step]) for step in chain or ()}
         self.profiles = Profiles(self.prompt.words, catalog, user_facts, side) if profile else None
         self.profile_tokens, self.user_id = profile_tokens, user_id
 
@@ -131,11 +132,24 @@ class MLLMSRecModule(MLLMMSRModule):
                 "told=false and pictures=none leave nothing to tell of a candidate: set one of them"
             )
 
-    @staticmethod
-    def _of(texts: Texts, count: int) -> np.ndarray:
-        """(I,) whose texts each candidate has."""
+    def _owners(self, texts: Texts, count: int) -> dict[str, np.ndarray]:
+        """(I,) whose title, and whose text by each step, a candidate has: all follow what a probe changes."""
         every = np.arange(count)
-        return others(every) if texts == "swapped" else every
+        seen = every if self.shown is None else self.shown.of[1:] - 1
+        if texts == "own":
+            return {"title": every, "picture": seen, "fusion": seen}
+        other = others(every)
+        return {"title": other, "picture": seen, "fusion": other}
+
+    def _notes(self, catalog: pl.DataFrame, step: Step, whose: np.ndarray) -> list[str]:
+        """(I,) what a step has written; "" of items whose picture is grey, where nothing could be seen."""
+        every = item_texts(catalog, [step])
+        told = [every[i] for i in whose]
+        if self.shown is None or self.shown.which != "blank":
+            return told
+        return [
+            "" if there else text for text, there in zip(told, self.shown.mask[1:], strict=True)
+        ]
 
     # Words ---------------------------------------------------------------------------------------------
 

@@ -12,11 +12,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from datamodules.types import CATALOG_SCHEMA
 from lightning_modules.llm.label_scoring import NO_LOSS
-from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.random_vision import RandomVisionModel
+from lightning_modules.llm.specs import AdapterSpec, BackboneSpec, VisionSpec
 from lightning_modules.mllm_srec import MLLMSRecModule, ReasonsInOneModule
 from lightning_modules.mllm_srec.profiles import Profiles
 from tests.lightning_modules.mllm_msr_data import (
@@ -207,6 +209,44 @@ def test_contradictory_text_is_anothers_beside_the_own_picture(
         assert other.notes["picture"][i] == own.notes["picture"][i]
     with pytest.raises(ValueError, match="texts=swapped needs two items"):
         made(texts="swapped", told=False, chain=("picture",))
+
+
+class Drawn:
+    """Pictures of four of five items."""
+
+    mask = np.array([False, True, True, True, True, False])
+
+    def picture(self, item: int) -> Image.Image:
+        return Image.new("RGB", (40 + item, 40), (20 * item, 0, 0))
+
+    def digest(self, item: int) -> str:
+        return f"{item:064x}"
+
+
+def test_a_probe_of_pictures_changes_what_was_written_of_them() -> None:
+    llm = VisionSpec(RandomVisionModel("llava_lite", 0), dtype="float32")
+    chain = ("picture", "fusion")
+
+    def build(pictures: str) -> Any:
+        return MLLMSRecModule(
+            STEPS, WORDS, USERS, llm, AdapterSpec(), item_images=Drawn(), chain=chain,
+            pictures=pictures,
+        )  # fmt: skip
+
+    own, swapped, blank = (build(which) for which in ("own", "swapped", "blank"))
+    assert own.notes == {"picture": [t or "" for t in SEEN], "fusion": [t or "" for t in SUMS]}
+    for i in range(4):
+        whose = int(swapped.shown.of[i + 1]) - 1
+        assert whose != i
+        assert {step: swapped.notes[step][i] for step in chain} == {
+            step: own.notes[step][whose] for step in chain
+        }
+        assert [blank.notes[step][i] for step in chain] == ["", ""]
+        assert swapped.shown.digest(i + 1) == Drawn().digest(whose + 1)
+        assert blank.shown.digest(i + 1) not in (own.shown.digest(i + 1), "")
+    for probe in (swapped, blank):
+        assert probe.names == own.names
+        assert [probe.notes[step][4] for step in chain] == ["colour: green", "A green house."]
 
 
 # The steps in one prompt -----------------------------------------------------------------------------
