@@ -52,8 +52,8 @@ class MLLMSRecModule(MLLMMSRModule):
         told: tell what is written of a candidate: its title and ``fields``; without it the picture alone is
             shown.
         texts: ``swapped`` tells of each candidate another item's title, always the same, beside its own
-            picture: contradictory text, a probe. What stages wrote follows, so that no step tells what a probe
-            takes away: with ``pictures: swapped`` both steps are those of the picture's item, with
+            picture: contradictory text, a probe. What stages wrote follows, so that no step tells what was
+            taken away: with ``pictures: swapped`` both steps are those of the picture's item, with
             ``blank`` both are unknown; with ``texts: swapped`` the summary, which joins both, is the title's.
         profile: tell a profile.
         side: columns of the data's users that a profile tells, where there are such.

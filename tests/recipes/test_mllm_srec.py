@@ -17,7 +17,7 @@ TINY = [
     f"data.candidates.count={CANDIDATES - 1}", "launch.threads=1", "launch.accelerator=cpu",
     "srec_steps.picture_tokens=6", "srec_steps.item_tokens=6", "srec_steps.user_tokens=6",
     "srec_tuning.trainer.max_epochs=1", "++srec_tuning.learning_rate=0.005",
-    "~stages.sasrec", "~stages.evaluate_sasrec", "~stages.reference", "~stages.evaluate_blank",
+    "~stages.sasrec", "~stages.evaluate_sasrec", "~stages.reference",
 ]  # fmt: skip
 WRITERS = ("item_attributes", "item_fusion", "user_summaries")
 
@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(finish: Callable[..., Any], runs: Path) -> Any:
-    return finish(NAME, TINY, runs)
+    return finish(NAME, [*TINY, "~stages.evaluate_blank"], runs)
 
 
 def scores_of(run: Any, stage: str) -> pl.DataFrame:
