@@ -256,8 +256,8 @@ class MLLMMSRModule(YesNoModule):
     @property
     def shares_users(self) -> bool:
         """Whether a user's part is read once for all candidates."""
-        possible = not self.prompt.candidate_first and not self.adapter.adds_tokens
-        return possible and can_branch(self.model)
+        behind = not self.prompt.candidate_first and not self.adapter.adds_tokens
+        return behind and can_branch(self.model)
 
     def encode(self, batch: Batch) -> Any:
         """Margins (B,) of labelled rows; of ranked ones what candidates are asked about behind.
@@ -283,11 +283,8 @@ class MLLMMSRModule(YesNoModule):
         if not isinstance(state, Asked):
             return super().score(state, items)
         asked = items.expand(len(state.batch), -1)  # (B, C)
-        found = (
-            self._side_by_side(state, asked)
-            if state.read is not None
-            else self._alone(state, asked)
-        )
+        side_by_side = state.read is not None
+        found = self._side_by_side(state, asked) if side_by_side else self._alone(state, asked)
         return found.masked_fill(asked == 0, -torch.inf)
 
     def _side_by_side(self, state: Asked, items: Tensor) -> Tensor:

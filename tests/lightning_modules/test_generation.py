@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -56,6 +57,7 @@ def test_what_all_prompts_begin_with_changes_nothing(
     read: list[int] = []
     forward = type(model).forward
 
+    @wraps(forward)  # transformers asks for what its signature names
     def counted(self: Any, *options: Any, **given: Any) -> Any:
         read.append(given.get("input_ids", *options[:1]).numel())
         return forward(self, *options, **given)
