@@ -33,7 +33,8 @@ override SPACE := $(value SPACE)
 override N := $(value N)
 override SLURM := $(value SLURM)
 override PUBLISH := $(value PUBLISH)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER
+override USERS := $(value USERS)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -42,7 +43,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -110,6 +111,9 @@ verify: $(READY) ## Compare the newest runs of NAME with published numbers (no N
 
 crossover: $(READY) ## Table and plot of a finished run's hit@1 by the target's training count (BASELINE=row)
 	@$(PY) -m experiments.run crossover
+
+preferences: $(READY) ## A page and a sheet of users: histories in pictures, what was written of them, answers (USERS=10, OUT=FOLDER)
+	@$(PY) -m experiments.preferences
 
 lint: $(READY) ## ruff, mypy
 	@$(PY) -m ruff check .

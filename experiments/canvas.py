@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -62,15 +64,29 @@ class Text:
     turned: bool = False
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Pixels in a rectangle, which they fill."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    image: Image.Image
+
+
+Shape = Stroke | Box | Dot | Text | Picture
+
+
 @dataclass
 class Canvas:
     """A white sheet of ``width`` by ``height`` and what was drawn on it, in order."""
 
     width: int
     height: int
-    shapes: list[Stroke | Box | Dot | Text] = field(default_factory=list)
+    shapes: list[Shape] = field(default_factory=list)
 
-    def add(self, *shapes: Stroke | Box | Dot | Text) -> None:
+    def add(self, *shapes: Shape) -> None:
         """Draw on top of what is there."""
         self.shapes += shapes
 
@@ -103,6 +119,11 @@ class Canvas:
                 )
             elif isinstance(s, Dot):
                 yield f'<circle cx="{s.x:.1f}" cy="{s.y:.1f}" r="{s.radius:.1f}" fill="{s.colour}"/>'
+            elif isinstance(s, Picture):
+                yield (
+                    f'<image x="{s.x:.1f}" y="{s.y:.1f}" width="{s.width:.1f}" height="{s.height:.1f}" '
+                    f'preserveAspectRatio="none" href="{data_address(s.image)}"/>'
+                )
             else:
                 turn = f' transform="rotate(-90 {s.x:.1f} {s.y:.1f})"' if s.turned else ""
                 yield (
@@ -110,30 +131,39 @@ class Canvas:
                     f'fill="{s.colour}"{turn}>{escape(s.words)}</text>'
                 )
 
-    def png(self) -> Image.Image:
-        """The same as pixels."""
-        image = Image.new("RGB", (self.width * FINE, self.height * FINE), WHITE)
+    def png(self, fine: int = FINE) -> Image.Image:
+        """The same as pixels.
+
+        Args:
+            fine: pixels that are drawn for each of the sheet, a multiple of ``SCALE``; ``SCALE`` itself takes
+                a quarter of the memory: for sheets of words and pictures, without lines to smooth.
+        """
+        image = Image.new("RGB", (self.width * fine, self.height * fine), WHITE)
         draw = ImageDraw.Draw(image)
         for s in self.shapes:
             if isinstance(s, Stroke):
                 pieces = _dashes(s.points) if s.dashed else [s.points]
                 for piece in pieces:
-                    whole = [(x * FINE, y * FINE) for x, y in piece]
-                    draw.line(whole, s.colour, max(1, round(s.width * FINE)), joint="curve")
+                    whole = [(x * fine, y * fine) for x, y in piece]
+                    draw.line(whole, s.colour, max(1, round(s.width * fine)), joint="curve")
             elif isinstance(s, Box):
                 if s.width > 0 and s.height > 0:
-                    corner = ((s.x + s.width) * FINE - 1, (s.y + s.height) * FINE - 1)
-                    draw.rectangle([(s.x * FINE, s.y * FINE), corner], s.colour)
+                    corner = ((s.x + s.width) * fine - 1, (s.y + s.height) * fine - 1)
+                    draw.rectangle([(s.x * fine, s.y * fine), corner], s.colour)
             elif isinstance(s, Dot):
-                r = s.radius * FINE
-                x, y = s.x * FINE, s.y * FINE
+                r = s.radius * fine
+                x, y = s.x * fine, s.y * fine
                 draw.ellipse([(x - r, y - r), (x + r, y + r)], s.colour)
+            elif isinstance(s, Picture):
+                size = (max(1, round(s.width * fine)), max(1, round(s.height * fine)))
+                shown = s.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+                image.paste(shown, (round(s.x * fine), round(s.y * fine)))
             elif s.turned:
-                _turned(image, s)
+                _turned(image, s, fine)
             else:
-                place = (s.x * FINE, s.y * FINE)
-                draw.text(place, s.words, s.colour, _font(s.size * FINE), _ANCHORS[s.anchor])
-        return image.reduce(FINE // SCALE)  # so that lines have smooth edges
+                place = (s.x * fine, s.y * fine)
+                draw.text(place, s.words, s.colour, _font(s.size * fine), _ANCHORS[s.anchor])
+        return image.reduce(fine // SCALE)  # so that lines have smooth edges
 
     def write(self, stem: Path) -> list[Path]:
         """Write ``stem``.svg and ``stem``.png."""
@@ -154,15 +184,22 @@ def _dashes(points: Sequence[Point], on: float = 5, off: float = 4) -> Iterator[
             at += on + off
 
 
-def _turned(image: Image.Image, text: Text) -> None:
+def _turned(image: Image.Image, text: Text, fine: int) -> None:
     """Draw words from below to above; they are centred."""
-    font = _font(text.size * FINE)
-    width, height = round(font.getlength(text.words)) + 4, round(text.size * FINE * 1.5)
+    font = _font(text.size * fine)
+    width, height = round(font.getlength(text.words)) + 4, round(text.size * fine * 1.5)
     label = Image.new("RGB", (width, height), WHITE)
-    ImageDraw.Draw(label).text((width / 2, text.size * FINE), text.words, text.colour, font, "ms")
+    ImageDraw.Draw(label).text((width / 2, text.size * fine), text.words, text.colour, font, "ms")
     label = label.rotate(90, expand=True)
-    place = (round(text.x * FINE) - text.size * FINE, round(text.y * FINE - width / 2))
+    place = (round(text.x * fine) - text.size * fine, round(text.y * fine - width / 2))
     image.paste(label, place)
+
+
+def data_address(image: Image.Image, quality: int = 85) -> str:
+    """A picture as an address that holds it: a JPEG file in base64."""
+    file = io.BytesIO()
+    image.convert("RGB").save(file, "JPEG", quality=quality)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def text_width(words: str, size: int) -> float:

@@ -44,6 +44,7 @@ REQUEST = (
     "JOBS",
     "SLURM",
     "PUBLISH",
+    "USERS",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+
+from tests.conftest import REPO
 
 NAME = "mllm_msr/microlens_probes"
 USERS, ITEMS, EVENTS, WITHOUT = 40, 40, 8, (3, 7)  # two items have no cover
@@ -49,10 +56,12 @@ def scores_of(run: Any, stage: str) -> pl.DataFrame:
     return pl.read_parquet(file).sort("row", "item_id")
 
 
-def test_the_chain_runs_and_reads_the_pictures(
-    finish: Callable[..., Any], words: list[str]
-) -> None:
-    run = finish(NAME, words)
+@pytest.fixture(scope="module")
+def run(finish: Callable[..., Any], words: list[str]) -> Any:
+    return finish(NAME, words)
+
+
+def test_the_chain_runs_and_reads_the_pictures(run: Any) -> None:
     (metrics,) = run.json("evaluate", "metrics.json")["rows"].values()
     own, swapped, without = (scores_of(run, name) for name in ("evaluate", "swapped", "without"))
     assert metrics["all/n"]["value"] == USERS // 5
@@ -74,3 +83,40 @@ def test_the_chain_runs_and_reads_the_pictures(
         moved = (own["score"] - probe["score"]).abs() > 1e-4
         assert moved.filter(~bare).mean() > 0.5
         assert not moved.filter(bare).any()
+
+
+def test_a_page_and_a_sheet_tell_what_was_written_and_answered(
+    run: Any,
+    words: list[str],
+    command_environment: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:
+    """``make preferences``: three of the eight users, their events in blocks of three."""
+    made = subprocess.run(
+        [sys.executable, "-m", "experiments.preferences", NAME, *words], cwd=REPO,
+        env={**command_environment(run.runs), "USERS": "3", "OUT": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    assert [Path(line).name for line in made.stdout.splitlines()] == [
+        "preferences.html", "preferences.png",
+    ]  # fmt: skip
+    page = (tmp_path / "preferences.html").read_text()
+    sections = page.split("<section>")[1:]
+    assert len(sections) == 3
+    scores = scores_of(run, "evaluate").with_columns(pl.col("user_id", "item_id").cast(pl.String))
+    assert len({s.partition("User ")[2].partition(":")[0] for s in sections}) == 3
+    for section in sections:
+        user = section.partition("User ")[2].partition(":")[0]
+        own = scores.filter(pl.col("user_id") == user).sort("score", descending=True)
+        told = [float(p) for p in re.findall(r"p (\d\.\d{3})", section)]
+        expected = [1 / (1 + math.exp(-score)) for score in own["score"]]
+        assert told == pytest.approx(expected, abs=6e-4)
+        place = own["is_target"].arg_max() + 1
+        assert f"number {place} of 11" in section
+        assert section.count('class="right"') == 1
+        notes, _, answers = section.partition("<h3>Candidates</h3>")
+        blocks = [len(re.findall(r"<figure", note)) for note in notes.split("<li>")[1:]]
+        assert blocks == [3, 2]  # the newest five of seven events are read
+        assert len(re.findall("<figure", answers)) == 11
+    assert Image.open(tmp_path / "preferences.png").width == 3000
