@@ -34,7 +34,8 @@ override N := $(value N)
 override SLURM := $(value SLURM)
 override PUBLISH := $(value PUBLISH)
 override USERS := $(value USERS)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS
+override VOCABULARY := $(value VOCABULARY)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY
 # Shells have a USER of their own: only that of the command line is meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -43,7 +44,7 @@ endif
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -114,6 +115,9 @@ crossover: $(READY) ## Table and plot of a finished run's hit@1 by the target's 
 
 preferences: $(READY) ## A page and a sheet of users: histories in pictures, what was written of them, answers (USERS=10, OUT=FOLDER)
 	@$(PY) -m experiments.preferences
+
+hallucinations: $(READY) ## How much of what a finished run's texts state nothing supports (VOCABULARY=FILE)
+	@$(PY) -m experiments.hallucinations
 
 lint: $(READY) ## ruff, mypy
 	@$(PY) -m ruff check .

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import polars
@@ -56,6 +56,9 @@ from datamodules.types import (
     Rows,
 )
 from datamodules.versioning import place_stats
+
+if TYPE_CHECKING:
+    from datamodules.corrupted import Corruption
 
 
 class SequenceDataModule(StageDataModule):
@@ -127,6 +130,8 @@ class SequenceDataModule(StageDataModule):
         self._rows: dict[int, EvalRows] = {}
         self._asked: Histories | None = None  # whose events are those of the rows held out
 
+    corruption: Corruption | None = None  # wrong texts or pictures, of a probe
+
     @abstractmethod
     def load_raw(self) -> RawData:
         """Fetch and parse the release."""
@@ -165,7 +170,8 @@ class SequenceDataModule(StageDataModule):
     @property
     def catalog(self) -> polars.DataFrame:
         """Columns as in ``CATALOG_SCHEMA``; row ``i`` is the internal item ``i + 1``."""
-        return self.prepared.items
+        items = self.prepared.items
+        return items if self.corruption is None else self.corruption.catalog(items)
 
     @property
     def user_facts(self) -> polars.DataFrame:
@@ -208,7 +214,8 @@ class SequenceDataModule(StageDataModule):
     @cached_property
     def item_images(self) -> ItemImages:
         """The images by internal id, as modules see them. A method must not make up those that miss."""
-        return CatalogueImages(self.images, self.prepared.items["item_id"].to_list())
+        images = CatalogueImages(self.images, self.prepared.items["item_id"].to_list())
+        return images if self.corruption is None else self.corruption.images(images)
 
     def protocol(self) -> dict[str, Any]:
         """Everything about the data that two comparable numbers must share."""

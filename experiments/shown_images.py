@@ -45,6 +45,8 @@ def shown_images(
 
 def _digest(data: dict[str, Any], prepared: Path, cache: Path) -> str | None:
     """Of the images of a data set, or of its parts; None where there are none."""
+    if isinstance(inner := data.get("data"), dict):  # of data that is shown wrongly
+        return _digest(inner, prepared, cache)
     manifest = read_json(prepared / "manifest.json") or {}
     if parts := manifest.get("parts"):
         each = {n: _digest(data["parts"][n], Path(f), cache) for n, f in parts.items()}

@@ -45,6 +45,7 @@ REQUEST = (
     "SLURM",
     "PUBLISH",
     "USERS",
+    "VOCABULARY",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
