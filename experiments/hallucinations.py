@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from lightning_modules.user_summaries import UserSummariesModule
 
 TABLE = "predictions.parquet"
 WRONG = {"pictures": ("swapped", "blank"), "texts": ("swapped",)}
-_SHOWN = {
+_SHOWN: dict[str, Iterable[str]] = {
     "shape": toy_pictures.SHAPES, "colour": toy_pictures.COLOURS,
     "background": toy_pictures.BACKGROUNDS, "pattern": toy_pictures.PATTERNS,
 }  # fmt: skip

@@ -67,9 +67,12 @@ def html(title: str, stories: Sequence[Story], shelf: Shelf) -> str:
 
 def heading(story: Story) -> str:
     """Who it is about, and how they were served."""
-    if not story.place:
-        return f"User {story.user}: none of {len(story.answers)} is right"
-    return f"User {story.user}: the right one is number {story.place} of {len(story.answers)}"
+    first, last = story.places
+    many = len(story.answers)
+    if not first:
+        return f"User {story.user}: none of {many} is right"
+    place = f"number {first}" if first == last else f"tied for the places {first} to {last}"
+    return f"User {story.user}: the right one is {place} of {many}"
 
 
 def _section(story: Story, shelf: Shelf) -> Iterator[str]:

@@ -131,9 +131,9 @@ def _answers(canvas: Canvas, y: float, answers: Sequence[Answer], shelf: Shelf) 
 
 def _shown(answers: Sequence[Answer]) -> list[Answer]:
     """The likeliest, and the right ones in any case, as many as fit."""
-    right = [a for a in answers if a.right][:MOST]
-    kept = [a for a in answers if not a.right][: MOST - len(right)]
-    return sorted([*right, *kept], key=lambda a: -a.probability)
+    right = [n for n, a in enumerate(answers) if a.right][:MOST]
+    others = [n for n, a in enumerate(answers) if not a.right][: MOST - len(right)]
+    return [answers[n] for n in sorted([*right, *others])]
 
 
 def _picture(
@@ -155,7 +155,7 @@ def _caption(canvas: Canvas, x: float, y: float, width: float, words: str) -> No
     """Two lines of small words."""
     lines = wrapped(words[:LONGEST], CAPTION, width)
     if len(lines) > 2:
-        lines = [lines[0], clipped(" ".join(lines[1:]), CAPTION, width)]
+        lines = [lines[0], words[len(lines[0]) :].strip()]  # clipped below
     for number, line in enumerate(lines):
         at = y + number * CAPTION_LINE
         canvas.add(Text(x, at, clipped(line, CAPTION, width), CAPTION, "start", GREY))

@@ -61,9 +61,13 @@ class Story:
     answers: list[Answer]
 
     @property
-    def place(self) -> int:
-        """Of the likeliest right answer, from 1; 0 where none is right."""
-        return next((n for n, a in enumerate(self.answers, start=1) if a.right), 0)
+    def places(self) -> tuple[int, int]:
+        """First and last place, from 1, of the likeliest right answer and its ties; 0 where none is right."""
+        right = [a.probability for a in self.answers if a.right]
+        if not right:
+            return 0, 0
+        above = sum(a.probability > max(right) for a in self.answers)
+        return above + 1, above + sum(a.probability == max(right) for a in self.answers)
 
 
 def stages_of(planned: Sequence[PlannedStage]) -> tuple[PlannedStage, PlannedStage]:
@@ -120,7 +124,8 @@ def told(
     stories = []
     for first in drawn_rows(rows.user, count):
         key = _key(rows, first)
-        same = [r for r in np.flatnonzero(rows.user == rows.user[first]) if _key(rows, r) == key]
+        own = np.flatnonzero(rows.user == rows.user[first]).tolist()
+        same = [r for r in own if _key(rows, r) == key]
         found = sorted((a for r in same for a in answers[r]), key=lambda a: -a.probability)
         notes = list(_notes(cut, node.get("max_length"), rows, first, texts.get(key, [])))
         stories.append(Story(str(data.raw_users(rows.user[[first]])[0]), notes, found))

@@ -75,8 +75,12 @@ def test_users_are_drawn_at_random_each_once_and_always_the_same() -> None:
 
 
 def test_a_story_knows_the_place_of_the_right_answer() -> None:
-    assert TOLD.place == 2
-    assert Story("7", [], [Answer(1, 0.1, False)]).place == 0
+    assert TOLD.places == (2, 2)
+    assert Story("7", [], [Answer(1, 0.1, False)]).places == (0, 0)
+    scores = [(0.9, False), (0.5, True), (0.5, False), (0.5, False), (0.1, True)]
+    tied = Story("7", [], [Answer(n, p, right) for n, (p, right) in enumerate(scores)])
+    assert tied.places == (2, 4)
+    assert preference_page.heading(tied).endswith("tied for the places 2 to 4 of 5")
 
 
 @pytest.mark.parametrize("given", ["0", "101", "ten", "-1", "1.5"])

@@ -112,8 +112,9 @@ def test_a_page_and_a_sheet_tell_what_was_written_and_answered(
         told = [float(p) for p in re.findall(r"p (\d\.\d{3})", section)]
         expected = [1 / (1 + math.exp(-score)) for score in own["score"]]
         assert told == pytest.approx(expected, abs=6e-4)
-        place = own["is_target"].arg_max() + 1
-        assert f"number {place} of 11" in section
+        (target,) = own.filter("is_target")["score"]
+        if (own["score"] == target).sum() == 1:
+            assert f"number {1 + (own['score'] > target).sum()} of 11" in section
         assert section.count('class="right"') == 1
         notes, _, answers = section.partition("<h3>Candidates</h3>")
         blocks = [len(re.findall(r"<figure", note)) for note in notes.split("<li>")[1:]]
