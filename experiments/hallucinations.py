@@ -139,7 +139,7 @@ def _known(data: SequenceDataModule) -> tuple[dict[str, list[str]], pl.DataFrame
     if not isinstance(data, ToyShopDataModule):
         return own, None
     shown = {name: list(values) for name, values in _SHOWN.items()}
-    return {**shown, **own}, data.attributes().select(_SHOWN)
+    return {**shown, **own}, data.attributes().select(*_SHOWN)
 
 
 def _counted(stage: PlannedStage, given: Vocabulary | None) -> tuple[Words, Counted]:
