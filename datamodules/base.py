@@ -269,17 +269,10 @@ class SequenceDataModule(StageDataModule):
         """
         if split == "train":
             return TrainDataset(self._train_rows(), self.seed).every()
-        if split == "val":
-            return EvalDataset(
-                self.histories, self._validated(), self.seed, self.liked_above
-            ).every()
-        held_out = self.rows(self.test_code)
-        return EvalDataset(self._tested, held_out, self.seed, self.liked_above).every()
-
-    @property
-    def _tested(self) -> Histories:
-        """Whose events the rows of a test are of."""
-        return self._asked or self.histories
+        held_out, histories = self._validated(), self.histories
+        if split != "val":
+            held_out, histories = self.rows(self.test_code), self._asked or self.histories
+        return EvalDataset(histories, held_out, self.seed, self.liked_above).every()
 
     def _validated(self) -> EvalRows:
         """The rows that a fit of the trainer's method is validated on."""
@@ -311,7 +304,7 @@ class SequenceDataModule(StageDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Rows of ``test_code``, each exactly once over all devices."""
-        return self._eval_loader(self.rows(self.test_code), self._tested)
+        return self._eval_loader(self.rows(self.test_code), self._asked or self.histories)
 
     def ask(self, rows: EvalRows, histories: Histories | None = None) -> None:
         """Hold these rows out in place of the data's own: what is tested or predicted next is of them.

@@ -14,7 +14,7 @@ import polars as pl
 
 from datamodules.base import SequenceDataModule
 from datamodules.joined import JoinedDataModule
-from datamodules.samplers import hashed_order
+from datamodules.samplers import others
 from datamodules.types import ItemImages
 
 if TYPE_CHECKING:
@@ -119,11 +119,3 @@ class WrongImages:
         if item not in items or len(items) < 2:
             return item
         return int(others(items)[np.searchsorted(items, item)])
-
-
-def others(items: np.ndarray) -> np.ndarray:
-    """(N,) another one of items (N,) for each of them, always the same."""
-    order = hashed_order(len(items), seed=0)
-    found = np.empty_like(items)
-    found[order] = np.roll(items[order], 1)
-    return found

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from datamodules.errors import DataFormatError
-from datamodules.image_decoding import decode
+from datamodules.image_decoding import decode, upright_size
 from datamodules.item_images import JoinedImages
 from datamodules.prepared import Prepared
 from datamodules.types import CATALOG_SCHEMA, Histories
@@ -137,6 +137,10 @@ class _Pictures:
     def picture(self, item: int) -> Image.Image:
         """RGB. Raises ValueError: the item has none, or it is no picture."""
         return decode(self._bytes(item))
+
+    def size(self, item: int) -> tuple[int, int]:
+        """In pixels. Raises ValueError as ``picture`` does."""
+        return upright_size(self._bytes(item))
 
     def digest(self, item: int) -> str:
         """SHA-256 (hex), "" where there is none."""

@@ -64,6 +64,14 @@ def hashed_order(count: int, *keys: int, seed: int) -> np.ndarray:
     return np.argsort(hashed_integers(2**62, *keys, np.arange(count), seed=seed), kind="stable")
 
 
+def others(items: np.ndarray) -> np.ndarray:
+    """(N,) another one of items (N,) for each of them, always the same; N is at least 2."""
+    order = hashed_order(len(items), seed=0)
+    found = np.empty_like(items)
+    found[order] = np.roll(items[order], 1)
+    return found
+
+
 def contains(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Bool array of ``wanted``'s shape: is each value among the sorted ``keys``?"""
     if not len(keys):

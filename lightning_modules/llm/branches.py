@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import TAKE_MASKS
+from lightning_modules.llm.label_scoring import only_tokens
 from lightning_modules.llm.masks import attention_mask, layer_windows, padding_mask
 from lightning_modules.llm.pictures import positions_of
 
@@ -140,19 +141,19 @@ class ReadPrompts:
         """
         device = self.mask.device
         found = torch.zeros(len(branches), len(branches[0]), len(ids), device=device)
-        asked = torch.as_tensor(ids, device=device)
         for part in side_by_side(branches, pad, at_once):
             rows = enumerate(part.branches.tolist())
             shown = [(row, branch) for row, own in rows for branch in own] if beside else []
             given = beside(shown) if beside else {}
             moved = SideBySide(*(t.to(device) for t in part))
-            logits = self._read(moved, given)[..., asked].float()
+            with only_tokens(self.model, ids):
+                logits = self._read(moved, given)  # (B, C, N)
             to = part.branches.to(device)[..., None].expand_as(logits)
             found.scatter_(1, to, logits)
         return found
 
     def _read(self, part: SideBySide, beside: dict[str, Any]) -> Tensor:
-        """(B, C, V) of one pass."""
+        """Logits (B, C, V) of one pass."""
         from transformers import DynamicCache
 
         same = part.segment[:, :, None] == part.segment[:, None, :]  # (B, S, S)

@@ -5,7 +5,8 @@ Legend: B rows, L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +101,28 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
     )
     logits: Tensor = out.logits.float()
     return logits
+
+
+@contextmanager
+def only_tokens(model: Any, ids: Sequence[int]) -> Iterator[None]:
+    """Within it the model's logits are those of the tokens ``ids`` (N,) alone, (..., N), float32.
+
+    A head in bfloat16 rounds a logit of 20 to the next eighth, which ties what a margin should tell apart.
+    The states that come to it are taken as they are.
+    """
+    head = model.get_output_embeddings()
+
+    def forward(states: Tensor) -> Tensor:
+        asked = torch.as_tensor(ids, device=states.device)
+        bias = None if getattr(head, "bias", None) is None else head.bias[asked].float()
+        with torch.autocast(states.device.type, enabled=False):
+            return F.linear(states.float(), head.weight[asked].float(), bias)
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
 
 
 def last_columns(read: Tensor, keep: int) -> Tensor:

@@ -28,7 +28,7 @@ from lightning_modules.llm.label_scoring import (
     answer_losses,
     label_tokens,
     last_logits,
-    margin,
+    only_tokens,
     pad_left,
 )
 from lightning_modules.llm.masks import layer_windows
@@ -164,7 +164,10 @@ class YesNoModule(LanguageModelModule, RankingModule):
 
     def margins(self, batch: Batch) -> Tensor:
         """logit(yes) - logit(no) (B,)."""
-        return margin(self._last_logits(batch, 1)[:, 0], self.answer_tokens)
+        labels = self.answer_tokens
+        with only_tokens(self.model, (labels.first, labels.second)):
+            yes, no = self._last_logits(batch, 1)[:, 0].unbind(-1)  # (B,) each
+        return yes - no
 
     def _last_logits(self, batch: Batch, keep: int) -> Tensor:
         """(B, keep, V)."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
-from datamodules.samplers import hashed_order
+from datamodules.samplers import others
 from datamodules.types import ItemImages
 
 if TYPE_CHECKING:
@@ -67,18 +67,13 @@ class ShownPictures:
     @cached_property
     def sizes(self) -> list[tuple[int, int] | None]:
         """(I + 1,) in pixels; None where there is no picture."""
-        pairs = zip(self._of.tolist(), self.mask.tolist(), strict=True)
-        return [self.images.size(whose) if there else None for whose, there in pairs]
+        return [self.size(item) if there else None for item, there in enumerate(self.mask.tolist())]
+
+    def size(self, item: int) -> tuple[int, int]:
+        """Of what an item of the mask is shown with, in pixels."""
+        return self.images.size(int(self.of[item]))
 
     def expanded(self, texts: list[str], reader: PictureReader) -> list[str]:
         """(I + 1,) texts of items with image tokens in place of their marks."""
         pairs = zip(texts, self.sizes, strict=True)
         return [text if size is None else reader.expand(text, [size]) for text, size in pairs]
-
-
-def others(items: np.ndarray) -> np.ndarray:
-    """(N,) another one of items (N,) for each of them, always the same; N is at least 2."""
-    order = hashed_order(len(items), seed=0)
-    found = np.empty_like(items)
-    found[order] = np.roll(items[order], 1)
-    return found

@@ -27,7 +27,7 @@ from lightning_modules.llm.label_scoring import (
     pad_left,
 )
 from lightning_modules.llm.prompt_tokens import prompts_of, tokens_behind
-from lightning_modules.llm.row_pictures import RowPictures
+from lightning_modules.llm.row_pictures import OpenedPictures, RowPictures
 from lightning_modules.llm.writing import WritesTexts
 from lightning_modules.llm.yes_no import YesNoCollator
 from lightning_modules.mllm_srec.module import MLLMSRecModule
@@ -218,11 +218,16 @@ class ReasonsInOneModule(WritesTexts, MLLMSRecModule):
         shown = None
         if self.shown is not None:
             pictured = [self._pictured([item]) for item in items]
-            shown = RowPictures(self.reader, self.shown, pictured)
+            shown = RowPictures(self.reader, self._opened, pictured)
         with torch.no_grad():
             written = self.write(opened, self.reasoning_tokens, shown=shown)
         pairs = zip(opened, written, strict=True)
         return [[*asked, *self._reasons(ids), *self._end()] for asked, ids in pairs]
+
+    @cached_property
+    def _opened(self) -> OpenedPictures:
+        assert self.shown is not None
+        return OpenedPictures(self.shown)
 
     @cached_property
     def _marks(self) -> set[int]:

@@ -15,12 +15,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import polars as pl
 
+from datamodules.samplers import others
 from datamodules.types import NO_TITLE, ItemImages, ItemWords
 from lightning_modules.item_texts import Field, item_texts
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec, Quantization
 from lightning_modules.llm.wording import as_data
 from lightning_modules.mllm_msr.module import MLLMMSRModule
-from lightning_modules.mllm_msr.pictures import others
 from lightning_modules.mllm_msr.preferences import Preferences
 from lightning_modules.mllm_msr.prompts import USER
 from lightning_modules.mllm_msr.texts import cut_to

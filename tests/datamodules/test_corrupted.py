@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.corrupted import TEXTS, corrupted, others
+from datamodules.corrupted import TEXTS, corrupted
+from datamodules.samplers import others
 from datamodules.toy_shop import ToyShopDataModule
 
 

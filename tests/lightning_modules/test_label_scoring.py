@@ -18,6 +18,7 @@ from lightning_modules.llm.label_scoring import (
     label_tokens,
     last_logits,
     margin,
+    only_tokens,
     pad_left,
 )
 from lightning_modules.llm.specs import AdapterSpec
@@ -125,6 +126,29 @@ def test_the_margin_is_the_log_odds_of_the_two_answers(tiny: Any) -> None:
     odds = (p[:, labels.first] / p[:, labels.second]).log()
     torch.testing.assert_close(margin(logits, labels).double(), odds, atol=1e-5, rtol=1e-5)
     assert margin(logits.bfloat16(), labels).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_few_tokens_logits_are_not_rounded_as_the_heads_are(tiny: Any) -> None:
+    tokenizer, model = tiny
+    rounded = deepcopy(model).bfloat16()
+    head = rounded.get_output_embeddings()
+    head.weight.mul_(100)  # logits in the hundreds, which bfloat16 tells apart by whole numbers
+    prompts = [tokenizer(f"Alien ({year})?\n")["input_ids"] for year in range(1960, 1990)]
+    tokens, mask = pad_left(prompts, pad=3)
+    states: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    whole = last_logits(rounded, tokens, mask)
+    with only_tokens(rounded, (40, 41)):
+        few = last_logits(rounded, tokens, mask)
+    hook.remove()
+    assert few.shape == (30, 1, 2)
+    expected = states[0].double() @ head.weight[[40, 41]].double().T
+    torch.testing.assert_close(few.double(), expected, atol=1e-3, rtol=1e-5)
+    margins, coarse = few[..., 0] - few[..., 1], whole[..., 40] - whole[..., 41]
+    torch.testing.assert_close(margins, coarse, atol=8.0, rtol=0)
+    assert len(margins.unique()) > len(coarse.unique())
+    assert last_logits(rounded, tokens, mask).equal(whole)  # the head is its own again
 
 
 def test_padding_on_the_left() -> None:

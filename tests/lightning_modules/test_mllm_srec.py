@@ -219,6 +219,9 @@ class Drawn:
     def picture(self, item: int) -> Image.Image:
         return Image.new("RGB", (40 + item, 40), (20 * item, 0, 0))
 
+    def size(self, item: int) -> tuple[int, int]:
+        return self.picture(item).size
+
     def digest(self, item: int) -> str:
         return f"{item:064x}"
 
