@@ -15,6 +15,8 @@ from datamodules.versioning import code_digest
 
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("datamodules", "lightning_modules", "callbacks", "experiments")
+# What only shows a stage's results, or answers with them: it makes none, so that its changes make none stale.
+SHOWS = ("experiments/tracking.py", "experiments/loaded.py")
 _OURS = rf"(?:{'|'.join(PACKAGES)})[\w.]*"
 _IMPORT = re.compile(
     rf"^[ \t]*(?:from|import)[ \t]+({_OURS})(?:[ \t]+import[ \t]+(\([^)]*\)|[^\n]+))?", re.M
@@ -102,7 +104,8 @@ def _imports(file: Path) -> tuple[Path, ...]:
     for module, imported in _IMPORT.findall(file.read_text(encoding="utf-8")):
         names += [module, *(f"{module}.{name}" for name in re.findall(r"\w+", imported))]
     files = (_module_file(n) for n in names)
-    return tuple(dict.fromkeys(f for f in files if f))
+    shown = {REPO / name for name in SHOWS}
+    return tuple(dict.fromkeys(f for f in files if f and f not in shown))
 
 
 def _module_file(dotted: str) -> Path | None:

@@ -267,6 +267,18 @@ def test_which_edit_makes_a_run_stale(
     assert source_graph.changed_sources(before, _digests()) == changed
 
 
+def test_what_shows_results_makes_no_run_stale() -> None:
+    _forget()
+    made = source_graph.sources(("experiments.stage",))
+    assert "experiments/trainers.py" in made
+    assert not made.keys() & {
+        "experiments/tracking.py", "experiments/plots.py", "experiments/charts.py",
+        "experiments/loaded.py", "experiments/recommend.py", "experiments/crossover.py",
+    }  # fmt: skip
+    for name in source_graph.SHOWS:
+        assert (source_graph.REPO / name).is_file()
+
+
 def test_a_stage_depends_on_its_method_and_not_on_others(
     planned: Callable[..., dict[str, Any]],
 ) -> None:
