@@ -32,8 +32,11 @@ def test_a_stale_stage_that_another_driver_has_just_made_anew_is_not_made_once_m
     monkeypatch.setattr(run.lock, "hold", hold)
     monkeypatch.setattr(run, "in_process", lambda *words: started.append(words))
     monkeypatch.setattr(run, "_job", lambda *unused: {"launch": None})
-    stage: Any = SimpleNamespace(folder=tmp_path, state=artifacts.STALE)
-    experiment: Any = SimpleNamespace(config={})
+    monkeypatch.setattr(run.config, "origins", lambda *unused: {})
+    monkeypatch.setattr(run, "_prepared_folder", lambda *unused: tmp_path)
+    monkeypatch.setattr(run.data_report, "manifests", lambda *unused: {})
+    stage: Any = SimpleNamespace(folder=tmp_path, state=artifacts.STALE, spec={"data": {}})
+    experiment: Any = SimpleNamespace(config={}, name="a/b", overrides=())
     run.run_stage(experiment, stage, rerun_stale=True)
     assert len(started) == again
     assert done.exists() == waited
