@@ -269,9 +269,9 @@ class SequenceDataModule(StageDataModule):
         """
         if split == "train":
             return TrainDataset(self._train_rows(), self.seed).every()
-        held_out, histories = self._validated(), self.histories
-        if split != "val":
-            held_out, histories = self.rows(self.test_code), self._asked or self.histories
+        test = split == "test"
+        held_out = self.rows(self.test_code) if test else self._validated()
+        histories = (self._asked if test else None) or self.histories
         return EvalDataset(histories, held_out, self.seed, self.liked_above).every()
 
     def _validated(self) -> EvalRows:
