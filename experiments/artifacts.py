@@ -20,7 +20,7 @@ from experiments import lock
 from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.keys import flatten
-from experiments.places import content_of, is_place
+from experiments.places import content_of, is_place, stages_before
 from experiments.shown_images import shown_images
 from experiments.source_graph import REPO, changed_sources, sources
 
@@ -258,12 +258,6 @@ def _order(stages: dict[str, dict[str, Any]]) -> list[str]:
         ordered.append(ready[0])
         todo.remove(ready[0])
     return ordered
-
-
-def stages_before(stage: dict[str, Any]) -> set[str]:
-    """The stages that a stage takes inputs from."""
-    sources = (stage.get("inputs") or {}).values()
-    return {str(source).partition("/")[0] for source in sources if not is_place(source)}
 
 
 def _folder(spec: dict[str, Any], name: str, key: str) -> Path:

@@ -19,6 +19,7 @@ from datamodules.prepared import Prepared
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
 from experiments import artifacts, beyond
+from experiments.command import whole_number
 from experiments.compared import head, title_of, value_of
 from experiments.errors import UserError
 from experiments.intervals import mean_by_row, over_seeds, scores_columns
@@ -77,10 +78,7 @@ def sheet_of(rows: Sequence[Row]) -> Sheet:
 
 
 def _cutoff() -> int:
-    text = os.environ.get("K", "").strip() or "10"
-    if not text.isascii() or not text.isdigit() or not 2 <= int(text) <= KEPT:
-        raise UserError(f"K={text!r}, expected a whole number from 2 to {KEPT}")
-    return int(text)
+    return whole_number("K", os.environ.get("K", "").strip() or "10", 2, KEPT)
 
 
 def catalogue_of(row: Row) -> Catalogue:

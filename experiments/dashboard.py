@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments import artifacts
+from experiments.command import exit_status, write_whole
 from experiments.errors import UserError
-from experiments.messages import print_error, put, say, short
+from experiments.messages import put, say, short
 
 NAME = "llmrec: quality, crossover, cost, health"
 GROUPS = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
@@ -39,29 +40,20 @@ CHARTS = ("plots/learning", "plots/reliability")
 
 
 def main() -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        publish = os.environ.get("PUBLISH", "").strip() not in ("", "0")
-        if publish:
-            put(_published(_entity()))
-            return 0
-        file = artifacts.runs_root() / "reports" / "wandb_workspace.json"
-        told = json.dumps(spec(workspace(_asked_entity() or "entity")), indent=1)
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f".{file.name}.{os.getpid()}.part")
-            part.write_text(told, encoding="utf-8")
-            part.replace(file)
-        except OSError as error:
-            raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-        put(short(file))
-        say("nothing was sent: make dashboard PUBLISH=1 does that, with a W&B account")
-    except UserError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(_run)
+
+
+def _run() -> None:
+    publish = os.environ.get("PUBLISH", "").strip() not in ("", "0")
+    if publish:
+        put(_published(_entity()))
+        return
+    file = artifacts.runs_root() / "reports" / "wandb_workspace.json"
+    told = json.dumps(spec(workspace(_asked_entity() or "entity")), indent=1)
+    write_whole(file, told)
+    put(short(file))
+    say("nothing was sent: make dashboard PUBLISH=1 does that, with a W&B account")
 
 
 def workspace(entity: str) -> Any:

@@ -19,15 +19,15 @@ import polars as pl
 
 from datamodules import toy_pictures
 from datamodules.base import SequenceDataModule
-from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.sources import cache_root
 from datamodules.toy_shop import ToyShopDataModule
 from experiments import artifacts, build, config, report
 from experiments.artifacts import PlannedStage
+from experiments.command import exit_status
 from experiments.errors import UserError
 from experiments.intervals import of_share
 from experiments.keys import flatten
-from experiments.messages import print_error, put
+from experiments.messages import put
 from experiments.run import request
 from experiments.statements import (
     Counted,
@@ -49,17 +49,14 @@ _SHOWN: dict[str, Iterable[str]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        name, overrides = request(list(argv))
-        experiment = config.load(config.full_name(name), overrides)
-        tell(experiment, os.environ.get("VOCABULARY", "").strip())
-    except (UserError, DataSourceError, DataFormatError) as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    name, overrides = request(list(argv))
+    experiment = config.load(config.full_name(name), overrides)
+    tell(experiment, os.environ.get("VOCABULARY", "").strip())
 
 
 def tell(experiment: config.Experiment, vocabulary: str) -> None:

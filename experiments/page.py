@@ -17,26 +17,23 @@ from pathlib import Path
 from datamodules.versioning import read_json
 from experiments import artifacts, compared, config, costs, seeds
 from experiments import page_sections as sections
+from experiments.command import exit_status, write_whole
 from experiments.compared import Asked
-from experiments.errors import UserError
-from experiments.messages import print_error, put, short
+from experiments.messages import put, short
 from experiments.page_html import Html, document, join, tag
 from experiments.results import Row, telling
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        asked = seeds.requested([]) if os.environ.get("SEEDS", "").strip() else ()
-        wanted = compared.request(argv)
-        page = made(wanted, compared.tables(wanted, asked, artifacts.runs_root()))
-        put(short(_written(page, wanted)))
-    except UserError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    asked = seeds.requested([]) if os.environ.get("SEEDS", "").strip() else ()
+    wanted = compared.request(argv)
+    page = made(wanted, compared.tables(wanted, asked, artifacts.runs_root()))
+    put(short(_written(page, wanted)))
 
 
 def _written(page: str, wanted: Sequence[Asked]) -> Path:
@@ -45,15 +42,7 @@ def _written(page: str, wanted: Sequence[Asked]) -> Path:
     name = "+".join(dict.fromkeys(one.name.replace("/", ".") for one in wanted))[:120]
     file = Path(given).expanduser() if given else artifacts.runs_root() / "reports" / name
     file = file if given else file / "index.html"
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(page, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(file, page)
     return file
 
 

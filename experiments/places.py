@@ -1,4 +1,4 @@
-"""Files and folders of the user's that a stage takes as inputs: their content counts, not where they lie."""
+"""What stages take as inputs: earlier stages' files, or the user's, whose content counts alone."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ from experiments.errors import UserError
 def is_place(source: Any) -> bool:
     """Whether a stage's input is a file or folder of the user's, not an earlier stage's file."""
     return str(source).startswith(("/", "~", "./", "../"))
+
+
+def stages_before(stage: dict[str, Any]) -> set[str]:
+    """The stages that a stage takes inputs from."""
+    sources = (stage.get("inputs") or {}).values()
+    return {str(source).partition("/")[0] for source in sources if not is_place(source)}
+
+
+def needed_by(name: str, stages: dict[str, dict[str, Any]]) -> set[str]:
+    """The stages that a stage takes inputs from, directly or not."""
+    found, new = set[str](), stages_before(stages[name])
+    while new := new & stages.keys() - found:
+        found |= new
+        new = set[str]().union(*(stages_before(stages[n]) for n in new))
+    return found
 
 
 def content_of(place: Path, where: str) -> str:

@@ -19,9 +19,10 @@ from datamodules.versioning import read_json
 from experiments import artifacts, charts, compared, costs, seeds
 from experiments.canvas import GREY, Canvas, Stroke
 from experiments.charts import COLOURS, PLAIN, Mark, Series
+from experiments.command import exit_status
 from experiments.errors import UserError
 from experiments.intervals import Interval, of_share
-from experiments.messages import print_error, put, say, short
+from experiments.messages import put, say, short
 from experiments.results import Row
 from experiments.table_text import Value
 
@@ -31,25 +32,22 @@ VALIDATION = ("val/all/ndcg@10", "val/all/auc", "val/loss")  # the first that wa
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    asked = seeds.requested([]) if os.environ.get("SEEDS", "").strip() else ()
+    rows = compared.find(compared.request(argv), asked, artifacts.runs_root())
+    given = os.environ.get("OUT", "").strip()
+    folder = Path(given).expanduser() if given else artifacts.runs_root() / "plots"
     try:
-        asked = seeds.requested([]) if os.environ.get("SEEDS", "").strip() else ()
-        rows = compared.find(compared.request(argv), asked, artifacts.runs_root())
-        given = os.environ.get("OUT", "").strip()
-        folder = Path(given).expanduser() if given else artifacts.runs_root() / "plots"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, canvas in drawn(rows):
-                for file in canvas.write(folder / name):
-                    put(short(file))
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
-    except UserError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, canvas in drawn(rows):
+            for file in canvas.write(folder / name):
+                put(short(file))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 def drawn(rows: Sequence[Row]) -> Iterator[tuple[str, Canvas]]:

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.errors import DataFormatError, DataSourceError
 from datamodules.sources import cache_root
 from datamodules.types import TEST, VALID
 from experiments import artifacts, build, config, preference_page, preference_sheet, stories
 from experiments.canvas import SCALE
+from experiments.command import exit_status, whole_number
 from experiments.errors import UserError
-from experiments.messages import print_error, put, short
+from experiments.messages import put, short
 from experiments.run import request
 from experiments.shelf import Shelf
 from experiments.stories import Story
@@ -30,24 +30,16 @@ MOST = 100  # users
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        name, overrides = request(list(argv))
-        experiment = config.load(config.full_name(name), overrides)
-        for file in written(experiment, _count(os.environ.get("USERS", "").strip() or "10")):
-            put(short(file))
-    except (UserError, DataSourceError, DataFormatError) as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST:
-        raise UserError(f"USERS={text!r}, expected a whole number from 1 to {MOST}")
-    return int(text)
+def _run(argv: Sequence[str]) -> None:
+    name, overrides = request(list(argv))
+    experiment = config.load(config.full_name(name), overrides)
+    count = whole_number("USERS", os.environ.get("USERS", "").strip() or "10", 1, MOST)
+    for file in written(experiment, count):
+        put(short(file))
 
 
 def written(experiment: config.Experiment, count: int) -> list[Path]:

@@ -20,8 +20,10 @@ from pathlib import Path
 from datamodules.sources import cache_root
 from experiments import artifacts, config
 from experiments.artifacts import PlannedStage
+from experiments.command import exit_status, whole_number
 from experiments.errors import UserError
-from experiments.messages import print_error, say
+from experiments.messages import say
+from experiments.places import needed_by
 from experiments.run import in_process, request
 
 MOST = 100  # items of a list
@@ -66,8 +68,9 @@ class Wanted:
             raise UserError(f"FORMAT={form!r}, expected {' or '.join(FORMATS)}")
         if told["ITEMS"] and not Path(told["ITEMS"]).is_file():
             raise UserError(f"ITEMS={told['ITEMS']!r} is no file: give JSON lines, an item a line")
+        k = whole_number("K", told["K"] or "10", 1, MOST)
         return cls(
-            told["LLMREC_USER"], lists["HISTORY"], _count(told["K"] or "10"), lists["EXCLUDE"],
+            told["LLMREC_USER"], lists["HISTORY"], k, lists["EXCLUDE"],
             told["ITEMS"], told["REQUEST"], told["RETRIEVER"], form,
         )  # fmt: skip
 
@@ -94,7 +97,7 @@ def chosen(experiment: config.Experiment) -> PlannedStage:
     if not found:
         raise UserError(f"{experiment.name} tests no single method: there is nothing to ask")
     stage = next((s for s in found if s.name == "evaluate"), found[0])
-    needed = _upstream(experiment, stage.name)
+    needed = needed_by(stage.name, experiment.stages)
     planned = artifacts.plan(experiment, cache_root())
     if unfinished := [s.name for s in planned if s.name in needed and not s.done]:
         raise UserError(
@@ -104,34 +107,18 @@ def chosen(experiment: config.Experiment) -> PlannedStage:
     return stage
 
 
-def _upstream(experiment: config.Experiment, name: str) -> set[str]:
-    """The stages that a stage takes inputs from, and those that these do."""
-    sources = (experiment.stages[name].get("inputs") or {}).values()
-    own = {s for s in (str(v).partition("/")[0] for v in sources) if s in experiment.stages}
-    return own.union(*(_upstream(experiment, stage) for stage in own))
-
-
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        name, overrides = request(list(argv))
-        Wanted.of(os.environ)
-        experiment = config.load(config.full_name(name), overrides)
-        chosen(experiment)
-        say(f"{experiment.name}: loading ...")
-        in_process("experiments.recommendation", [experiment.name, *experiment.overrides])
-    except UserError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST:
-        raise UserError(f"K={text!r}, expected a whole number from 1 to {MOST}")
-    return int(text)
+def _run(argv: Sequence[str]) -> None:
+    name, overrides = request(list(argv))
+    Wanted.of(os.environ)
+    experiment = config.load(config.full_name(name), overrides)
+    chosen(experiment)
+    say(f"{experiment.name}: loading ...")
+    in_process("experiments.recommendation", [experiment.name, *experiment.overrides])
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.asked import Recommendations
-from experiments.errors import UserError
+from experiments.command import exit_status
 from experiments.loaded import load
-from experiments.messages import print_error, put
+from experiments.messages import put
 from experiments.recommend import Wanted
 from experiments.recommender import Recommender
 from experiments.report import print_table
@@ -79,22 +79,19 @@ def show(found: Recommendations, model: Recommender) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit status: 0 done, 2 failed (the reason is on the screen)."""
-    try:
-        wanted = Wanted.of(os.environ)
-        retriever = shlex.split(wanted.retriever) or None
-        model = load(argv[0], *argv[1:], retriever=retriever, new_items=wanted.items or None)
-        found = answer(model, wanted)
-        if wanted.format == "json":
-            put(json.dumps(as_json(found, model), ensure_ascii=False, indent=1))
-        else:
-            show(found, model)
-    except UserError as error:
-        print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Exit status, see ``exit_status``."""
+    return exit_status(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str]) -> None:
+    wanted = Wanted.of(os.environ)
+    retriever = shlex.split(wanted.retriever) or None
+    model = load(argv[0], *argv[1:], retriever=retriever, new_items=wanted.items or None)
+    found = answer(model, wanted)
+    if wanted.format == "json":
+        put(json.dumps(as_json(found, model), ensure_ascii=False, indent=1))
+    else:
+        show(found, model)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from datamodules.versioning import read_json
 from experiments import artifacts, config, launchers, plots, trial_driver
 from experiments.errors import UserError
 from experiments.keys import nearest
+from experiments.places import needed_by
 from experiments.sweep_space import TEST, Space
 
 SECONDS_TO_STOP = 300.0  # for what is to save and stop; then it is killed
@@ -115,11 +116,7 @@ def _with_group(metric: str) -> str:
 
 def _needs(name: str, experiment: config.Experiment) -> tuple[str, ...]:
     """A stage and all before it that it takes inputs from, directly or not."""
-    found = {name}
-    while (
-        more := set().union(*(artifacts.stages_before(experiment.stages[n]) for n in found)) - found
-    ):
-        found |= more
+    found = {name} | needed_by(name, experiment.stages)
     return tuple(n for n in experiment.stages if n in found)
 
 

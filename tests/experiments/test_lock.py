@@ -201,10 +201,8 @@ def test_of_several_that_take_over_at_once_one_wins(folder: Path) -> None:
     assert sorted(out.strip() for out, _ in results) == ["lost", "lost", "lost", "won"], results
 
 
-def test_a_job_that_was_requeued_takes_over_from_its_own_past(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The attempt before was killed with its node; another job's lock on another node stays."""
+def hold_by_a_job_elsewhere(folder: Path) -> None:
+    """A lock of job 17 of cluster a, on another node."""
     folder.mkdir(parents=True)
     note = {
         "pid": 1,
@@ -215,6 +213,23 @@ def test_a_job_that_was_requeued_takes_over_from_its_own_past(
         "cluster": "a",
     }
     (folder / ".lock").write_text(json.dumps(note))
+
+
+def put_command(file: Path, answer: str, path: pytest.MonkeyPatch | None = None) -> None:
+    """A command of Slurm that answers so; with ``path`` it is found, and nothing was asked before."""
+    file.write_text(f"#!/bin/sh\n{answer}\n")
+    file.chmod(0o755)
+    if path is not None:
+        path.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
+        path.setattr(lock, "_running", {})
+        lock._configured_cluster.cache_clear()
+
+
+def test_a_job_that_was_requeued_takes_over_from_its_own_past(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attempt before was killed with its node; another job's lock on another node stays."""
+    hold_by_a_job_elsewhere(folder)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.setenv("SLURM_JOB_ID", "18")
@@ -241,25 +256,11 @@ def test_a_job_that_was_requeued_takes_over_from_its_own_past(
 def test_a_job_on_another_node_holds_as_long_as_slurm_says_that_it_runs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, alive: bool
 ) -> None:
-    folder.mkdir(parents=True)
-    note = {
-        "pid": 1,
-        "start": "1",
-        "host": "elsewhere",
-        "job": "17",
-        "attempt": "0",
-        "cluster": "a",
-    }
-    (folder / ".lock").write_text(json.dumps(note))
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'ClusterName             = a'\n")
-    (tmp_path / "scontrol").chmod(0o755)
-    lock._configured_cluster.cache_clear()
-    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{answer}\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(lock, "_running", {})
+    hold_by_a_job_elsewhere(folder)
+    put_command(tmp_path / "scontrol", "echo 'ClusterName             = a'", monkeypatch)
+    put_command(tmp_path / "squeue", answer, monkeypatch)
     assert (lock.holder(folder) is not None) == alive
-    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 0\n")
+    put_command(tmp_path / "squeue", "exit 0")
     assert (lock.holder(folder) is not None) == alive, "Slurm is not asked again at once"
     monkeypatch.setattr(lock, "ASK_SECONDS", 0.0)
     assert lock.holder(folder) is None
@@ -269,20 +270,8 @@ def test_slurm_is_not_asked_about_the_jobs_of_another_cluster(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our squeue knows no job 17; that of the cluster whose job it is may run it."""
-    folder.mkdir(parents=True)
-    note = {
-        "pid": 1,
-        "start": "1",
-        "host": "elsewhere",
-        "job": "17",
-        "attempt": "0",
-        "cluster": "a",
-    }
-    (folder / ".lock").write_text(json.dumps(note))
-    (tmp_path / "squeue").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(lock, "_running", {})
+    hold_by_a_job_elsewhere(folder)
+    put_command(tmp_path / "squeue", "exit 0", monkeypatch)
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "b")
     assert lock.holder(folder) is not None
     monkeypatch.setenv("SLURM_CLUSTER_NAME", "a")

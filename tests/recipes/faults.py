@@ -201,8 +201,8 @@ class NoPackage(pl.Callback):
         importlib.import_module(self.name)
 
 
-class KillInFlight(pl.Callback):
-    """Die when the texts of batch ``number`` of a prediction are written, and nobody has stored them."""
+class InFlight(pl.Callback):
+    """Something happens at batch ``number`` of a prediction."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -211,17 +211,21 @@ class KillInFlight(pl.Callback):
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, *unused: Any
     ) -> None:
         if batch_idx == self.number:
-            pl_module.generations.take_fresh = die
+            self.happen(pl_module)
+
+    def happen(self, pl_module: Any) -> None:
+        raise NotImplementedError
 
 
-class InterruptInFlight(pl.Callback):
-    """Send Ctrl-C while batch ``number`` of a prediction is written."""
+class KillInFlight(InFlight):
+    """Die when the texts of the batch are written, and nobody has stored them."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def happen(self, pl_module: Any) -> None:
+        pl_module.generations.take_fresh = die
 
-    def on_predict_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, *unused: Any
-    ) -> None:
-        if batch_idx == self.number:
-            os.kill(os.getpid(), signal.SIGINT)
+
+class InterruptInFlight(InFlight):
+    """Send Ctrl-C while the batch is written."""
+
+    def happen(self, pl_module: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)

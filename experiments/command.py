@@ -1,0 +1,46 @@
+"""What commands do alike: exit status, numbers from variables, files for users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from datamodules.errors import DataFormatError, DataSourceError
+from datamodules.versioning import write_text
+from experiments.errors import UserError
+from experiments.messages import print_error
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """0 done, 2 failed (the reason is on the screen), 130 stopped by Ctrl-C."""
+    try:
+        work()
+    except (UserError, DataSourceError, DataFormatError) as error:
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def whole_number(name: str, text: str, least: int, most: int) -> int:
+    """What a variable says.
+
+    Raises:
+        UserError: it is no whole number from ``least`` to ``most``.
+    """
+    if not text.isascii() or not text.isdigit() or not least <= int(text) <= most:
+        raise UserError(f"{name}={text!r}, expected a whole number from {least} to {most}")
+    return int(text)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file for the user, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        write_text(file, text)
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
