@@ -22,7 +22,7 @@ from experiments.errors import UserError
 from experiments.keys import flatten
 from experiments.places import content_of, is_place, stages_before
 from experiments.shown_images import shown_images
-from experiments.source_graph import REPO, changed_sources, sources
+from experiments.source_graph import REPO, changed_sources, some_of, sources
 
 # Data settings that say where bytes are or how strictly they are checked: the digest covers the rest.
 # What changes no prepared file.
@@ -284,7 +284,7 @@ def _state(folder: Path, code: dict[str, str], inputs: dict[str, str]) -> tuple[
         return PARTIAL, f"was cut off: resumes from last.ckpt{note}"
     changed = changed_sources(done.get("sources", {}), code)
     if changed:
-        return STALE, f'made by older code ({", ".join(changed)}); ARGS="stale=rerun" makes it anew'
+        return STALE, f'made by older code ({some_of(changed)}); ARGS="stale=rerun" makes it anew'
     if renewed := _renewed(folder, inputs):
         return STALE, f'{renewed} was made anew since; ARGS="stale=rerun" makes this anew too'
     return DONE, f"{done['seconds']:.0f} s on {done['finished']}"

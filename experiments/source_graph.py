@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +43,13 @@ def source_files(roots: tuple[str, ...]) -> list[Path]:
 def changed_sources(recorded: dict[str, str], now: dict[str, str]) -> list[str]:
     """Files that were changed, added or removed since a stage ran."""
     return sorted(f for f in recorded.keys() | now.keys() if recorded.get(f) != now.get(f))
+
+
+def some_of(files: Sequence[str], most: int = 4) -> str:
+    """Names for one line: what computes goes before what only runs it."""
+    ordered = sorted(files, key=lambda file: (not file.startswith("lightning_modules"), file))
+    rest = len(ordered) - most
+    return ", ".join(ordered[:most] + ([f"{rest} more"] if rest > 0 else []))
 
 
 def changed_since(recorded: dict[str, str]) -> list[str]:

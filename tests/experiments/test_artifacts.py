@@ -267,6 +267,15 @@ def test_which_edit_makes_a_run_stale(
     assert source_graph.changed_sources(before, _digests()) == changed
 
 
+def test_a_long_list_of_files_is_cut_to_those_that_compute() -> None:
+    files = ["callbacks/a.py", "datamodules/b.py", "lightning_modules/z.py", "experiments/c.py"]
+    assert (
+        source_graph.some_of(files, 4)
+        == f"lightning_modules/z.py, {', '.join([*files[:2], files[3]])}"
+    )
+    assert source_graph.some_of(files, 2) == "lightning_modules/z.py, callbacks/a.py, 2 more"
+
+
 def test_what_shows_results_makes_no_run_stale() -> None:
     _forget()
     made = source_graph.sources(("experiments.stage",))
