@@ -22,6 +22,7 @@ class Ask:
         request: what is looked for, in words.
         before_target: behind the user's history as evaluation sees it, with nothing after it.
         items: rank these alone.
+        keep_seen: rank the items of the history, too.
     """
 
     user: str | None = None
@@ -30,12 +31,13 @@ class Ask:
     request: str = ""
     before_target: bool = False
     items: tuple[str, ...] | None = None
+    keep_seen: bool = False
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """What those share that can be answered together."""
         made_up, many = self.history is not None, None if self.items is None else len(self.items)
-        return self.request, made_up, self.before_target, many
+        return self.request, made_up, self.before_target, many, self.keep_seen
 
 
 @dataclass(frozen=True)

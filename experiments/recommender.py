@@ -59,7 +59,7 @@ class Recommender:
         precision = stage.spec["trainer"].get("precision")
         self._trainers: dict[int, Any] = {}
         self._new_trainer = lambda module: make_predictor(module, launch, precision)
-        self._fallback = retriever
+        self.fallback = retriever
         self._held_out = data.rows(data.test_code)
         self._mask_seen = data.mask_seen
         self._lock = threading.RLock()
@@ -150,9 +150,9 @@ class Recommender:
             return [told for ask in asks for told in self._answer([ask], k)]
         self._require_possible(asks[0])
         module.request = asks[0].request or None
+        self._mask(asks[0])
         candidates, places = self._candidates(asks, k)
         rows, histories = self._rows(asks, candidates)
-        self.data.mask_seen = self._mask_seen if asks[0].before_target else True
         if alone:
             found = best_of(rows, self._ask(module, asking_each(rows), histories))
         else:
@@ -161,6 +161,25 @@ class Recommender:
         told = module.summaries(self._as_asked(rows, histories)) or [None] * len(asks)
         given = zip(asks, found, places, told, strict=True)
         return [self._as_told(*each, k) for each in given]
+
+    def retrieved(self, ask: Ask, k: int) -> Recommendations | None:
+        """What the collaborative model shows by itself that hands candidates over, if there is one."""
+        plain = replace(ask, request="", items=None)
+        if self.module.retriever is None:
+            other = self.fallback
+            return None if other is None else other.answer(self.asks_of(other, [plain]), k)[0]
+        with self._lock:
+            self._mask(plain)
+            (found,) = self._ask(self.module.retriever, *self._rows([plain], None))
+            return self._as_told(plain, found, None, None, k)
+
+    def history(self, ask: Ask) -> list[str]:
+        """Raw ids of the events that an ask is about, oldest first."""
+        rows, histories = self._rows([replace(ask, items=None)], None)
+        return self._raw_events(self._as_asked(rows, histories))[0]
+
+    def _mask(self, ask: Ask) -> None:
+        self.data.mask_seen = self._mask_seen if ask.before_target else not ask.keep_seen
 
     def _require_possible(self, ask: Ask) -> None:
         name = type(self.module).__name__
@@ -187,7 +206,7 @@ class Recommender:
             )
         if not module.num_candidates and not module.labelled:
             return None, [None] * len(asks)
-        if module.retriever is None and self._fallback is None:
+        if module.retriever is None and self.fallback is None:
             raise UserError(
                 f"{type(module).__name__} chooses among candidates, and here it has no collaborative model "
                 "to retrieve them: name a finished experiment that has one, RETRIEVER=sasrec/movielens_100k, "
@@ -199,8 +218,8 @@ class Recommender:
             rows, histories = self._rows(plain, None)
             lists = [f.items[:count] for f in self._ask(module.retriever, rows, histories)]
         else:
-            assert self._fallback is not None
-            lists = self._retrieved(self._fallback, plain, count)
+            assert self.fallback is not None
+            lists = self._retrieved(self.fallback, plain, count)
         # Lists of one length: what is short (a small catalogue) is filled with padding.
         width = max(map(len, lists))
         if not all(lists):
@@ -208,25 +227,22 @@ class Recommender:
         filled = np.array([own + [0] * (width - len(own)) for own in lists], np.int32)
         return filled, [{item: place for place, item in enumerate(own, 1)} for own in lists]
 
+    def asks_of(self, other: Recommender, asks: list[Ask]) -> list[Ask]:
+        """As another experiment is asked; one of other data with the histories' items that it knows."""
+        known = other.names.knows
+        asks = [replace(a, exclude=tuple(filter(known, a.exclude))) for a in asks]
+        if other.data.prepared.digest == self.data.prepared.digest:
+            return asks
+        return [
+            replace(ask, user=None, before_target=False, history=tuple(filter(known, own)))
+            for ask, own in zip(asks, map(self.history, asks), strict=True)
+        ]
+
     def _retrieved(self, other: Recommender, asks: list[Ask], count: int) -> list[list[int]]:
-        """Another experiment's best items; of other data it is asked with the histories' items."""
-        same = other.data.prepared.digest == self.data.prepared.digest
-        if not same:
-            rows, histories = self._rows(asks, None)
-            events = self._as_asked(rows, histories)
-            known = other.names.knows
-            asks = [
-                replace(ask, user=None, before_target=False, history=tuple(filter(known, own)),
-                        exclude=tuple(filter(known, ask.exclude)))
-                for ask, own in zip(asks, self._raw_events(events), strict=True)
-            ]  # fmt: skip
-        else:
-            known = other.names.knows
-            asks = [replace(a, exclude=tuple(filter(known, a.exclude))) for a in asks]
-        answers = other.answer(asks, min(count, TOP_K))
+        """Another experiment's best items."""
         return [
             [self.names.of_id(r.item) for r in answer.items if self.names.knows(r.item)]
-            for answer in answers
+            for answer in other.answer(self.asks_of(other, asks), min(count, TOP_K))
         ]
 
     def _raw_events(self, rows: Rows) -> list[list[str]]:
@@ -295,20 +311,16 @@ class Recommender:
         )
         if not found.reason or not shown or ids[found.items[0] - 1] in banned:
             return Recommendations(ask, shown[:k], preference=told)
+        own = [titles[self.names.of_id(raw) - 1] for raw in self.history(ask)]
         kept = checked(
             found.reason, self._metadata.of(found.items[0]), self._metadata.known,
-            shown[0].title, self._own_titles(ask),
+            shown[0].title, own,
         )  # fmt: skip
         return Recommendations(ask, shown[:k], kept.text, kept.dropped, told)
 
     @cached_property
     def _metadata(self) -> Metadata:
         return Metadata(self.data.catalog)
-
-    def _own_titles(self, ask: Ask) -> list[str]:
-        rows, histories = self._rows([replace(ask, items=None)], None)
-        events = self._as_asked(rows, histories)
-        return [self.names.titles[self.names.of_id(raw) - 1] for raw in self._raw_events(events)[0]]
 
     def user(self, raw: str) -> int:
         """The internal id of a raw one; raises UserError with near ones where there is none."""

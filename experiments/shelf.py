@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from PIL import Image
 
 from datamodules.types import ItemImages
 
 LARGEST = (160, 192)  # pixels of a picture
+KEPT = 2000  # pictures in memory
 
 
 class Shelf:
@@ -21,7 +23,7 @@ class Shelf:
 
     def __init__(self, titles: Sequence[str], images: ItemImages) -> None:
         self._titles, self._images = titles, images
-        self._pictures: dict[int, Image.Image | None] = {}
+        self._picture = lru_cache(KEPT)(self._small)
 
     def title(self, item: int) -> str:
         """On one line."""
@@ -29,10 +31,11 @@ class Shelf:
 
     def picture(self, item: int) -> Image.Image | None:
         """At most ``LARGEST``; None where the item has none."""
-        if item not in self._pictures:
-            found = self._images.picture(item) if self._images.mask[item] else None
-            if found is not None:
-                found = found.convert("RGB")
-                found.thumbnail(LARGEST, Image.Resampling.LANCZOS)
-            self._pictures[item] = found
-        return self._pictures[item]
+        return self._picture(item)
+
+    def _small(self, item: int) -> Image.Image | None:
+        found = self._images.picture(item) if self._images.mask[item] else None
+        if found is not None:
+            found = found.convert("RGB")
+            found.thumbnail(LARGEST, Image.Resampling.LANCZOS)
+        return found

@@ -115,21 +115,45 @@ def told(
     Raises:
         UserError: a file is missing.
     """
-    rows = data.every_row("test")
-    texts = _texts(Path(test.inputs[PREFERENCES]))
+    written = Written(test, writer, data)
+    rows = written.rows
     assert test.folder is not None
     answers = _answers(test.folder, rows, data)
-    (node,) = writer.spec["modules"].values()
-    cut = Cut(**{f.name: node[f.name] for f in fields(Cut) if f.name in node})
     stories = []
     for first in drawn_rows(rows.user, count):
         key = _key(rows, first)
         own = np.flatnonzero(rows.user == rows.user[first]).tolist()
         same = [r for r in own if _key(rows, r) == key]
         found = sorted((a for r in same for a in answers[r]), key=lambda a: -a.probability)
-        notes = list(_notes(cut, node.get("max_length"), rows, first, texts.get(key, [])))
-        stories.append(Story(str(data.raw_users(rows.user[[first]])[0]), notes, found))
+        who = str(data.raw_users(rows.user[[first]])[0])
+        stories.append(Story(who, written.notes(first), found))
     return stories
+
+
+class Written:
+    """What was written of the tested histories.
+
+    Args:
+        test, writer: as ``stages_of`` has them.
+        data: of the test.
+    """
+
+    def __init__(self, test: PlannedStage, writer: PlannedStage, data: SequenceDataModule) -> None:
+        self.rows = data.every_row("test")
+        self._texts = _texts(Path(test.inputs[PREFERENCES]))
+        (node,) = writer.spec["modules"].values()
+        self._cut = Cut(**{f.name: node[f.name] for f in fields(Cut) if f.name in node})
+        self._longest = node.get("max_length")
+
+    def notes(self, row: int) -> list[Note]:
+        """The texts of one row's history, in the order in which they were written."""
+        texts = self._texts.get(_key(self.rows, row), [])
+        return list(_notes(self._cut, self._longest, self.rows, row, texts))
+
+    def newest(self, user: int) -> list[Note]:
+        """Those of a user's newest tested history; none of a user without one."""
+        own = np.flatnonzero(self.rows.user == user)
+        return self.notes(int(own[self.rows.stop[own].argmax()])) if len(own) else []
 
 
 def drawn_rows(user: np.ndarray, count: int) -> list[int]:
