@@ -35,16 +35,24 @@ override SLURM := $(value SLURM)
 override PUBLISH := $(value PUBLISH)
 override USERS := $(value USERS)
 override VOCABULARY := $(value VOCABULARY)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY
-# Shells have a USER of their own: only that of the command line is meant.
+override BESIDE := $(value BESIDE)
+override PORT := $(value PORT)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT
+# Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
+override USER := $(value USER)
+endif
+ifeq ($(origin HOST),command line)
+export LLMREC_HOST := $(value HOST)
+override HOST := $(value HOST)
 endif
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DEMO := .venv-demo
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -81,6 +89,18 @@ export: $(READY) ## Write a finished language model for plain PEFT and plain tra
 
 recommend: $(READY) ## What a finished experiment would show USER=<id> or HISTORY="title; title" next (K=10, EXCLUDE=, ITEMS=new.jsonl, REQUEST="in words", FORMAT=json)
 	@$(PY) -m experiments.recommend
+
+demo: $(READY) $(DEMO)/.ready ## A page in the browser to ask a finished experiment on (BESIDE="another one", HOST=127.0.0.1, PORT=7860)
+	@$(PY) -m experiments.demo
+
+# Gradio 6.31 takes no Pillow 13, and Pillow 12.3 scales pictures to other pixels, so that a model would see other ones:
+# the page has an environment of its own, and asks the model's process.
+$(DEMO)/.ready: constraints.txt
+	@echo "creating $(DEMO) for the page (about 300 MB, once)"
+	@test -x $(DEMO)/bin/python || $(PYTHON) -m venv $(DEMO)
+	@sed '/^pillow==/d' constraints.txt > $(DEMO)/constraints.txt
+	@$(DEMO)/bin/python -m pip install --quiet --disable-pip-version-check -c $(DEMO)/constraints.txt gradio "pillow==12.3.0"
+	@touch $@
 
 list: $(READY) ## List every experiment with its one-line header
 	@$(PY) -m experiments.run list

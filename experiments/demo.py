@@ -2,14 +2,15 @@
 
 ``python -m experiments.demo [NAME [key=value ...]]``. Variables, besides NAME and ARGS as for
 ``experiments.run``: BESIDE, another finished experiment with its overrides, shown in a column of its own;
-RETRIEVER, as for ``make recommend``; HOST (127.0.0.1) and PORT (7860), where the page is served. Gradio has
-an environment of its own, which ``make demo`` makes on first use; LLMREC_DEMO_PYTHON names another Python
-that has Gradio. No torch here.
+RETRIEVER, as for ``make recommend``; LLMREC_HOST (127.0.0.1; ``HOST=`` of the Makefile, as compilers have a
+HOST of their own) and PORT (7860), where the page is served. Gradio has an environment of its own, which
+``make demo`` makes on first use; LLMREC_DEMO_PYTHON names another Python that has Gradio. No torch here.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class Place:
         Raises:
             UserError: PORT is no port, or there is no such Python.
         """
-        host = environment.get("HOST", "").strip() or "127.0.0.1"
+        host = environment.get("LLMREC_HOST", "").strip() or "127.0.0.1"
         port = whole_number("PORT", environment.get("PORT", "").strip() or "7860", 1, 65_535)
         told = environment.get("LLMREC_DEMO_PYTHON", "").strip()
         python = Path(told).expanduser() if told else REPO / ".venv-demo" / "bin" / "python"
@@ -91,6 +92,7 @@ def _run(argv: Sequence[str]) -> None:
     place.require_free()
     if place.host not in LOOPBACK:
         say(f"warning: whoever reaches {place.host} can ask: the page knows no passwords")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the model's process is told, too
     in_process("experiments.demo_model", [experiment.name, *experiment.overrides])
 
 

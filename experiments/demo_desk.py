@@ -99,7 +99,7 @@ class Desk:
         self._shelf = Shelf(model.data.titles, model.data.item_images)
         self._address = lru_cache(_PICTURES)(self._drawn)
         self._counters: dict[int, Counter] = {}
-        self._plain_answers: OrderedDict[Any, Recommendations] = OrderedDict()
+        self._answers: OrderedDict[Any, Recommendations] = OrderedDict()
         self._lock, self._drawing = threading.Lock(), threading.Lock()
 
     # What the page asks ----------------------------------------------------------------------------------
@@ -117,11 +117,6 @@ class Desk:
             "histories": module.reads_histories and not module.reads_summaries,
             "summaries": module.reads_summaries,
         }  # fmt: skip
-
-    def users(self, words: str) -> list[str]:
-        """Raw ids that begin so, the first of them."""
-        found = [user for user in self._users if user.startswith(words.strip())]
-        return found[:USERS]
 
     def somebody(self, number: int) -> str:
         """A user for any number."""
@@ -246,29 +241,30 @@ class Desk:
         before: dict[str, int] | None,
     ) -> dict[str, Any]:  # fmt: skip
         scores = [r.score for r in found.items]
-        shares = side.shares(scores) if side.shares and scores else [None] * len(scores)
+        told = side.shares(scores) if side.shares and scores else []
+        shares = told or [None] * len(scores)
+        full = max(told, default=1.0) if side.shares is softmax else 1.0
         rows = []
         for place, (r, share) in enumerate(zip(found.items, shares, strict=True), 1):
             card = {"item": r.item, "title": r.title, "picture": self._picture_of(r.item)}
             card |= self._counter(model).marks(model.names.of_id(r.item))
             card |= {"place": place, "score": r.score, "share": share, "retrieved": r.retrieved}
+            card |= {"bar": share and share / full}
             card |= {} if before is None else {"before": before.get(r.item, 0)}
             rows.append(card)
         return {"title": side.title, "note": side.note, "rows": rows[:k], "error": ""}
 
     def _answer(self, model: Recommender, ask: Ask, count: int) -> Recommendations:
-        """Those without a request are remembered: a request is compared with them."""
-        key = (id(model), ask, count)
+        """What is asked again is remembered: a request is compared with the list without it."""
+        key = (model is self.model, ask, count)
         with self._lock:
-            known = self._plain_answers.get(key)
-        if known is not None:
-            return known
-        (found,) = model.answer([ask], count)
-        if not ask.request:
-            with self._lock:
-                self._plain_answers[key] = found
-                while len(self._plain_answers) > REMEMBERED:
-                    self._plain_answers.popitem(last=False)
+            found = self._answers.pop(key, None)
+        if found is None:
+            (found,) = model.answer([ask], count)
+        with self._lock:
+            self._answers[key] = found
+            while len(self._answers) > REMEMBERED:
+                self._answers.popitem(last=False)
         return found
 
     def _steps(self, ask: Ask) -> list[dict[str, Any]]:

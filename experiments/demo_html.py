@@ -22,7 +22,10 @@ STYLE = """
 .demo { color: var(--body-text-color); font-size: 14px; line-height: 1.4; }
 .demo h1 { font-size: 21px; margin: 0; overflow-wrap: anywhere; } .demo p { margin: 2px 0; }
 .demo h2 { font-size: 16px; margin: 14px 0 6px; overflow-wrap: anywhere; }
+.gradio-container { --body-text-color-subdued: #565d68; }
+.dark .gradio-container, .gradio-container.dark { --body-text-color-subdued: #a9b0bb; }
 .demo .faint { color: var(--body-text-color-subdued); font-size: 12.5px; }
+.demo > h2:first-child { margin-top: 0; }
 .demo .warn { color: var(--body-text-color); background: #fff3df; border-left: 4px solid #b45309;
   color: #4a2a00; padding: 8px 12px; border-radius: 4px; overflow-wrap: anywhere; }
 .demo .strip { display: flex; gap: 8px; overflow-x: auto; padding: 2px 2px 8px; }
@@ -30,7 +33,9 @@ STYLE = """
 .demo .item { flex: none; width: 84px; font-size: 11.5px; line-height: 1.25; text-align: left; }
 .demo .grid .item { width: auto; }
 .demo button.item { background: none; border: 1px solid transparent; border-radius: 6px; padding: 3px;
-  cursor: pointer; color: inherit; }
+  cursor: pointer; color: inherit; font-weight: 400; display: block; }
+.demo .item .tag { display: block; width: fit-content; max-width: 100%; margin: 3px 0 0; padding: 0 6px;
+  font-size: 10.5px; overflow: hidden; text-overflow: ellipsis; }
 .demo button.item:hover, .demo button.item:focus-visible { border-color: var(--link-text-color); }
 .demo .picture { display: flex; height: 104px; align-items: center; justify-content: center;
   background: var(--background-fill-secondary); border-radius: 4px; overflow: hidden; margin-bottom: 3px; }
@@ -41,7 +46,7 @@ STYLE = """
   border-radius: 6px; } .demo .grid.plain { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); }
 .demo .grid.plain .item { width: auto; }
 .demo .columns { display: grid; gap: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 290px), 1fr)); }
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 255px), 1fr)); }
 .demo .column { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 10px 12px;
   min-width: 0; background: var(--background-fill-primary); }
 .demo .column h3 { font-size: 15px; margin: 0; overflow-wrap: anywhere; }
@@ -52,10 +57,11 @@ STYLE = """
 .demo .small { width: 38px; height: 52px; border-radius: 3px; object-fit: contain; margin: 0;
   background: var(--background-fill-secondary); } .demo .bare { width: 0; }
 .demo .told { min-width: 0; overflow-wrap: anywhere; }
-.demo .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; min-width: 74px; }
+.demo .value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.demo .value:has(.bar) { min-width: 78px; }
 .demo .value b { font-weight: 600; } .demo .bar { display: block; height: 5px; margin: 2px 0;
   background: var(--background-fill-secondary); border-radius: 3px; overflow: hidden; }
-.demo .bar i { display: block; height: 5px; background: #2563a8; margin-left: auto; }
+.demo .bar i { display: block; height: 5px; background: #2563a8; }
 .demo .tag { display: inline-block; border-radius: 9px; padding: 0 7px; font-size: 11px; margin-right: 5px;
   background: var(--background-fill-secondary); color: var(--body-text-color-subdued); white-space: nowrap; }
 .demo .cold { background: #dbeafe; color: #123c7c; } .demo .warm { background: #fde6d3; color: #7a3200; }
@@ -67,6 +73,10 @@ STYLE = """
 .demo .step .picture { height: 80px; background: var(--background-fill-primary); }
 .demo blockquote { margin: 6px 0 0; padding-left: 10px; border-left: 3px solid #2563a8;
   overflow-wrap: anywhere; white-space: pre-wrap; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 8px 6px !important; } .demo .column { padding: 8px 6px; }
+  .demo ol.list > li { gap: 6px; grid-template-columns: 20px auto 1fr auto; }
+}
 """
 
 
@@ -159,7 +169,7 @@ def _card(card: dict[str, Any], verb: str, bare: bool) -> Html:
     disliked = " (disliked)" if card.get("disliked") else ""
     inside = join((
         "" if bare else tag("span", picture, class_="picture"),
-        tag("span", card["title"] + disliked, class_="words"), _mark(card),
+        tag("span", card["title"] + disliked, class_="words"), _mark(card, short=True),
     ))  # fmt: skip
     if not verb:
         return tag("div", inside, class_="item", title=card["title"])
@@ -169,12 +179,12 @@ def _card(card: dict[str, Any], verb: str, bare: bool) -> Html:
     )
 
 
-def _mark(card: dict[str, Any]) -> Html:
+def _mark(card: dict[str, Any], short: bool = False) -> Html:
     """How often it was trained on, and whether that is cold or warm."""
     count, mark = card["count"], card["mark"]
-    times = f"{count:,} events" if count != 1 else "1 event"
-    words = f"{mark} · {times}" if mark else times
-    why = f"trained on {times}" + (f"; {MARKS[mark]}" if mark else "")
+    times = f"{count:,} event{'s' * (count != 1)}"
+    words = " · ".join(filter(None, (mark, f"{count:,}" if short and mark else times)))
+    why = f"{times} in training" + (f"; {MARKS[mark]}" if mark else "")
     return tag("span", words, class_=f"tag {mark}".strip(), title=why)
 
 
@@ -200,22 +210,25 @@ def _line(row: dict[str, Any], pictures: bool) -> Html:
 def _moved(row: dict[str, Any]) -> Html:
     """Where it stood before: in the list without the request, or else in the one that was handed over."""
     if "before" in row:
-        return _arrow(row["before"], row["place"], "without the request")
-    return _arrow(row["retrieved"], row["place"], "retrieved") if row["retrieved"] else Html()
+        return _arrow(row["before"], row["place"], "was", "without the request")
+    if not row["retrieved"]:
+        return Html()
+    return _arrow(row["retrieved"], row["place"], "retrieved", "in the collaborative model's list")
 
 
-def _arrow(before: int, now: int, what: str) -> Html:
+def _arrow(before: int, now: int, verb: str, where: str) -> Html:
     if not before:
-        return tag("span", "new", class_="tag up", title=f"{what}: not in the list")
+        return tag("span", "new", class_="tag up", title=f"not there {where}")
     kind, sign = ("up", "▲") if before > now else ("down", "▼") if before < now else ("", "=")
-    return tag("span", f"{sign} {what} {before}", class_=f"tag {kind}".strip())
+    hint = f"number {before} {where}"
+    return tag("span", f"{sign} {verb} {before}", class_=f"tag {kind}".strip(), title=hint)
 
 
 def _value(row: dict[str, Any]) -> Html:
     """The share with a bar, and the score."""
-    score = f"{row['score']:.4g}"
+    score = f"{row['score']:,.3f}"
     if row["share"] is None:
         return tag("div", tag("b", score), class_="value", title="score")
-    bar = tag("span", tag("i", "", style=f"width:{100 * row['share']:.1f}%"), class_="bar")
+    bar = tag("span", tag("i", "", style=f"width:{100 * row['bar']:.1f}%"), class_="bar")
     number = tag("b", f"{row['share']:.3f}")
     return tag("div", number, bar, tag("span", f"score {score}", class_="faint"), class_="value")

@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(argv: Sequence[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     place = Place.of(os.environ)
     desk = desk_of(argv[0], argv[1:], os.environ.get("RETRIEVER", ""), os.environ.get("BESIDE", ""))
 

@@ -87,30 +87,32 @@ class Page:
         about = self.about
         first = about["first_users"]
         self.whose = gr.Radio(
-            [USER, OWN],
-            value=USER,
-            label="Whose history",
-            visible=about["histories"],
-            elem_id="whose",
-        )
-        with gr.Group(visible=True) as self.of_user:
+            [USER, OWN], value=USER, label="Whose history", visible=about["histories"], elem_id="whose"
+        )  # fmt: skip
+        with gr.Column(visible=True) as self.of_user:
             self.user = gr.Dropdown(
-                first,
-                value=first[0],
-                label="User (type an id)",
-                allow_custom_value=True,
+                first, value=first[0], label="User (pick one, or type an id)", allow_custom_value=True,
                 elem_id="user",
+            )  # fmt: skip
+            with gr.Row():
+                self.another = gr.Button(
+                    "Somebody else", size="sm", min_width=100, elem_id="another"
+                )
+                self.change = gr.Button(
+                    "Change this history", size="sm", min_width=100, visible=about["histories"],
+                    elem_id="change",
+                )  # fmt: skip
+        with gr.Column(visible=False) as self.of_own:
+            self.search = gr.Textbox(
+                label="Search titles",
+                max_length=100,
+                placeholder="part of a title",
+                elem_id="search",
             )
-            self.another = gr.Button("Somebody else", size="sm", elem_id="another")
-            self.change = gr.Button("Change this history", size="sm", visible=about["histories"])
-        with gr.Group(visible=False) as self.of_own:
-            self.search = gr.Textbox(label="Search titles", max_length=100, elem_id="search")
-            self.found = gr.HTML(js_on_load=CLICKED, elem_id="found", padding=True)
-            self.chosen = gr.HTML(
-                demo_html.chosen([]), js_on_load=CLICKED, elem_id="chosen", padding=True
-            )
-            self.clear = gr.Button("Start anew", size="sm")
-        with gr.Group(visible=about["requests"]):
+            self.found = gr.HTML(js_on_load=CLICKED, elem_id="found")
+            self.chosen = gr.HTML(demo_html.chosen([]), js_on_load=CLICKED, elem_id="chosen")
+            self.clear = gr.Button("Start anew", size="sm", elem_id="clear")
+        with gr.Column(visible=about["requests"]):
             self.words = gr.Textbox(
                 label="What are you looking for? (Enter asks)", max_length=about["request_letters"],
                 placeholder="something light for the evening", elem_id="request",
@@ -123,7 +125,8 @@ class Page:
         asked = [self.whose, self.user, items, self.k, self.words, self.unseen]
         look: dict[str, Any] = {"fn": self.look, "inputs": asked, "outputs": self.shown, **PRIVATE}
         page.load(**look)
-        gr.on([self.user.change, self.k.release, self.unseen.change, self.words.submit], **look)
+        changes = [self.user.change, self.k.change, self.unseen.change, self.words.submit]
+        gr.on(changes, **look, trigger_mode="always_last")
         self.whose.change(
             lambda whose: (gr.Group(visible=whose == USER), gr.Group(visible=whose == OWN)),
             self.whose, [self.of_user, self.of_own], **PRIVATE,
@@ -194,7 +197,9 @@ class Page:
 def main(descriptor: str, host: str, port: str) -> int:
     """Serve the page until the model's process ends."""
     link = Link(socket.socket(fileno=int(descriptor)), lambda: os._exit(0))
-    theme = gr.themes.Default(font=FONTS, font_mono=("ui-monospace", "monospace"))
+    theme = gr.themes.Default(
+        primary_hue="blue", font=FONTS, font_mono=("ui-monospace", "monospace")
+    )
     page = Page(link).blocks()
     page.queue(default_concurrency_limit=8, max_size=64)
     try:

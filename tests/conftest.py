@@ -46,6 +46,9 @@ REQUEST = (
     "PUBLISH",
     "USERS",
     "VOCABULARY",
+    "BESIDE",
+    "LLMREC_HOST",
+    "PORT",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

@@ -38,6 +38,7 @@ ONLY_IN = {
     "wandb": ("callbacks/", "experiments/"), "wandb_workspaces": ("experiments/dashboard.py",),
     "peft": ("lightning_modules/llm/adapters.py",),
     "bitsandbytes": ("lightning_modules/llm/precision.py",),
+    "gradio": ("experiments/demo_page.py",),
     "vllm": ("lightning_modules/llm/vllm_engine.py",),
     "tests": (),
     "pickle": (), "cPickle": (), "dill": (), "cloudpickle": (), "joblib": (), "shelve": (), "marshal": (),
@@ -45,7 +46,7 @@ ONLY_IN = {
 PRETRAINED = ("lightning_modules/llm/backbones.py", "lightning_modules/llm/adapters.py")
 PLANNING = (
     "run", "config", "artifacts", "lock", "report", "results", "seeds", "significance", "compare",
-    "beyond_columns", "plots", "slurm", "sweep", "page", "dashboard",
+    "beyond_columns", "plots", "slurm", "sweep", "page", "dashboard", "demo",
 )  # fmt: skip
 TOP = {
     "pyproject.toml", "Makefile", "README.md", *OURS, "tests", "LICENSE", "CHANGELOG.md",

@@ -80,12 +80,21 @@ class ChoiceTable:
         lettered: bool = False,
     ) -> None:
         self.lettered = lettered
-        self.request = None if request is None else required_request(request, tokenizer)
+        self.request: str | None = None
         self.tokenizer, self.words, self.titles = tokenizer, words, titles
         self.chat_template, self.limit = chat_template, limit
         self.max_length, self.title_tokens = max_length, title_tokens
         self.user_token, self.item_tokens = user_token, item_tokens
         self.cut_events = 0  # history items that did not fit, over the rows that were measured
+        self._asked: str | None = None
+        self.ask(request)
+
+    def ask(self, request: str | None) -> None:
+        """Prompts hold this request from here on."""
+        if request != self._asked:
+            self.request = None if request is None else required_request(request, self.tokenizer)
+            self._asked = request
+            self.__dict__.pop("pieces", None)
 
     # Tokens made once ----------------------------------------------------------------------------------
 

@@ -207,14 +207,18 @@ class Stage2Module(ReadsFrozen, LanguageModelModule, RankingModule):
 
     # Tokens ----------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def table(self) -> ChoiceTable:
-        """The tokens of all prompts."""
+        """The tokens of all prompts, which hold what is asked for now."""
+        self._table.ask(self.request)
+        return self._table
+
+    @cached_property
+    def _table(self) -> ChoiceTable:
         limit = self.llm.max_length - self.title_tokens - 1  # room for an answer and its end
         return ChoiceTable(
             self.tokenizer, self.item_words, self.titles, self.llm.chat_template, limit,
-            self.max_length, self.title_tokens, self.user_token, self._has_slots, self.request,
-            self.lettered,
+            self.max_length, self.title_tokens, self.user_token, self._has_slots, lettered=self.lettered,
         )  # fmt: skip
 
     def row_lengths(self, rows: Rows) -> np.ndarray:
