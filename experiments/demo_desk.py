@@ -25,11 +25,12 @@ from experiments.recommender import CANDIDATES, Recommender
 from experiments.shelf import Shelf
 from experiments.stories import Note, Written
 from experiments.titles import plain
+from lightning_modules.a_llmrec.wording import LONGEST_REQUEST
 from lightning_modules.base import TOP_K
 from lightning_modules.next_item import NextItemModule
 
 MOST, USERS, FOUND = 50, 200, 12  # items of a list, users that are offered, titles that are found
-EVENTS, REQUEST = 100, 500  # of a history that somebody makes up; letters of a request
+EVENTS = 100  # of a history that somebody makes up
 SHOWN = 24  # events of a history
 REMEMBERED = 64  # answers
 _PICTURES = 4000  # addresses in memory, some 8 KB each
@@ -111,7 +112,7 @@ class Desk:
         return {
             "experiment": self.model.name, "data": data.name, "users": len(users),
             "items": data.num_items, "beside": self.other.name if self.other else "",
-            "first_users": users[:USERS], "most": MOST, "request_letters": REQUEST,
+            "first_users": users[:USERS], "most": MOST, "request_letters": LONGEST_REQUEST,
             "pictures": bool(data.item_images.mask.any()),
             "requests": module.reads_requests,
             "histories": module.reads_histories and not module.reads_summaries,
@@ -124,7 +125,7 @@ class Desk:
 
     def find(self, words: str) -> list[Card]:
         """Items whose titles hold all the words, the most trained first; else the likest ones."""
-        wanted = plain(words[:REQUEST]).split()
+        wanted = plain(words[:LONGEST_REQUEST]).split()
         if not wanted:
             return []
         hits = [i for i, t in enumerate(self._plain_titles, 1) if all(w in t for w in wanted)]
@@ -177,8 +178,10 @@ class Desk:
         user, request = str(user).strip(), str(request).strip()
         if not 1 <= k <= MOST:
             raise UserError(f"the list has {k} items, expected 1 to {MOST}")
-        if len(request) > REQUEST or len(history) > EVENTS:
-            raise UserError(f"a request has at most {REQUEST} letters, a history {EVENTS} items")
+        if len(request) > LONGEST_REQUEST or len(history) > EVENTS:
+            raise UserError(
+                f"a request has at most {LONGEST_REQUEST} letters, a history {EVENTS} items"
+            )
         if not user and not history:
             raise UserError("nobody is asked for: pick a user, or add items to a history")
         given = None if user else tuple(map(str, history))
