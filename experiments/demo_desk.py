@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from experiments.canvas import data_address
 from experiments.errors import UserError
 from experiments.recommender import CANDIDATES, Recommender
 from experiments.shelf import Shelf
-from experiments.stories import Note, Written
+from experiments.stories import Written
 from experiments.titles import plain
 from lightning_modules.a_llmrec.wording import LONGEST_REQUEST
 from lightning_modules.base import TOP_K
@@ -47,6 +48,12 @@ def softmax(scores: Sequence[float]) -> list[float]:
 def yes(scores: Sequence[float]) -> list[float]:
     """Probabilities of a yes, of margins."""
     return [0.5 + 0.5 * math.tanh(s / 2) for s in scores]
+
+
+def bare(words: str) -> str:
+    """Words as they are searched: those of ``titles.plain`` without accents."""
+    letters = unicodedata.normalize("NFKD", plain(words))
+    return "".join(letter for letter in letters if not unicodedata.combining(letter))
 
 
 class Side(NamedTuple):
@@ -125,10 +132,10 @@ class Desk:
 
     def find(self, words: str) -> list[Card]:
         """Items whose titles hold all the words, the most trained first; else the likest ones."""
-        wanted = plain(words[:LONGEST_REQUEST]).split()
+        wanted = bare(words[:LONGEST_REQUEST]).split()
         if not wanted:
             return []
-        hits = [i for i, t in enumerate(self._plain_titles, 1) if all(w in t for w in wanted)]
+        hits = [i for i, t in enumerate(self._bare_titles, 1) if all(w in t for w in wanted)]
         counts = self._counter(self.model).counts
         hits.sort(key=lambda i: (-counts[i], i))
         return [self._card(i) for i in (hits or self.names.near(words))[:FOUND]]
@@ -164,11 +171,20 @@ class Desk:
         told: dict[str, Any] = {
             "who": f"User {ask.user}" if ask.user else "A history of your own",
             "history": [self._card(self.names.of_id(raw)) for raw in events[: -SHOWN - 1 : -1]],
-            "events": len(events), "columns": columns, "steps": self._steps(ask),
+            "events": len(events), "columns": columns, "steps": self.steps(ask.user) if ask.user else [],
             "preference": found.preference, "reason": found.reason, "dropped": found.dropped,
             "request": ask.request,
         }  # fmt: skip
         return told
+
+    def steps(self, user: str) -> list[dict[str, Any]]:
+        """What was written of a user, in the order in which it was."""
+        notes = self._written.newest(self.model.user(user)) if self._written else []
+        return [
+            {"cards": [{**self._card(e.item), "disliked": e.disliked} for e in note.events],
+             "text": note.text}
+            for note in notes
+        ]  # fmt: skip
 
     # What is shown ---------------------------------------------------------------------------------------
 
@@ -270,17 +286,6 @@ class Desk:
                 self._answers.popitem(last=False)
         return found
 
-    def _steps(self, ask: Ask) -> list[dict[str, Any]]:
-        """What was written of the user, in the order in which it was."""
-        if self._written is None or ask.user is None:
-            return []
-        notes: list[Note] = self._written.newest(self.model.user(ask.user))
-        return [
-            {"cards": [{**self._card(e.item), "disliked": e.disliked} for e in note.events],
-             "text": note.text}
-            for note in notes
-        ]  # fmt: skip
-
     # Items and users -------------------------------------------------------------------------------------
 
     @cached_property
@@ -293,8 +298,8 @@ class Desk:
         return [str(raw) for raw in data.raw_users(tested)]
 
     @cached_property
-    def _plain_titles(self) -> list[str]:
-        return [plain(title) for title in self.names.titles]
+    def _bare_titles(self) -> list[str]:
+        return [bare(title) for title in self.names.titles]
 
     def _counter(self, model: Recommender) -> Counter:
         if id(model) not in self._counters:

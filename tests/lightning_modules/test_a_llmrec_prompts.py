@@ -186,6 +186,16 @@ def test_a_request_stands_before_the_question(tokenizer: Any) -> None:
     assert (slots != 0).sum() == 5
 
 
+def test_a_table_shows_what_is_asked_for_now(tokenizer: Any) -> None:
+    rows, kept = rows_of([[1, 3]], [[7, 2]]), table(tokenizer)
+    for request in (None, "a sad one", "a long one that is sad", None):
+        kept.ask(request)
+        fresh = table(tokenizer, request=request)
+        for own, expected in zip(kept.of(rows)[0], fresh.of(rows)[0], strict=True):
+            np.testing.assert_array_equal(own, expected)
+        assert kept.measure(rows).tolist() == fresh.measure(rows).tolist()
+
+
 @pytest.mark.parametrize("request_", ["", " \n", "</s>", "x" * 301])
 def test_a_request_is_a_sentence(tokenizer: Any, request_: str) -> None:
     with pytest.raises(ValueError, match="expected 1 to 300"):

@@ -12,6 +12,9 @@ import polars as pl
 import pytest
 import torch
 
+from experiments import load
+from experiments.asked import Ask
+from experiments.demo_desk import Desk
 from tests.lightning_modules.tiny_bert import LONGEST, write_tiny_bert
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 from tests.recipes.conftest import ask
@@ -87,25 +90,55 @@ def test_the_whole_chain(chain: Any, run_command: Callable[..., Any], words: lis
 
 
 def test_a_request_is_answered_from_what_sasrec_retrieves(
-    chain: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
-) -> None:
+    chain: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Twenty films that the user has not seen, in an order that the request moves, and a reason."""
-    lists = []
-    for request in ("", 'nothing "sad"; $HOME `ls`'):
-        result = ask(
-            command_environment(chain.runs), CHAIN, *words, LLMREC_USER="7", K="20", REQUEST=request
-        )
-        assert result.returncode == 0, result.stderr[-2000:]
-        rows = [r.split("│")[1:-1] for r in result.stdout.splitlines() if r.startswith("│")]
-        lists.append([[cell.strip() for cell in row] for row in rows])
-        # A random model names no genre of the film, or few: what it says falls, and is counted.
-        assert "in the model's words: because" in result.stdout or "left out" in result.stdout
-        scores = [float(row[3]) for row in lists[-1]]
+    request = 'nothing "sad"; $HOME `ls`'
+    result = ask(
+        command_environment(chain.runs), CHAIN, *words, LLMREC_USER="7", K="20", REQUEST=request
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [r.split("│")[1:-1] for r in result.stdout.splitlines() if r.startswith("│")]
+    told = [[cell.strip() for cell in row] for row in rows]
+    # A random model names no genre of the film, or few: what it says falls, and is counted.
+    assert "in the model's words: because" in result.stdout or "left out" in result.stdout
+
+    monkeypatch.setenv("LLMREC_RUNS", str(chain.runs))
+    desk = Desk(load(CHAIN, *words))
+    assert desk.about()["requests"]
+    views = [desk.look(user="7", k=20, request=wish) for wish in ("", request, "another", "")]
+    (first, plain), (_, asked), (_, other), _ = (view["columns"] for view in views)
+    assert views[3] == views[0]
+    assert [[r["item"], f"{r['score']:.4f}", str(r["retrieved"])] for r in asked["rows"]] == [
+        [row[1], row[3], row[4]] for row in told
+    ]
+    for column in (plain, asked, other):
+        scores = [r["score"] for r in column["rows"]]
         assert scores == sorted(scores, reverse=True)
-        assert sorted(int(row[4]) for row in lists[-1]) == list(range(1, 21))
-    plain, asked = lists
-    assert {row[1] for row in plain} == {row[1] for row in asked}
-    assert [row[3] for row in plain] != [row[3] for row in asked]
+        assert sorted(r["retrieved"] for r in column["rows"]) == list(range(1, 21))
+        assert sum(r["share"] for r in column["rows"]) == pytest.approx(1)
+        # The place in the retriever's list is the one of the column beside it.
+        listed = {r["item"]: r["place"] for r in first["rows"]}
+        assert {r["item"]: r["retrieved"] for r in column["rows"]} == listed
+    usual = {r["item"]: r["place"] for r in plain["rows"]}
+    assert {r["item"]: r["before"] for r in asked["rows"]} == usual
+    each = [{r["item"]: r["score"] for r in c["rows"]} for c in (plain, asked, other)]
+    assert each[0] != each[1] != each[2] != each[0]
+    assert_retrieved_scores_are_the_backbones(desk, chain)
+
+
+def assert_retrieved_scores_are_the_backbones(desk: Desk, chain: Any) -> None:
+    """Before the held-out event, the first column's scores are the tested backbone's."""
+    table = pl.read_parquet(next(chain.folder("evaluate_backbone").glob("scores.*.parquet")))
+    user = table["user_id"][0]
+    found = desk.model.retrieved(Ask(user=str(user), before_target=True), 100)
+    assert found is not None
+    scores = {r.item: r.score for r in found.items}
+    tested = table.filter(pl.col("user_id") == user).select("item_id", "score")
+    both = {str(i): s for i, s in tested.iter_rows() if str(i) in scores}
+    assert len(both) >= 19
+    assert {i: scores[i] for i in both} == pytest.approx(both, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.loading import EvalDataset
 from datamodules.types import TEST
-from experiments import build
+from experiments import build, load
+from experiments.demo_desk import Desk
+from experiments.demo_model import written_of
 from tests.conftest import REPO
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
@@ -111,3 +113,23 @@ def test_scores_are_margins_of_whole_prompts_one_by_one(
             raw = data.raw_items(np.array([item]))[0]
             got = scores.filter((pl.col("row") == row) & (pl.col("item_id") == raw))["score"].item()
             assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_summary_is_shown_as_it_grew(
+    finished: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last text is the one that the prompts hold, and the texts are about the newest events in order."""
+    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    model = load(NAME, *words)
+    desk = Desk(model, model, written_of(model))
+    about = desk.about()
+    assert (about["histories"], about["summaries"]) == (False, True)
+    tested = scores_of(finished).filter("is_target")["user_id"].to_list()
+    assert about["first_users"] == sorted(map(str, tested), key=list(model.users).index)
+    (user, *_) = tested
+    (answer,) = model.recommend(user, items=["1", "2", "3"])
+    steps = desk.steps(str(user))
+    assert len(steps) > 1
+    assert steps[-1]["text"] == answer.preference
+    shown = [card["item"] for step in steps for card in step["cards"]]
+    assert shown == desk.history(str(user))[-len(shown) :]
