@@ -169,7 +169,7 @@ class Desk:
         events = self.model.history(ask)
         found, columns = self._columns(ask, k)
         told: dict[str, Any] = {
-            "who": f"User {ask.user}" if ask.user else "A history of your own",
+            "who": f"The history of user {ask.user}" if ask.user else "Your own history",
             "history": [self._card(self.names.of_id(raw)) for raw in events[: -SHOWN - 1 : -1]],
             "events": len(events), "columns": columns, "steps": self.steps(ask.user) if ask.user else [],
             "preference": found.preference, "reason": found.reason, "dropped": found.dropped,

@@ -29,12 +29,13 @@ STYLE = """
 .demo .warn { color: var(--body-text-color); background: #fff3df; border-left: 4px solid #b45309;
   color: #4a2a00; padding: 8px 12px; border-radius: 4px; overflow-wrap: anywhere; }
 .demo .strip { display: flex; gap: 8px; overflow-x: auto; padding: 2px 2px 8px; }
-.demo .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(84px, 1fr)); gap: 8px; }
+.demo .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 4px;
+  max-height: 440px; overflow-y: auto; }
 .demo .item { flex: none; width: 84px; font-size: 11.5px; line-height: 1.25; text-align: left; }
 .demo .grid .item { width: auto; }
-.demo button.item { background: none; border: 1px solid transparent; border-radius: 6px; padding: 3px;
+.demo button.item { background: none; border: 1px solid transparent; border-radius: 6px; padding: 2px;
   cursor: pointer; color: inherit; font-weight: 400; display: block; }
-.demo .item .tag { display: block; width: fit-content; max-width: 100%; margin: 3px 0 0; padding: 0 6px;
+.demo .item .tag { display: block; width: fit-content; max-width: 100%; margin: 3px 0 0; padding: 0 5px;
   font-size: 10.5px; overflow: hidden; text-overflow: ellipsis; }
 .demo button.item:hover, .demo button.item:focus-visible { border-color: var(--link-text-color); }
 .demo .picture { display: flex; height: 104px; align-items: center; justify-content: center;
@@ -124,7 +125,7 @@ def answer(view: dict[str, Any]) -> str:
 def _parts(view: dict[str, Any]) -> Iterable[object]:
     events, shown = view["events"], len(view["history"])
     more = f"; the newest {shown} of {events}" if shown < events else ""
-    yield tag("h2", f"{view['who']}: history, newest first{more}")
+    yield tag("h2", f"{view['who']}, newest first{more}")
     yield _shelf(view["history"], "", "strip")
     if view["steps"]:
         yield tag("h2", "How the summary of the user grew")
