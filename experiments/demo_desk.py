@@ -261,11 +261,11 @@ class Desk:
     ) -> dict[str, Any]:  # fmt: skip
         scores = [r.score for r in found.items]
         told = side.shares(scores) if side.shares and scores else []
-        shares = told or [None] * len(scores)
+        shares: Sequence[float | None] = told or [None] * len(scores)
         full = max(told, default=1.0) if side.shares is softmax else 1.0
         rows = []
         for place, (r, share) in enumerate(zip(found.items, shares, strict=True), 1):
-            card = {"item": r.item, "title": r.title, "picture": self._picture_of(r.item)}
+            card: Card = {"item": r.item, "title": r.title, "picture": self._picture_of(r.item)}
             card |= self._counter(model).marks(model.names.of_id(r.item))
             card |= {"place": place, "score": r.score, "share": share, "retrieved": r.retrieved}
             card |= {"bar": share and share / full}

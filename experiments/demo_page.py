@@ -19,8 +19,13 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1",
 }  # fmt: skip
 
-import gradio as gr
-from starlette.middleware import Middleware
+try:
+    import gradio as gr
+    from starlette.middleware import Middleware
+except ImportError as missing:
+    sys.exit(
+        f"error: {sys.executable} has no Gradio ({missing}): make demo makes an environment that has it"
+    )
 
 from experiments import demo_html
 from experiments.demo_link import Link, RefusedError
