@@ -10,16 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 
 from experiments import load
+from experiments.asked import Ask
 from experiments.demo_desk import EVENTS, Desk
 from experiments.errors import UserError
 from experiments.recommender import Recommender
+from experiments.titles import ItemNames
 from tests.conftest import REPO
 from tests.recipes.conftest import EXPERIMENT
 
@@ -93,6 +97,19 @@ def test_what_was_seen_is_shown_if_it_is_wanted(desk: Desk, model: Recommender) 
         : len([i for i in kept if i not in history])
     ]
     assert [r["item"] for r in desk.look(history=history, k=50)["columns"][0]["rows"]] == left_out
+
+
+def test_an_experiment_of_other_data_is_asked_with_what_it_knows(
+    desk: Desk, model: Recommender
+) -> None:
+    even = ItemNames([str(i) for i in range(2, 82, 2)], ["x"] * 40, "even")
+    prepared = SimpleNamespace(digest="another")
+    other: Any = SimpleNamespace(names=even, data=SimpleNamespace(prepared=prepared))
+    told = Ask(user="7", exclude=("3", "4"), keep_seen=True)
+    kept = tuple(item for item in desk.history("7") if int(item) % 2 == 0)
+    assert model.asks_of(other, [told]) == [Ask(history=kept, exclude=("4",), keep_seen=True)]
+    prepared.digest = model.data.prepared.digest
+    assert model.asks_of(other, [told]) == [replace(told, exclude=("4",))]
 
 
 def test_titles_are_found_by_words_in_any_order(desk: Desk) -> None:
