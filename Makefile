@@ -37,8 +37,12 @@ override USERS := $(value USERS)
 override VOCABULARY := $(value VOCABULARY)
 override BESIDE := $(value BESIDE)
 override PORT := $(value PORT)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT
 # Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
+override PAPER := $(value PAPER)
+override SIZE := $(value SIZE)
+override TABLE := $(value TABLE)
+override RUN := $(value RUN)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT PAPER SIZE TABLE RUN
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
 override USER := $(value USER)
@@ -52,7 +56,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := .venv-demo
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo
+.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -129,6 +133,9 @@ test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some,
 
 verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
 	@$(PY) -m experiments.run verify
+
+table: $(READY) ## A paper's tables: its number, ours, the difference (PAPER=a_llmrec, SIZE=cpu|paper, RUN=1 or SLURM=1 does what is missing)
+	@$(PY) -m experiments.paper_table
 
 crossover: $(READY) ## Table and plot of a finished run's hit@1 by the target's training count (BASELINE=row)
 	@$(PY) -m experiments.run crossover

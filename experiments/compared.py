@@ -100,7 +100,7 @@ def find(wanted: Sequence[Asked], seeds: Sequence[int], runs: Path) -> list[Row]
     methods: list[Row] = []
     missing: list[str] = []
     for one in wanted:
-        rows = list(_rows(one, seeds, everything))
+        rows = list(rows_asked(one, seeds, everything))
         if not rows:
             missing.append(_unfinished(one, seeds, everything))
         methods += [r for r in rows if r.scores not in [m.scores for m in methods]]
@@ -127,7 +127,7 @@ def tables(
         UserError: of an experiment nothing is finished.
     """
     everything = list(collect(runs))
-    found = [(one, list(_rows(one, seeds, everything))) for one in wanted]
+    found = [(one, list(rows_asked(one, seeds, everything))) for one in wanted]
     if missing := [_unfinished(one, seeds, everything) for one, rows in found if not rows]:
         raise UserError(
             "\n  - ".join(["not finished, so that there is nothing to tell:", *missing])
@@ -145,13 +145,21 @@ def tables(
     return told
 
 
-def _rows(one: Asked, seeds: Sequence[int], everything: Sequence[Row]) -> Iterator[Row]:
-    experiment = config.load(one.name, one.overrides)
+def rows_asked(one: Asked, seeds: Sequence[int], everything: Sequence[Row]) -> Iterator[Row]:
+    """The finished rows of one experiment, of each the newest protocol; none where nothing is finished.
+
+    Args:
+        one: what is asked for.
+        seeds: those that count; none stands for all that were run.
+        everything: what run folders hold.
+    """
     told = telling(list(one.overrides))
-    rows = [r for r in everything if r.experiment == one.name and _has(r, one.stage)]
-    if baseline.tests_of(experiment):
-        rows = [r for r in rows if not r.reference and r.overrides == told]
-        rows = rows or list(_shared(experiment, one.stage))
+    named = [r for r in everything if r.experiment == one.name and _has(r, one.stage)]
+    rows = [r for r in named if not r.reference and r.overrides == told]
+    if not rows:
+        experiment = config.load(one.name, one.overrides)
+        tests = baseline.tests_of(experiment)
+        rows = list(_shared(experiment, one.stage)) if tests else named
     newest: dict[Key, Row] = {}
     for row in sorted(filter(None, (_of_seeds(r, seeds) for r in rows)), key=_finished):
         newest[row.experiment, row.label, row.overrides] = row

@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments import published
 from experiments.errors import UserError
 from experiments.frame import GROUPS, TRAINER_KEYS, structure_problems
 from experiments.keys import flatten, nearest
@@ -43,6 +44,8 @@ def _merged(*parts: DictConfig) -> dict[str, Any]:
 
 
 OmegaConf.register_new_resolver("merge", _merged, replace=True)
+# ``${published:paper,table,row,column}``: a paper's number, which stands in ``papers/`` alone
+OmegaConf.register_new_resolver("published", published.value, replace=True)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Experiment:
 def names() -> list[str]:
     """Every experiment file, as ``method/dataset``; config groups, sweeps' spaces and ``base`` are none."""
     files = sorted(ROOT.glob("*/*.yaml"))
-    others = (*GROUPS, "sweeps")
+    others = (*GROUPS, "sweeps", "papers")
     return [f"{f.parent.name}/{f.stem}" for f in files if f.parent.name not in others]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import config
+from experiments import config, reproduction
 from experiments.errors import UserError
 from experiments.intervals import over_seeds
 from experiments.messages import say
@@ -117,21 +117,16 @@ def verify(name: str, runs: Path, repo: Path) -> int:
 
 def _write_all(runs: Path, repo: Path) -> int:
     found = list(verdicts(config.names(), runs))
-    target = repo / "experiments" / "REPRODUCTION.md"
-    target.write_text("\n".join(_document(found)) + "\n", encoding="utf-8")
+    target = reproduction.write(repo, reproduction.VERIFY, list(_section(found)))
     every = (PASS, FAIL, CUT_SHORT, NOT_RUN)
     counts = {told: sum(v.told == told for v in found) for told in every}
     say(f"wrote experiments/{target.name}: " + ", ".join(f"{n} {t}" for t, n in counts.items()))
     return int(counts[FAIL] > 0)
 
 
-def _document(found: Sequence[Verdict]) -> Iterator[str]:
-    yield "# Reproduction"
-    yield ""
-    yield "Made by `make verify` from the run folders: published numbers and what the experiment of that"
-    yield "name reaches here. ± is half of the 95 % interval over seeds, ≥ means that more is no failure,"
-    yield "* marks runs of code that has changed since, max_time those whose training was given less time"
-    yield "than it asks for (days:hours:minutes:seconds). No number stands here that no run has produced."
+def _section(found: Sequence[Verdict]) -> Iterator[str]:
+    yield "≥ means that more is no failure, max_time marks runs whose training was given less time than it"
+    yield "asks for (days:hours:minutes:seconds)."
     yield ""
     yield "| " + " | ".join((*COLUMNS, "fingerprint")) + " |"
     yield "|---" * (len(COLUMNS) + 1) + "|"

@@ -49,6 +49,10 @@ REQUEST = (
     "BESIDE",
     "LLMREC_HOST",
     "PORT",
+    "PAPER",
+    "SIZE",
+    "TABLE",
+    "RUN",
 )  # variables that say what to do
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 

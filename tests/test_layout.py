@@ -46,7 +46,7 @@ ONLY_IN = {
 PRETRAINED = ("lightning_modules/llm/backbones.py", "lightning_modules/llm/adapters.py")
 PLANNING = (
     "run", "config", "artifacts", "lock", "report", "results", "seeds", "significance", "compare",
-    "beyond_columns", "plots", "slurm", "sweep", "page", "dashboard", "demo",
+    "beyond_columns", "plots", "slurm", "sweep", "page", "dashboard", "demo", "paper_table",
 )  # fmt: skip
 TOP = {
     "pyproject.toml", "Makefile", "README.md", *OURS, "tests", "LICENSE", "CHANGELOG.md",

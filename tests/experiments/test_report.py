@@ -40,7 +40,7 @@ def write_run(
     where.mkdir(parents=True)
     modules = {name: {"_target_": "x", "seed": seed} for name in rows}  # as iALS, which draws
     job = {"experiment": BASIC, "stage": "evaluate", "overrides": list(overrides),
-           "inputs": {}, "spec": {"modules": modules, "seed": seed}}  # fmt: skip
+           "inputs": {}, "spec": {"modules": modules, "seed": seed, "run": "test"}}  # fmt: skip
     metrics = {"fingerprint": fingerprint, "protocol": protocol(),
                "rows": {name: row(value) for name, value in rows.items()}}  # fmt: skip
     (where / "stage.json").write_text(json.dumps(job))
