@@ -37,12 +37,13 @@ override USERS := $(value USERS)
 override VOCABULARY := $(value VOCABULARY)
 override BESIDE := $(value BESIDE)
 override PORT := $(value PORT)
-# Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
 override PAPER := $(value PAPER)
 override SIZE := $(value SIZE)
 override TABLE := $(value TABLE)
 override RUN := $(value RUN)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT PAPER SIZE TABLE RUN
+override SLOW := $(value SLOW)
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT PAPER SIZE TABLE RUN SLOW
+# Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
 override USER := $(value USER)
@@ -128,8 +129,9 @@ dashboard: $(READY) ## The project's W&B workspace as code (PUBLISH=1 sends it, 
 	@$(PY) -m experiments.dashboard
 
 # A test takes one thread and, at most, some 2 GB: four at once fit a laptop. What is given in ARGS comes later and wins.
-test: $(READY) ## Run the tests, a file on each core (ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)
-	@$(PY) -c 'import os, shlex, sys, pytest; sys.exit(pytest.main(["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *shlex.split(os.environ["ARGS"])]))'
+# Tests marked slow run with SLOW=1, as in .ci/run, and where ARGS picks them.
+test: $(READY) ## Run the tests, a file on each core (SLOW=1: those over 20 s, too; ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)
+	@$(PY) -c 'import os, shlex, sys, pytest; own = shlex.split(os.environ["ARGS"]); fast = [] if own or os.environ["SLOW"] not in ("", "0") else ["-m", "not slow"]; sys.exit(pytest.main(["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *fast, *own]))'
 
 verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
 	@$(PY) -m experiments.run verify
