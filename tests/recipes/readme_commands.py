@@ -85,13 +85,12 @@ BLOCKS: dict[str, Way] = {
     ),
     'make data NAME=amazon_2018 ARGS="data.category=Video_Games data.root=~/amazon"': Composed(FILES),
     'make data NAME=movielens_100k ARGS="data.split={_target_:datamodules.splits.GlobalTemporal,'
-    'valid:0.1,test:0.1}"': Ran("GlobalTemporal", tiny=False, words=("data.expected=null",)),
+    'valid:0.1,test:0.1}"': Elsewhere(
+        "recipes/test_labelled_rows.py::test_a_data_config_reports_joined_domains"
+    ),
     'make data NAME=amazon_2023 ARGS="data.category=Books data.filters='
     '[{_target_:datamodules.sample_ids.SampleUsers,count:50000}]"': Composed("a download of 20 GB"),
-    "make exp NAME=data/tallrec_movie": Ran(
-        "recent_popularity", tiny=False,
-        words=("data.expected=null", "launch.threads=1", "launch.accelerator=cpu"),
-    ),
+    "make exp NAME=data/tallrec_movie": Composed("the rows without a model of test_labelled_rows"),
     f"{ALL_CATEGORIES} JOBS=4": Elsewhere(
         "experiments/test_prepare.py::test_two_categories_are_prepared_and_a_missing_one_is_named"
     ),
@@ -183,8 +182,8 @@ BLOCKS: dict[str, Way] = {
     f'{TALLREC}movie_64shot ARGS="llm=llama_7b_nf4 '
     '+stages.train.module.optimizer=paged_adamw_8bit"': Composed(GPU),
     # Recommending
-    'make recommend NAME=sasrec/movielens_100k USER=7 K=5 EXCLUDE="Speed (1994); 50"': Ran(
-        "user 7, sasrec/movielens_100k", variables={"EXCLUDE": "Film 8 (1908); 50"}
+    'make recommend NAME=sasrec/movielens_100k USER=7 K=5 EXCLUDE="Speed (1994); 50"': Elsewhere(
+        "recipes/test_recommend.py::test_a_list_of_what_the_user_does_not_have"
     ),
     'make recommend NAME=sasrec/movielens_100k HISTORY="Toy Story; the godfather; 172" '
     "FORMAT=json": Elsewhere(
