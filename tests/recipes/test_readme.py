@@ -36,7 +36,8 @@ def blocks(kind: str) -> list[str]:
 
 def commands() -> list[str]:
     """Lines of code blocks that start a program, without what is said behind them."""
-    lines = (line for text in blocks("") for line in text.splitlines())
+    whole = (re.sub(r"\\\n\s*", "", text) for text in blocks(""))  # lines that go on
+    lines = (line for text in whole for line in text.splitlines())
     found = (line for line in lines if line.partition(" ")[0] in PROGRAMS)
     return list(dict.fromkeys(re.sub(r"\s+# .*|\s{2,}#.*", "", line).strip() for line in found))
 
