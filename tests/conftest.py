@@ -6,11 +6,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests import preloaded
 
 REPO = Path(__file__).resolve().parents[1]
 USERS, ITEMS, MIN_EVENTS = 60, 80, 8
@@ -145,13 +146,10 @@ def run_command(command_environment: Callable[[Path], dict[str, str]]) -> Comman
     """``run_command("exp", name, *overrides, runs=folder, SEEDS="2")``: the real command, to its end."""
 
     def run(
-        *words: str, runs: Path, timeout: float = 600, **variables: str
+        *words: str, runs: Path, timeout: float = 600, real: bool = False, **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "experiments.run", *words],
-            cwd=REPO, env={**command_environment(runs), **variables}, timeout=timeout,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        env = {**command_environment(runs), **variables}
+        return preloaded.run("experiments.run", *words, env=env, timeout=timeout, real=real)
 
     return run
 

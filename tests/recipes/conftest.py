@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPO
+from tests import preloaded
 
 EXPERIMENT = "sasrec/movielens_100k"
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -22,10 +21,7 @@ def ask(
     environment: dict[str, str], *words: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """``make recommend``, as the Makefile starts it."""
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.recommend", *words],
-        cwd=REPO, env={**environment, **variables}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return preloaded.run("experiments.recommend", *words, env={**environment, **variables})
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,11 @@ def finish(
 ) -> Callable[..., Finished]:
     """``finish(name, overrides, runs=None)``: run an experiment and require that it went well."""
 
-    def run(name: str, overrides: list[str], runs: Path | None = None) -> Finished:
+    def run(
+        name: str, overrides: list[str], runs: Path | None = None, real: bool = False
+    ) -> Finished:
         runs = runs or tmp_path_factory.mktemp("runs")
-        result = run_command("exp", name, *overrides, runs=runs)
+        result = run_command("exp", name, *overrides, runs=runs, real=real)
         assert result.returncode == 0, result.stderr[-4000:]
         return Finished(runs, result)
 
@@ -63,5 +61,5 @@ def finish(
 
 @pytest.fixture(scope="session")
 def finished(finish: Callable[..., Finished], tiny: list[str]) -> Finished:
-    """SASRec and the reference rows on the tiny data."""
-    return finish(EXPERIMENT, tiny)
+    """SASRec and the reference rows on the tiny data, from nothing that was imported before."""
+    return finish(EXPERIMENT, tiny, real=True)

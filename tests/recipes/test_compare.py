@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests import preloaded
 from tests.conftest import ITEMS, REPO
 
 NAME = "sasrec/movielens_100k"
@@ -26,10 +27,7 @@ def tell(finished: Any, command_environment: Callable[[Path], dict[str, str]]) -
 
     def run(module: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         own = command_environment(finished.runs)
-        return subprocess.run(
-            [sys.executable, "-m", f"experiments.{module}", *words],
-            cwd=REPO, env={**own, **variables}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        return preloaded.run(f"experiments.{module}", *words, env={**own, **variables})
 
     return run
 

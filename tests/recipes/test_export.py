@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from tests.conftest import REPO
+from tests import preloaded
 from tests.recipes.conftest import EXPERIMENT
 
 runtime = pytest.importorskip("onnxruntime")
 
 
 def export(environment: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.export", *words],
-        cwd=REPO, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return preloaded.run("experiments.export", *words, env=environment)
 
 
 def test_sasrec_outside_of_the_project_ranks_as_it_was_evaluated(

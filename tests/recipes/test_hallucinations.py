@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import polars as pl
 import pytest
 
 from experiments import build, config
-from tests.conftest import REPO
+from tests import preloaded
 
 NAME = "mllm_msr/toy_shop_hallucinations"
 WORD = re.compile(r"\w\w+")
@@ -56,10 +54,8 @@ def test_what_nothing_supports_is_counted_for_each_stage(
     file = tmp_path / "words.json"
     file.write_text(json.dumps({"word": [*known, "nordvik", "palmera"]}))
     environment = command_environment(run.runs)
-    made = subprocess.run(
-        [sys.executable, "-m", "experiments.hallucinations", NAME, *words], cwd=REPO,
-        env={**environment, "VOCABULARY": str(file)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    asked = {**environment, "VOCABULARY": str(file)}
+    made = preloaded.run("experiments.hallucinations", NAME, *words, env=asked)
     assert made.returncode == 0, made.stderr[-3000:]
     lines = [[c.strip() for c in x.split("│")[1:-1]] for x in made.stdout.splitlines() if "│" in x]
     told = {line[0]: line for line in lines}

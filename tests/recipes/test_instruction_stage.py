@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from datamodules.errors import DataSourceError
 from datamodules.sources import cache_root
 from experiments import artifacts, check, config
 from experiments.errors import UserError
-from tests.conftest import REPO
+from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
 BOTH, FIRST, SECOND = (
@@ -71,11 +69,7 @@ def exported(
     finished: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
 ) -> Any:
     """What ``make export`` has written."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.export", BOTH, *words],
-        cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = preloaded.run("experiments.export", BOTH, *words, env=command_environment(finished.runs))
     assert done.returncode == 0, done.stderr[-2000:]
     return finished
 

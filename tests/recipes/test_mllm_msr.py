@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from datamodules.types import TEST
 from experiments import build, load
 from experiments.demo_desk import Desk
 from experiments.demo_model import written_of
-from tests.conftest import REPO
+from tests import preloaded
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
 NAME = "mllm_msr/movielens_100k_text"
@@ -78,11 +76,7 @@ def test_scores_are_margins_of_whole_prompts_one_by_one(
     finished: Any, words: list[str], command_environment: Callable[[Path], dict[str, str]]
 ) -> None:
     """The tested weights in plain transformers: nothing of ours computes."""
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.export", NAME, *words],
-        cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
+    done = preloaded.run("experiments.export", NAME, *words, env=command_environment(finished.runs))
     assert done.returncode == 0, done.stderr[-2000:]
     spec = finished.json("evaluate", "stage.json")["spec"]
     (node,) = spec["modules"].values()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from tests.conftest import REPO
+from tests import preloaded
 
 NAME = "mllm_msr/microlens_probes"
 USERS, ITEMS, EVENTS, WITHOUT = 40, 40, 8, (3, 7)  # two items have no cover
@@ -92,11 +90,8 @@ def test_a_page_and_a_sheet_tell_what_was_written_and_answered(
     tmp_path: Path,
 ) -> None:
     """``make preferences``: three of the eight users, their events in blocks of three."""
-    made = subprocess.run(
-        [sys.executable, "-m", "experiments.preferences", NAME, *words], cwd=REPO,
-        env={**command_environment(run.runs), "USERS": "3", "OUT": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    asked = {**command_environment(run.runs), "USERS": "3", "OUT": str(tmp_path)}
+    made = preloaded.run("experiments.preferences", NAME, *words, env=asked)
     assert made.returncode == 0, made.stderr[-3000:]
     assert [Path(line).name for line in made.stdout.splitlines()] == [
         "preferences.html", "preferences.png",

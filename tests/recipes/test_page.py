@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import REPO
+from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 from tests.recipes.conftest import EXPERIMENT
 
@@ -67,10 +67,7 @@ def page(
 
 def ask(environment: dict[str, str], module: str, *words: str, **more: str) -> Any:
     """``make report`` or ``make dashboard``, as the Makefile starts them."""
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *words],
-        cwd=REPO, env={**environment, **more}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return preloaded.run(f"experiments.{module}", *words, env={**environment, **more})
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from experiments import check, config
+from tests import preloaded
 from tests.conftest import REPO
 from tests.recipes.readme_commands import BLOCKS, TARGETS, Composed, Elsewhere, Left, Ran
 
@@ -129,11 +130,8 @@ def test_a_command_runs_as_the_makefile_starts_it(
     if target not in ("list", "slurm"):
         told = shlex.split(variables.get("ARGS", ""))
         variables["ARGS"] = shlex.join([*told, *words, *way.words])
-    done = subprocess.run(
-        [sys.executable, "-m", *recipe(target)], cwd=REPO,
-        env={**command_environment(finished.runs), **variables},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    asked = {**command_environment(finished.runs), **variables}
+    done = preloaded.run(*recipe(target), env=asked)
     assert done.returncode == 0, done.stderr[-3000:]
     assert way.says in done.stdout, done.stdout[-3000:]
     if variables.get("NAME") == "sasrec/movielens_100k" and target == "exp":
@@ -261,10 +259,7 @@ def test_a_cell_of_a_papers_table_is_run(
     before = (REPO / "experiments" / "REPRODUCTION.md").read_bytes()
     words = shlex.join([*tiny, "data.candidates.count=20", "~stages.reference"])
     asked = {"PAPER": "sasrec", "SIZE": "cpu", "TABLE": "III", "RUN": "1", "ARGS": words}
-    done = subprocess.run(
-        [sys.executable, "-m", *recipe("table")], cwd=REPO, capture_output=True, text=True, check=False,
-        env={**command_environment(tmp_path), **asked},
-    )  # fmt: skip
+    done = preloaded.run(*recipe("table"), env={**command_environment(tmp_path), **asked})
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 cells: 2 run, 0 not run, 0 without an experiment" in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("│ SASRec")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from datamodules.loading import EvalDataset
 from datamodules.types import TEST
 from experiments import build
-from tests.conftest import REPO
+from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
 NAME = "tallrec/movie_64shot"
@@ -65,11 +64,8 @@ def export(
     """``make export``, as the Makefile starts it."""
 
     def run(name: str, *overrides: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "experiments.export", name, *overrides],
-            cwd=REPO, env=command_environment(finished.runs), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        own = command_environment(finished.runs)
+        return preloaded.run("experiments.export", name, *overrides, env=own)
 
     return run
 
