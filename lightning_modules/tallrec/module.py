@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, get_args
 
 import numpy as np
@@ -16,6 +17,7 @@ import polars as pl
 from datamodules.types import NO_TITLE, Rows
 from lightning_modules.llm.layouts import lay_out
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.wording import as_data
 from lightning_modules.llm.yes_no import YesNoModule
 from lightning_modules.tallrec.prompts import Probe, Question, YesNoPrompt, probed, shown_items
 
@@ -64,7 +66,12 @@ class TALLRecModule(YesNoModule):
             )
         titles = ["", *catalog["title"].fill_null(NO_TITLE)]
         makers = ["", *catalog["brand"]] if creator else None
-        self.shown = shown_items(titles, makers, years)  # (I + 1,)
+        self._shown = shown_items(titles, makers, years)
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """(I + 1,) what prompts call each item; it ends neither its quotes nor the message."""
+        return as_data(self._shown, self.tokenizer)
 
     def texts(self, rows: Rows, skip: np.ndarray) -> list[str]:
         """Laid-out prompts (B,)."""
