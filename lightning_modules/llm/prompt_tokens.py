@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from datamodules.sources import cache_root
-from datamodules.types import Batch, Rows
+from datamodules.types import Batch, Histories, Rows
 from lightning_modules.errors import ModelError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +53,9 @@ class RowTokens(Protocol):
 class PromptTable:
     """Tokens of the rows that were asked for.
 
+    Rows are known by their places in the histories. Those of histories that are made for one question
+    (``Histories.kept``) have the places of others: they are forgotten with the question, and not written.
+
     Args:
         tokenizer: of transformers.
         texts: the rows' prompts.
@@ -69,9 +72,11 @@ class PromptTable:
         self.cut_events = 0  # history events that did not fit, over all rows
         self._index: dict[tuple[int, int, int], int] = {}
         self._tokens: list[np.ndarray] = []
+        self._question: Histories | None = None  # whose rows are known, if not the data's
 
     def add(self, rows: Rows, show: bool = True) -> np.ndarray:
         """Tokenise all rows of a split: their numbers of tokens (R,)."""
+        self._turn_to(rows.histories)
         keys = _keys(rows)
         if any(key not in self._index for key in keys):
             ids, offsets, cut = self._kept(rows, show)
@@ -83,6 +88,7 @@ class PromptTable:
 
     def of(self, rows: Rows) -> list[np.ndarray]:
         """The tokens of each row, (B,) arrays of L; rows that nobody added are tokenised now."""
+        self._turn_to(rows.histories)
         keys = _keys(rows)
         if any(key not in self._index for key in keys):
             self.add(rows, show=False)
@@ -92,8 +98,17 @@ class PromptTable:
         """Tokens that all rows known so far begin with; always shorter than the shortest row."""
         return common_beginning(self._tokens)
 
+    def _turn_to(self, histories: Histories) -> None:
+        """Forget a question's rows when the next one comes, and the data's when a question comes."""
+        question = None if histories.kept else histories
+        if question is not self._question:
+            self._question, self._index, self._tokens = question, {}, []
+
     def _kept(self, rows: Rows, show: bool) -> tuple[np.ndarray, np.ndarray, int]:
         """From the file that an earlier run left, or made now."""
+        if not rows.histories.kept:
+            kept = self._made(rows, show=False)
+            return kept["ids"], kept["offsets"], int(kept["cut"][0])
         digest = hashlib.sha256(f"{self.name} {self.limit}".encode())
         for column in (rows.user, rows.start, rows.stop, rows.target):
             digest.update(np.ascontiguousarray(column, dtype=np.int64).tobytes())

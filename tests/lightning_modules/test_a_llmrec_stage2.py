@@ -86,6 +86,17 @@ def test_slots_hold_exactly_the_projected_vectors(parts: Parts) -> None:
         assert shown >= set(batch.candidates.flatten().tolist())
 
 
+def test_every_request_is_read_and_none_stays(parts: Parts) -> None:
+    module, world = parts.stage2()
+    for request in (None, "a funny one", "a sad one", None):
+        module.request = request
+        text = module.tokenizer.decode(world.batch("test").tokens[0])
+        said = [
+            words for words in ("a funny one", "a sad one") if f'looking for: "{words}"' in text
+        ]
+        assert said == ([request] if request else [])
+
+
 @pytest.mark.parametrize("options", [{}, {"chat_template": False}, {"user_token": False}])
 def test_the_loss_is_that_of_all_logits_of_each_row_alone(
     parts: Parts, options: dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,32 @@ def test_each_row_is_tokenised_once_and_kept_for_the_next_run(cache: Path) -> No
         fresh = PromptTable(Words(), texts, **other)
         fresh.add(rows)
         assert fresh.tokenizer.asked
+
+
+def test_rows_of_one_question_are_never_those_of_another(cache: Path) -> None:
+    """Made-up histories have the same places; what is in them is nobody else's, and stays off the disk."""
+    table = PromptTable(Words(), texts_as_given, limit=9, name="q")
+    data = rows_of((0, 2, 9))
+    assert table.tokenizer.words(table.of(data)[0]) == "<s> a1 a2 q9"
+    files = sorted(cache.rglob("*"))
+    for items in ([3, 4], [5, 6]):
+        own = replace(HISTORIES, items=np.array(items, np.int32), kept=False)
+        asked = replace(data, histories=own)
+        assert table.add(asked).tolist() == [4]
+        assert table.tokenizer.words(table.of(asked)[0]) == f"<s> a{items[0]} a{items[1]} q9"
+        assert table.common_prefix() == table.of(asked)[0][:-1].tolist()
+    assert sorted(cache.rglob("*")) == files
+    assert table.tokenizer.words(table.of(data)[0]) == "<s> a1 a2 q9"
+
+
+def texts_as_given(rows: Rows, skip: np.ndarray) -> list[str]:
+    """``texts`` of the rows' own histories."""
+    assert rows.target is not None
+    spans = zip(rows.start + skip, rows.stop, rows.target, strict=True)
+    return [
+        " ".join([*(f"a{i}" for i in rows.histories.items[a:b]), f"q{target}"])
+        for a, b, target in spans
+    ]
 
 
 def test_what_all_rows_begin_with_leaves_each_a_token_of_its_own() -> None:

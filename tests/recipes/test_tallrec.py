@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from datamodules.loading import EvalDataset
 from datamodules.types import TEST
-from experiments import build
+from experiments import build, load
 from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
@@ -55,6 +55,22 @@ def test_a_second_run_has_nothing_to_do(
     again = run_command("exp", NAME, *words, runs=finished.runs)
     assert again.returncode == 0
     assert "running" not in again.stdout + again.stderr
+
+
+def test_a_history_of_ones_own_is_read_whatever_was_asked_before(
+    finished: Any, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    models = load(NAME, *words), load(NAME, *words)
+
+    def scores(model: Any, history: list[str]) -> dict[str, float]:
+        (told,) = model.recommend(histories=[history], items=["5", "6", "7"])
+        return {r.item: r.score for r in told.items}
+
+    first, second = (scores(models[0], history) for history in (["1", "2"], ["30", "40"]))
+    assert second == scores(models[1], ["30", "40"])
+    assert all(first[item] != second[item] for item in first)
+    assert first == scores(models[0], ["1", "2"])
 
 
 @pytest.fixture(scope="module")
