@@ -17,6 +17,8 @@ override HISTORY := $(value HISTORY)
 override ITEMS := $(value ITEMS)
 override EXCLUDE := $(value EXCLUDE)
 override RETRIEVER := $(value RETRIEVER)
+override PORT := $(value PORT)
+override LIMITS := $(value LIMITS)
 override NAMES := $(value NAMES)
 override FORMAT := $(value FORMAT)
 override OUT := $(value OUT)
@@ -36,13 +38,12 @@ override PUBLISH := $(value PUBLISH)
 override USERS := $(value USERS)
 override VOCABULARY := $(value VOCABULARY)
 override BESIDE := $(value BESIDE)
-override PORT := $(value PORT)
 override PAPER := $(value PAPER)
 override SIZE := $(value SIZE)
 override TABLE := $(value TABLE)
 override RUN := $(value RUN)
 override SLOW := $(value SLOW)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER USERS VOCABULARY BESIDE PORT PAPER SIZE TABLE RUN SLOW
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER PORT LIMITS USERS VOCABULARY BESIDE PAPER SIZE TABLE RUN SLOW
 # Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -57,7 +58,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := .venv-demo
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table
+.PHONY: help exp slurm sweep plan show data prepare images export recommend serve list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -94,6 +95,9 @@ export: $(READY) ## Write a finished language model for plain PEFT and plain tra
 
 recommend: $(READY) ## What a finished experiment would show USER=<id> or HISTORY="title; title" next (K=10, EXCLUDE=, ITEMS=new.jsonl, REQUEST="in words", FORMAT=json)
 	@$(PY) -m experiments.recommend
+
+serve: $(READY) ## Answer over HTTP with a finished experiment until Ctrl-C (HOST=127.0.0.1, PORT=8000, LIMITS="seconds=120 batch=64")
+	@$(PY) -m experiments.serve
 
 demo: $(READY) $(DEMO)/.ready ## A page in the browser to ask a finished experiment on (BESIDE="another one", HOST=127.0.0.1, PORT=7860)
 	@$(PY) -m experiments.demo

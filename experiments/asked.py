@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from datamodules.types import EvalRows
+from experiments.errors import UserError
+from experiments.titles import ItemNames
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,47 @@ class Recommendations:
     reason: str | None = None
     dropped: int = 0
     preference: str | None = None
+
+
+def plain_values(found: Recommendations, name: str, names: ItemNames) -> dict[str, Any]:
+    """One list as JSON has it.
+
+    Args:
+        found: the list.
+        name: of the experiment.
+        names: of its items.
+    """
+    history = [
+        {"item": raw, "title": names.titles[names.of_id(raw) - 1]}
+        for raw in found.ask.history or ()
+    ]
+    items = [
+        {"item": r.item, "title": r.title, "score": r.score}
+        | ({} if r.retrieved is None else {"retrieved_as": r.retrieved})
+        for r in found.items
+    ]
+    told: dict[str, Any] = {"experiment": name, "user": found.ask.user, "items": items}
+    told |= {"history": history} if history else {}
+    told |= {"preference": found.preference} if found.preference is not None else {}
+    if found.reason is not None or found.dropped:
+        told |= {"reason": found.reason, "statements_dropped": found.dropped}
+    return told
+
+
+def require_possible(module: Any, ask: Ask) -> None:
+    """Raise UserError for what a method can never be asked for."""
+    name = type(module).__name__
+    if ask.request and not module.reads_requests:
+        raise UserError(
+            f"{name} reads no words: leave REQUEST out, or ask a language model's method"
+        )
+    if ask.history is not None and ask.user is None and not module.reads_histories:
+        raise UserError(f"{name} knows users by their ids and reads no history: give a user")
+    if ask.history is not None and module.reads_summaries:
+        raise UserError(
+            f"{name} reads what an earlier stage wrote of the users of the data: give a user, without a "
+            "history"
+        )
 
 
 class Found(NamedTuple):

@@ -27,6 +27,7 @@ from experiments.places import needed_by
 from experiments.run import in_process, request
 
 MOST = 100  # items of a list
+CANDIDATES = 20  # that a method without a catalogue of its own chooses among, at least
 FORMATS = ("table", "json")
 
 

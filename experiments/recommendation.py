@@ -10,9 +10,8 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from experiments.asked import Recommendations
+from experiments.asked import Recommendations, plain_values
 from experiments.command import exit_status
 from experiments.loaded import load
 from experiments.messages import put
@@ -36,26 +35,6 @@ def answer(model: Recommender, wanted: Wanted) -> Recommendations:
         items=model.new_items if wanted.items else None,
     )  # fmt: skip
     return found
-
-
-def as_json(found: Recommendations, model: Recommender) -> dict[str, Any]:
-    """Plain values."""
-    titles = model.names.titles
-    history = [
-        {"item": raw, "title": titles[model.names.of_id(raw) - 1]}
-        for raw in found.ask.history or ()
-    ]
-    items = [
-        {"item": r.item, "title": r.title, "score": r.score}
-        | ({} if r.retrieved is None else {"retrieved_as": r.retrieved})
-        for r in found.items
-    ]
-    told: dict[str, Any] = {"experiment": model.name, "user": found.ask.user, "items": items}
-    told |= {"history": history} if history else {}
-    told |= {"preference": found.preference} if found.preference is not None else {}
-    if found.reason is not None or found.dropped:
-        told |= {"reason": found.reason, "statements_dropped": found.dropped}
-    return told
 
 
 def show(found: Recommendations, model: Recommender) -> None:
@@ -89,7 +68,8 @@ def _run(argv: Sequence[str]) -> None:
     model = load(argv[0], *argv[1:], retriever=retriever, new_items=wanted.items or None)
     found = answer(model, wanted)
     if wanted.format == "json":
-        put(json.dumps(as_json(found, model), ensure_ascii=False, indent=1))
+        told = plain_values(found, model.name, model.names)
+        put(json.dumps(told, ensure_ascii=False, indent=1))
     else:
         show(found, model)
 

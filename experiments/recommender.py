@@ -19,19 +19,18 @@ import numpy as np
 from datamodules.base import SequenceDataModule
 from datamodules.requests import NOBODY, asking, asking_before, asking_each, asking_with
 from datamodules.types import EvalRows, Histories, Rows
-from experiments import build
+from experiments import asked, build
 from experiments.artifacts import PlannedStage
 from experiments.asked import Ask, Found, Recommendations, Recommended, best_of, in_order
 from experiments.config import Experiment
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.reasons import Metadata, checked
-from experiments.titles import ItemNames
+from experiments.recommend import CANDIDATES
+from experiments.titles import MANY, ItemNames
 from experiments.trainers import make_predictor
 from lightning_modules.base import TOP_K, RankingModule
 from lightning_modules.errors import ModelError
-
-CANDIDATES = 20  # that a method without a catalogue of its own chooses among, at least
 
 
 class Recommender:
@@ -141,19 +140,27 @@ class Recommender:
                 found |= zip(places, self._answer([asks[i] for i in places], k), strict=True)
         return [found[i] for i in range(len(asks))]
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether asking for several lists together saves nothing: a language model reads each by itself."""
+        return self._alone or self.module.reads_requests
+
+    @property
+    def _alone(self) -> bool:
+        return self.module.labelled and not self.module.ranks_candidates
+
     # How it is answered ----------------------------------------------------------------------------------
 
     def _answer(self, asks: list[Ask], k: int) -> list[Recommendations]:
         module = self.module
-        alone = module.labelled and not module.ranks_candidates
-        if alone and len(asks) > 1:
+        if self._alone and len(asks) > 1:
             return [told for ask in asks for told in self._answer([ask], k)]
-        self._require_possible(asks[0])
+        self.require_possible(asks[0])
         module.request = asks[0].request or None
         self._mask(asks[0])
         candidates, places = self._candidates(asks, k)
         rows, histories = self._rows(asks, candidates)
-        if alone:
+        if self._alone:
             found = best_of(rows, self._ask(module, asking_each(rows), histories))
         else:
             module.explains = module.reads_requests
@@ -181,19 +188,9 @@ class Recommender:
     def _mask(self, ask: Ask) -> None:
         self.data.mask_seen = self._mask_seen if ask.before_target else not ask.keep_seen
 
-    def _require_possible(self, ask: Ask) -> None:
-        name = type(self.module).__name__
-        if ask.request and not self.module.reads_requests:
-            raise UserError(
-                f"{name} reads no words: leave REQUEST out, or ask a language model's method"
-            )
-        if ask.history is not None and ask.user is None and not self.module.reads_histories:
-            raise UserError(f"{name} knows users by their ids and reads no history: give a user")
-        if ask.history is not None and self.module.reads_summaries:
-            raise UserError(
-                f"{name} reads what an earlier stage wrote of the users of the data: give a user, without a "
-                "history"
-            )
+    def require_possible(self, ask: Ask) -> None:
+        """What the method can never be asked for raises UserError."""
+        asked.require_possible(self.module, ask)
 
     def _candidates(
         self, asks: list[Ask], k: int
@@ -286,7 +283,7 @@ class Recommender:
             self._trainers[id(module)] = self._new_trainer(module)
         usual, self.data.batch_size = self.data.batch_size, 1 if single else self.data.batch_size
         try:
-            self.data.ask(rows, histories)
+            self.data.ask(rows, replace(histories or self.data.histories, kept=False))
             batches: list[Any] = self._trainers[id(module)].predict(module, datamodule=self.data)
         except (ModelError, ValueError) as error:
             raise UserError(str(error)) from error
@@ -326,8 +323,9 @@ class Recommender:
         """The internal id of a raw one; raises UserError with near ones where there is none."""
         if raw not in self.users:
             known = list(self.users)
+            near = nearest(raw, known) if len(known) <= MANY else ""
             raise UserError(
-                f"{self.data.name} has no user {raw!r}{nearest(raw, known)}; it has {len(known):,} users, "
+                f"{self.data.name} has no user {raw!r}{near}; it has {len(known):,} users, "
                 f"such as {', '.join(known[:3])}"
             )
         return self.users[raw]

@@ -14,7 +14,7 @@ SHOWN = 3  # near items that are told
 _NEAR = 0.6  # likeness of titles (difflib's ratio) that are worth telling
 _YEAR = re.compile(r"\s*\((?:19|20)\d\d\)\s*$")
 _ARTICLE = re.compile(r"^(.*), (the|a|an|le|la|les|der|die|das|il|el)$")
-_MANY = 20_000  # titles that are compared one by one; of more, those that share a word
+MANY = 20_000  # titles that are compared one by one; of more, those that share a word
 
 
 def plain(title: str) -> str:
@@ -78,17 +78,16 @@ class ItemNames:
         """
         if raw in self._by_id:
             return self._by_id[raw]
-        near = difflib.get_close_matches(raw, self.ids, SHOWN) if len(self.ids) <= _MANY else []
+        near = difflib.get_close_matches(raw, self.ids, SHOWN) if len(self.ids) <= MANY else []
         hint = f"; did you mean {self._told(self._by_id[n] for n in near)}?" if near else ""
         raise UserError(f"{self.name} has no item {raw!r}{hint or self._such_as()}")
 
-    def find(self, words: str) -> int:
-        """The internal item of a raw id or a title; one that stands so comes before one that is like it.
+    def named(self, words: str) -> int | None:
+        """As ``find``, without a look at titles that are only like it.
 
         Raises:
-            UserError: no item or several; near ones are told.
+            UserError: several items have that name.
         """
-        words = words.strip()
         same = self._by_title.get(words.casefold(), [])
         exact = {*same, self._by_id[words]} if words in self._by_id else same
         for found in (sorted(exact), self._by_plain.get(plain(words), [])):
@@ -99,6 +98,17 @@ class ItemNames:
                     f"{self.name} has {len(found)} items named {words!r}: give the id of "
                     f"{self._told(found[:SHOWN], ' or of ')}"
                 )
+        return None
+
+    def find(self, words: str) -> int:
+        """The internal item of a raw id or a title; one that stands so comes before one that is like it.
+
+        Raises:
+            UserError: no item or several; near ones are told.
+        """
+        words = words.strip()
+        if found := self.named(words):
+            return found
         near = self.near(words)
         hint = f"; did you mean {self._told(near)}?" if near else self._such_as()
         raise UserError(f"{self.name} has no item {words!r}{hint}")
@@ -115,11 +125,11 @@ class ItemNames:
         return [item for title in titles for item in self._by_plain[title]][:SHOWN]
 
     def _candidates(self, wanted: str) -> list[str]:
-        if len(self._by_plain) <= _MANY:
+        if len(self._by_plain) <= MANY:
             return list(self._by_plain)
         lists = (self._by_word.get(w, []) for w in wanted.split())
         rare = sorted(filter(None, lists), key=len)[:2]
-        return list(dict.fromkeys(title for each in rare for title in each[:_MANY]))
+        return list(dict.fromkeys(title for each in rare for title in each[:MANY]))
 
     def _told(self, items: Iterable[int], between: str = " or ") -> str:
         return between.join(f"{self.ids[i - 1]} ({self.titles[i - 1]})" for i in items)

@@ -38,6 +38,7 @@ ONLY_IN = {
     "wandb": ("callbacks/", "experiments/"), "wandb_workspaces": ("experiments/dashboard.py",),
     "peft": ("lightning_modules/llm/adapters.py",),
     "bitsandbytes": ("lightning_modules/llm/precision.py",),
+    "fastapi": ("experiments/service.py", "experiments/serve.py"), "uvicorn": ("experiments/serve.py",),
     "gradio": ("experiments/demo_page.py",),
     "vllm": ("lightning_modules/llm/vllm_engine.py",),
     "tests": (),

@@ -115,6 +115,24 @@ def test_some_items_alone_are_ranked(model: Recommender) -> None:
     assert told.items[0].score == pytest.approx(everything.items[2].score, abs=1e-6)
 
 
+def test_what_is_made_for_one_question_is_kept_for_no_other(
+    model: Recommender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts are known by places in histories, which are the same in every one that is made up."""
+    seen: list[Any] = []
+    ask_data = model.data.ask
+
+    def noted(rows: Any, histories: Any = None) -> None:
+        seen.append(histories)
+        ask_data(rows, histories)
+
+    monkeypatch.setattr(model.data, "ask", noted)
+    model.recommend(1)
+    model.recommend(histories=[["1", "2"], ["3", "4"]])
+    assert [h.kept for h in seen if h is not None] == [False, False]
+    assert model.data.histories.kept
+
+
 def test_threads_get_what_they_asked_for(model: Recommender) -> None:
     expected = {u: model.recommend(u, 3)[0].items for u in range(1, 13)}
     with ThreadPoolExecutor(6) as pool:
