@@ -28,6 +28,8 @@ override TASKS := $(value TASKS)
 override TIME := $(value TIME)
 override LEAD := $(value LEAD)
 override DRY := $(value DRY)
+override CHAIN := $(value CHAIN)
+override BATCH := $(value BATCH)
 override COST := $(value COST)
 override MEMORY := $(value MEMORY)
 override JOBS := $(value JOBS)
@@ -43,7 +45,7 @@ override SIZE := $(value SIZE)
 override TABLE := $(value TABLE)
 override RUN := $(value RUN)
 override SLOW := $(value SLOW)
-export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER PORT LIMITS USERS VOCABULARY BESIDE PAPER SIZE TABLE RUN SLOW
+export NAME NAMES ARGS SEEDS BASELINE JOBS REQUEST K FORMAT OUT GPUS NODES TASKS TIME LEAD DRY COST MEMORY SPACE N SLURM PUBLISH HISTORY ITEMS EXCLUDE RETRIEVER PORT LIMITS USERS VOCABULARY BESIDE PAPER SIZE TABLE RUN SLOW CHAIN BATCH
 # Shells have a USER of their own, and compilers a HOST: only those of the command line are meant.
 ifeq ($(origin USER),command line)
 export LLMREC_USER := $(value USER)
@@ -69,7 +71,7 @@ help: ## Show this list
 exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off, print its table
 	@$(PY) -m experiments.run exp
 
-slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 (DRY=1 prints the script)
+slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 CHAIN=1 (a job a stage; DRY=1 prints)
 	@$(PY) -m experiments.slurm
 
 sweep: $(READY) ## Try many values of an experiment's settings: SPACE=experiments/sweeps/x.yaml N=50 JOBS=4 (SLURM=1: an array)

@@ -162,7 +162,7 @@ def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[Pla
 
 
 def _planned(experiment: config.Experiment) -> list[PlannedStage]:
-    """The stages; of a sweep's trial those that its metric needs."""
+    """The stages; of a sweep's trial those that its metric needs, in a chain of jobs the job's own."""
     only = trial_driver.stages(os.environ)
     stages = artifacts.plan(experiment, cache_root())
     return [stage for stage in stages if not only or stage.name in only]

@@ -1,8 +1,9 @@
 """``make slurm``: one readable batch script that runs an experiment on a cluster and survives preemption.
 
 ``NAME``, ``ARGS`` and ``SEEDS`` are those of ``make exp``; GPUS a node (0: none, and TASKS processes), NODES,
-TIME, LEAD (seconds before its end at which the job saves and queues again) and DRY come from the environment,
-too. The script calls the driver, which starts one ``srun`` step a stage (``launchers``). No torch here.
+TIME, LEAD (seconds before its end at which the job saves and queues again), CHAIN (see ``slurm_chain``) and
+DRY come from the environment, too. The script calls the driver, which starts one ``srun`` step a stage
+(``launchers``). No torch here.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,21 +19,21 @@ from pathlib import Path
 from callbacks import stop_request
 from datamodules.sources import cache_root
 from datamodules.versioning import value_digest
-from experiments import artifacts, baseline, config, messages, seeds
+from experiments import artifacts, baseline, config, messages, seeds, trial_driver
 from experiments.errors import UserError
 from experiments.launchers import SRUN
 from experiments.run import request
+from experiments.slurm_submit import hand_in, switched
 from experiments.slurm_time import seconds_of
 from experiments.source_graph import REPO
 
 MOST_REQUEUES = 100
-DOWN = "down, drained or reserved"
 EARLY = 60  # seconds that Slurm may send a signal before it is due
 # Directives are read by sbatch, not by a shell: blanks and quotes mean something else to it.
 PLAIN = re.compile(r"[\w./:@%+,=&|()\[\]*-]+")
 DIRECTIVES = ("account", "partition", "qos", "constraint")
 # Of the shell that submits, which sbatch hands on.
-FORGOTTEN = ("NAME", "ARGS", "SEEDS", "BASELINE", "SPACE", "N", "JOBS", "SLURM")
+FORGOTTEN = ("NAME", "ARGS", "SEEDS", "BASELINE", "SPACE", "N", "JOBS", "SLURM", "CHAIN")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,10 @@ def _count(environment: Mapping[str, str], name: str, default: int, least: int =
     return int(text)
 
 
-def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
-    """The overrides that make a run's devices the job's.
+def launch_words(
+    asked: Request, experiment: config.Experiment, only: str | None = None
+) -> list[str]:
+    """The overrides that make a run's devices the job's; ``only`` is the one stage that the job runs.
 
     Raises:
         UserError: ARGS says how many devices, too, or a stage wants more than there are.
@@ -89,11 +90,9 @@ def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
                 f"{key} in ARGS and {name} mean the same: leave it out and give {name}="
             )
     for name, stage in experiment.stages.items():
-        own = stage.get("launch") or {}
-        many = (
-            int(own.get("devices", 1)) > asked.tasks or int(own.get("num_nodes", 1)) > asked.nodes
-        )
-        if many:
+        own = stage.get("launch") or {} if only in (None, name) else {}
+        devices, nodes = int(own.get("devices", 1)), int(own.get("num_nodes", 1))
+        if devices > asked.tasks or nodes > asked.nodes:
             raise UserError(
                 f"stages.{name}.launch is {own}, more than the job has (GPUS={asked.gpus}, "
                 f"NODES={asked.nodes}): give the job as many as its largest stage"
@@ -111,7 +110,7 @@ def launch_words(asked: Request, experiment: config.Experiment) -> list[str]:
 
 def directives(
     asked: Request, experiment: config.Experiment, each: Sequence[int], folder: Path,
-    at_once: int = 0,
+    at_once: int = 0, only: str | None = None,
 ) -> list[str]:  # fmt: skip
     """The options of sbatch; of an array's tasks ``at_once`` run together (0: as many as there is room for).
 
@@ -121,7 +120,7 @@ def directives(
     site = experiment.config["slurm"]
     log = str(folder / ("%A_%a.log" if each else "%j.log"))
     options = [
-        f"--job-name={experiment.name.replace('/', '.')}", f"--output={log}", "--open-mode=append",
+        f"--job-name={job_name(experiment, only)}", f"--output={log}", "--open-mode=append",
         f"--nodes={asked.nodes}", f"--ntasks-per-node={asked.tasks}", f"--time={asked.time}",
         f"--signal=B:USR1@{asked.lead}", "--requeue",
     ]  # fmt: skip
@@ -130,7 +129,10 @@ def directives(
         options.append(f"--gres=gpu:{kind}{asked.gpus}")
     if each:
         options.append(f"--array={_ranges(each)}" + (f"%{at_once}" if at_once else ""))
-    options += [f"--{key}={site[key]}" for key in DIRECTIVES if site[key] is not None]
+    # Many sites have no room for jobs without a GPU where the GPUs are.
+    own = {} if asked.gpus else {"partition": site.get("cpu_partition") or site["partition"]}
+    named = {key: {**site, **own}[key] for key in DIRECTIVES}
+    options += [f"--{key}={value}" for key, value in named.items() if value is not None]
     if site["cpus_per_task"]:
         options.append(f"--cpus-per-task={site['cpus_per_task']}")
     if site["memory"]:
@@ -143,6 +145,11 @@ def directives(
                 "path, set LLMREC_RUNS to one without"
             )
     return options
+
+
+def job_name(experiment: config.Experiment, only: str | None = None) -> str:
+    """What queues show: the experiment, and of a chain the stage."""
+    return ".".join([experiment.name.replace("/", "."), *([only] if only else [])])
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -158,6 +165,8 @@ def script(
     more: Sequence[str] = (),
     own: Sequence[str] = (),
     at_once: int = 0,
+    only: str | None = None,
+    verb: str = "exp",
 ) -> str:
     """The batch script, whole.
 
@@ -167,10 +176,13 @@ def script(
         more: words for the driver besides the overrides.
         own: another command of ours than the driver, which knows the overrides.
         at_once: how many tasks of an array run together; 0 for no limit.
+        only: the one stage of a chain that it runs.
+        verb: of the driver.
     """
     site = experiment.config["slurm"]
-    words = [*(() if own else (*more, *experiment.overrides)), *launch_words(asked, experiment)]
-    driver = own or ("experiments.run", "exp", experiment.name)
+    launch = launch_words(asked, experiment, only)
+    words = [*(() if own else (*more, *experiment.overrides)), *launch]
+    driver = own or ("experiments.run", verb, experiment.name)
     command = [str(site["python"] or sys.executable), "-m", *driver]
     lines = [" ".join(map(shlex.quote, command)), *map(shlex.quote, words)]
     lines += ['"seed=$SLURM_ARRAY_TASK_ID"'] if each and not own else []
@@ -179,11 +191,12 @@ def script(
         "LLMREC_CACHE": cache_root().resolve(),
     }
     exports = [f"export {name}={shlex.quote(str(place))}" for name, place in places.items()]
+    exports += [f"export {trial_driver.STAGES}={only}"] if only in experiment.stages else []
     srun = shlex.join(str(option) for option in site["srun"] or ())
     return TEMPLATE.format(
         name=experiment.name,
         directives="\n".join(
-            f"#SBATCH {o}" for o in directives(asked, experiment, each, folder, at_once)
+            f"#SBATCH {o}" for o in directives(asked, experiment, each, folder, at_once, only)
         ),
         setup="".join(
             f"{line}\n"
@@ -199,6 +212,7 @@ def script(
         command=" \\\n    ".join(lines),
         status=stop_request.STATUS,
         most=MOST_REQUEUES,
+        failed=FAILED.format(stage=only, name=experiment.name) if only else "",
     )  # fmt: skip
 
 
@@ -241,39 +255,12 @@ if [[ $status == {status} || ( -n $asked && $status -gt 128 ) ]]; then
         echo "error: queued again {most} times already; does TIME suffice for one checkpoint?" >&2
     fi
 fi
-exit "$status"
+{failed}exit "$status"
 """
-
-
-def hand_in(text: str, folder: Path) -> str:
-    """Write a script to its folder and submit it; its number, none with DRY=1, which prints it instead."""
-    if os.environ.get("DRY", "").strip() not in ("", "0"):
-        messages.put(text)
-        return ""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "job.sh").write_text(text, encoding="utf-8")
-    return submit(folder / "job.sh")
-
-
-def submit(file: Path) -> str:
-    """Hand the script to sbatch; the job's number.
-
-    Raises:
-        UserError: sbatch is missing, or refuses it.
-    """
-    if shutil.which("sbatch") is None:
-        raise UserError(
-            f"sbatch is not here: run this where jobs are submitted (the script is {file}), or print it "
-            "with DRY=1"
-        )
-    # Asked first, since sbatch also takes what can never start; nodes that are down now may come back.
-    for option in ("--test-only", "--parsable"):
-        done = subprocess.run(
-            ["sbatch", option, str(file)], capture_output=True, text=True, check=False
-        )
-        if done.returncode and not (option == "--test-only" and DOWN in done.stderr):
-            raise UserError(f"sbatch refused {messages.short(file)}: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+FAILED = """\
+[[ $status == 0 ]] || echo "error: {stage} did not end well, and Slurm cancels the jobs that wait for it;" \\
+    "mend what stands above, and the same make slurm NAME={name} CHAIN=1 ... submits what is missing" >&2
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -290,6 +277,11 @@ def main(argv: Sequence[str]) -> int:
             [place, again, overrides, each, vars(asked), experiment.config["slurm"]]
         )
         folder = artifacts.runs_root().resolve() / "slurm" / f"{place}-{made}"
+        if switched("CHAIN"):
+            from experiments import slurm_chain  # it builds on this module
+
+            load = (config.load(experiment.name, [*overrides, f"seed={seed}"]) for seed in each)
+            return slurm_chain.submit(asked, list(load) or [experiment], folder, again)
         job = hand_in(script(asked, experiment, each, folder, again), folder)
     except UserError as error:
         messages.print_error(error)

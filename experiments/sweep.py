@@ -25,6 +25,7 @@ from experiments import (
     config,
     messages,
     slurm,
+    slurm_submit,
     sweep_space,
     sweep_trial,
 )
@@ -167,7 +168,7 @@ def submit(sweep: Sweep) -> int:
         return 0
     folder = sweep.folder / "slurm"
     own = ("experiments.sweep", "trial", str(sweep.folder))
-    job = slurm.hand_in(
+    job = slurm_submit.hand_in(
         slurm.script(asked, sweep.experiment, each, folder, own=own, at_once=jobs), folder
     )
     if job:

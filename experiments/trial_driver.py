@@ -1,4 +1,7 @@
-"""What is different for a driver that runs one trial of a sweep; the sweep says so by two variables."""
+"""What is different for a driver that runs one trial of a sweep, or one stage of a chain of Slurm jobs.
+
+The sweep, or the batch script, says so by variables.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Mapping
 from experiments.launchers import through_srun
 
 SWEEP = "LLMREC_SWEEP"  # the process that runs the sweep
-STAGES = "LLMREC_STAGES"  # the stages that the trial's metric needs: the test set is none of its business
+STAGES = "LLMREC_STAGES"  # those to do: what a trial's metric needs (no test), or a job's one
 
 
 def stages(environment: Mapping[str, str]) -> list[str]:

@@ -41,6 +41,8 @@ REQUEST = (
     "TIME",
     "LEAD",
     "DRY",
+    "CHAIN",
+    "BATCH",
     "COST",
     "MEMORY",
     "SPACE",
