@@ -60,7 +60,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := .venv-demo
 
-.PHONY: help exp slurm sweep plan show data prepare images export recommend serve list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table
+.PHONY: help exp slurm sweep plan show data prepare images export recommend serve list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table replay
 
 help: ## Show this list
 	@echo "usage: make TARGET NAME=group/experiment [ARGS=\"key=value ...\"]"
@@ -73,6 +73,9 @@ exp: $(READY) ## Run an experiment: do what is missing, resume what was cut off,
 
 slurm: $(READY) ## Submit an experiment to a Slurm cluster: GPUS=2 NODES=2 TIME=12:00:00 SEEDS=5 CHAIN=1 (a job a stage; DRY=1 prints)
 	@$(PY) -m experiments.slurm
+
+replay: $(READY) ## A step whose loss was no number, computed again: where it begins (BATCH=runs/.../nonfinite.0.safetensors)
+	@$(PY) -m experiments.replay
 
 sweep: $(READY) ## Try many values of an experiment's settings: SPACE=experiments/sweeps/x.yaml N=50 JOBS=4 (SLURM=1: an array)
 	@$(PY) -m experiments.sweep

@@ -2,14 +2,14 @@
 
 In the run folder, read without unpickling anything: ``nonfinite.RANK.safetensors`` has the batch's tensors
 (``batch.NAME``), ``nonfinite.weights.safetensors`` the trained weights before the step, and
-``nonfinite.RANK.json`` the step, the epoch, the seeds and what of the batch is no tensor.
+``nonfinite.RANK.json`` the step, the epoch, the seeds, how the batch is put together and what of it is no
+tensor. ``make replay BATCH=...`` (``experiments.replay``) computes it again and says where it begins.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -57,19 +57,16 @@ class NonFinite(pl.Callback):
         kept = self._keep(trainer, pl_module, loss)
         raise NonFiniteError(
             f"the loss is {loss.item()} at step {trainer.global_step} (epoch {trainer.current_epoch}, batch "
-            f"{trainer.fit_loop.batch_idx}); its batch and seeds are {kept}, and last.ckpt is what the last "
-            "save left. Lower the learning rate, clip gradients (trainer.gradient_clip_val=1), or look into "
-            "the batch; the same command comes to the same step"
+            f"{trainer.fit_loop.batch_idx}); last.ckpt is what the last save left. `make replay "
+            f"BATCH={kept}` computes this batch again and says where it begins; then lower the learning "
+            "rate, clip gradients (trainer.gradient_clip_val=1), or mend the data: the same command comes "
+            "to the same step"
         )
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> Path:
         rank = trainer.global_rank
-        tensors, plain = dict[str, Tensor](), dict[str, Any]()
-        for name, value in _parts("batch", self._batch):
-            if isinstance(value, Tensor):
-                tensors[name] = value.detach().cpu().clone().contiguous()
-            else:
-                plain[name] = value if isinstance(value, (int, float, str, bool)) else repr(value)
+        tensors = dict[str, Tensor]()
+        built = _built("batch", self._batch, tensors)
         path = self.folder / f"nonfinite.{rank}.safetensors"
         _write(path, tensors)
         trained = {n: p.detach() for n, p in pl_module.named_parameters() if p.requires_grad}
@@ -90,7 +87,7 @@ class NonFinite(pl.Callback):
             "torch_seed": torch.initial_seed(),
             "weights": whole,
             "weights_not_finite": sorted(n for n, p in trained.items() if not p.isfinite().all()),
-            "batch": plain,
+            "batch": built,
         }
         part = self.folder / f".nonfinite.{rank}.json.part"
         part.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
@@ -98,19 +95,30 @@ class NonFinite(pl.Callback):
         return path
 
 
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Everything that a batch holds, by its dotted place."""
-    if is_dataclass(value):
-        for field in fields(value):
-            yield from _parts(f"{name}.{field.name}", getattr(value, field.name))
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _parts(f"{name}.{key}", inner)
-    elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            yield from _parts(f"{name}.{number}", inner)
-    elif value is not None:
-        yield name, value
+def _built(name: str, value: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """How a value is put together, for JSON; its tensors go to ``tensors`` under their dotted places."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {f.name: getattr(value, f.name) for f in fields(value)}
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        return {"type": kind, "fields": _all_built(name, parts, tensors)}
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"fields": _all_built(name, value, tensors)}
+    if isinstance(value, (list, tuple)):
+        parts = {str(number): inner for number, inner in enumerate(value)}
+        items = list(_all_built(name, parts, tensors).values())
+        return {"items": items, "tuple": isinstance(value, tuple)}
+    if value is None or isinstance(value, (int, float, str, bool)):
+        return {"value": value}
+    return {"lost": repr(value)[:200]}
+
+
+def _all_built(
+    name: str, parts: dict[str, Any], tensors: dict[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    return {key: _built(f"{name}.{key}", inner, tensors) for key, inner in parts.items()}
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

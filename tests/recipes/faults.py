@@ -14,6 +14,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from callbacks.nonfinite import NonFinite, NonFiniteError
+
 
 def die() -> None:
     """As if the machine had lost power: no handler, no cleaning up."""
@@ -167,6 +169,18 @@ class SpoilBatch(pl.Callback):
     ) -> None:
         if trainer.fit_loop.epoch_loop.total_batch_idx == self.number:
             batch.normaliser.zero_()
+
+
+class CallNonFinite(pl.Callback):
+    """Batch ``number`` of the fit is kept as if its loss were no number."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: torch.Tensor) -> None:
+        if trainer.fit_loop.epoch_loop.total_batch_idx == self.number:
+            (keeper,) = (c for c in trainer.callbacks if isinstance(c, NonFinite))
+            raise NonFiniteError(f"{keeper._keep(trainer, pl_module, loss)}")
 
 
 class NoMemory(pl.Callback):

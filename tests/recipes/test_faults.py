@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from callbacks.checkpoints import BEFORE, LAST, unreadable
+from experiments import replay
 from lightning_modules.sasrec import SASRecModule
 from tests.conftest import ITEMS
 from tests.recipes.conftest import EXPERIMENT, Finished
@@ -213,12 +215,12 @@ def test_a_read_only_run_folder(command: Command, finished: Finished, tmp_path: 
 
 
 def test_a_loss_that_is_no_number_stops_with_its_batch(
-    command: Command, finished: Finished, tmp_path: Path
+    command: Command, finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = said(command(*ALONE, fault("SpoilBatch", number=9)))
     folder = train(tmp_path / "runs")
     assert "the loss is inf at step 9 (epoch 1, batch 2)" in told
-    assert str(folder / "nonfinite.0.safetensors") in told
+    assert f"make replay BATCH={folder / 'nonfinite.0.safetensors'}" in told
     note = json.loads((folder / "nonfinite.0.json").read_text())
     assert (note["global_step"], note["epoch"], note["batch_index"]) == (9, 1, 2)
     assert note["seed"] == 0
@@ -236,9 +238,31 @@ def test_a_loss_that_is_no_number_stops_with_its_batch(
     module.load_state_dict(weights, strict=False)
     assert torch.isfinite(module.item_vectors()).all()
     assert torch.load(folder / LAST, weights_only=True)["epoch"] == 0, "what was saved is sound"
+    assert replay.main([str(folder / "nonfinite.0.safetensors")]) == 0
+    shown = capsys.readouterr().out
+    assert "batch.normaliser () float32: 0\n" in shown
+    for precision in ("float32", "float64"):
+        assert f"{precision}: loss inf" in shown
+        assert f"{precision}: first not finite: the loss itself, behind network.final_norm" in shown
+    assert "it is not finite in float32 and float64" in shown
     done = command(*ALONE)
     assert done.returncode == 0, done.stderr[-3000:]
     require_same(tmp_path / "runs", finished)
+
+
+def test_a_kept_step_is_computed_again_as_it_was(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sound step of the second epoch, with the dropout that was drawn for it."""
+    kept = Path(said(command(*ALONE, fault("CallNonFinite", number=9))).removeprefix("error: "))
+    before = {f.name: f.read_bytes() for f in kept.parent.iterdir() if f.is_file()}
+    assert replay.main([str(kept)]) == 0
+    shown = capsys.readouterr().out
+    assert {f.name: f.read_bytes() for f in kept.parent.iterdir() if f.is_file()} == before
+    loss = float(json.loads(kept.with_suffix(".json").read_text())["loss"])
+    again = [float(t) for t in re.findall(r"^float(?:32|64): loss (\S+),", shown, re.MULTILINE)]
+    assert again == pytest.approx([loss, loss], rel=1e-5)
+    assert "it is finite here in every precision" in shown
 
 
 def test_no_memory_names_what_to_lower(
