@@ -11,7 +11,7 @@ from pathlib import Path
 
 from callbacks import stop_request
 from callbacks.stop_request import Stopped
-from experiments import baseline, config, messages, sweep_report, sweep_space
+from experiments import baseline, config, messages, sweep_devices, sweep_report, sweep_space
 from experiments.errors import UserError
 from experiments.sweep_space import Space
 from experiments.sweep_study import FOLDER, WHY, Asked, Study
@@ -30,6 +30,11 @@ class Sweep:
     aim: Target
     folder: Path
     total: int
+
+    @property
+    def gpus(self) -> int:
+        """That one trial takes."""
+        return sweep_devices.each_trial(self.experiment, self.aim.needs)
 
     def study(self) -> Study:
         """Its trials."""
@@ -59,13 +64,18 @@ def work(sweep: Sweep, jobs: int, words: Sequence[str], only_one: bool = False) 
         Stopped: we, or a trial, were asked to stop.
     """
     study = sweep.study()
+    gpus = sweep_devices.visible(os.environ)
+    jobs, fewer = sweep_devices.at_once(jobs, sweep.gpus, gpus)
+    if fewer:
+        messages.say(fewer)
     slots: dict[int, Worker] = {}
     begun, waiting = 0, False
     try:
         while True:
             while not (only_one and begun) and len(slots) < jobs and (asked := study.next()):
                 slot = min(set(range(jobs)) - set(slots))
-                slots[slot] = _start(sweep, asked, jobs, slot, words)
+                given = sweep_devices.share(slot, jobs, sweep.gpus, gpus)
+                slots[slot] = _start(sweep, asked, jobs, given, words)
                 begun += 1
             if not slots and (only_one or not study.elsewhere()):
                 break
@@ -98,7 +108,9 @@ def told(sweep: Sweep, study: Study | None = None) -> int:
     return 0 if any(t.value is not None for t in tried) else 2
 
 
-def _start(sweep: Sweep, asked: Asked, jobs: int, slot: int, words: Sequence[str]) -> Worker:
+def _start(
+    sweep: Sweep, asked: Asked, jobs: int, devices: dict[str, str], words: Sequence[str]
+) -> Worker:
     point = sweep_space.override_words(asked.point, sweep.space.axes)
     labels = sweep.space.labels()
     shown = " ".join(f"{labels[w.partition('=')[0]]}={w.partition('=')[2]}" for w in point)
@@ -109,7 +121,7 @@ def _start(sweep: Sweep, asked: Asked, jobs: int, slot: int, words: Sequence[str
     overrides = [*sweep.experiment.overrides, *point, *sweep.aim.words, *words, *share]
     try:
         experiment = config.load(sweep.experiment.name, overrides)
-        running = Running(experiment, sweep.aim, asked.folder, _devices(jobs, slot))
+        running = Running(experiment, sweep.aim, asked.folder, devices)
     except BaseException:
         asked.held.close()
         raise
@@ -120,17 +132,6 @@ def _processors() -> int:
     """Those that this process may use."""
     able = getattr(os, "sched_getaffinity", None)
     return len(able(0)) if able else os.cpu_count() or 1
-
-
-def _devices(jobs: int, slot: int) -> dict[str, str]:
-    """The GPUs of one of several trials at once: they are dealt out where there is one for each."""
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    folders = Path("/proc/driver/nvidia/gpus")
-    count = len(list(folders.iterdir())) if folders.is_dir() else 0
-    names = (
-        [n for n in seen.split(",") if n] if seen is not None else [str(i) for i in range(count)]
-    )
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names[slot::jobs])} if 1 < jobs <= len(names) else {}
 
 
 def _ended(sweep: Sweep, study: Study, worker: Worker) -> str | None:
