@@ -1,6 +1,7 @@
 """Weights & Biases' logger, which never stops a run: without a network it records offline, and says so once.
 
-What was recorded offline lies below the stage's folder; ``wandb sync`` sends it, under the same id.
+What was recorded offline lies below the stage's folder; ``wandb sync`` sends it, under the same id. So does
+what was begun on a server that stopped answering, which wandb calls an online run.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ class WandbRun(WandbLogger):
         options: of Lightning's ``WandbLogger`` and of ``wandb.init``.
     """
 
+    offline = False  # whether this process has waited for the server in vain
+
     def __init__(self, log_scores: bool = False, **options: Any) -> None:
         super().__init__(**options)
         self.log_scores = log_scores
@@ -51,10 +54,12 @@ class WandbRun(WandbLogger):
                     reason, os.path.relpath(os.path.join(folder, "wandb", "offline-run-*")),
                 )  # fmt: skip
                 wandb.teardown()
-                self._wandb_init["mode"] = "offline"
+                WandbRun.offline = True  # the next row's run would wait anew
         return self._begun()
 
     def _begun(self) -> Any:
+        if WandbRun.offline:
+            self._wandb_init["mode"] = "offline"
         found = WandbLogger.experiment.fget  # type: ignore[attr-defined]
         return found(self)
 
@@ -82,11 +87,30 @@ class WandbRun(WandbLogger):
             images: charts (PIL), by name.
             scores: the scored candidates, sent where that was asked for.
         """
+        try:
+            run = self.experiment
+            run.log(dict(numbers))
+            self._record_files(run, tables, images, scores)
+            run.finish()
+        except TimeoutError:  # of finish_timeout
+            folder = os.path.relpath(Path(run.dir).parent)
+            logger.warning(
+                "W&B does not answer; the run has ended all the same, and its numbers are recorded: later "
+                "wandb sync --no-skip-online %s", folder,
+            )  # fmt: skip
+            WandbRun.offline = True  # the next row's run would wait anew
+        except Exception as error:
+            self._failed(error)
+        self._experiment = None
+
+    def _record_files(
+        self, run: Any, tables: Mapping[str, Table], images: Mapping[str, Any], scores: Path | None
+    ) -> None:
+        """What W&B wants its server for, even to begin with."""
         import wandb
 
         try:
-            run = self.experiment
-            told: dict[str, Any] = dict(numbers)
+            told: dict[str, Any] = {}
             for name, (columns, rows) in tables.items():
                 cells = [[_cell(value) for value in row] for row in rows]
                 told[name] = wandb.Table(columns=list(columns), data=cells)
@@ -96,10 +120,9 @@ class WandbRun(WandbLogger):
                 artifact = wandb.Artifact(f"scores-{run.id}", type="scores")
                 artifact.add_file(str(scores))
                 run.log_artifact(artifact)
-            run.finish()
         except Exception as error:
-            self._failed(error)
-        self._experiment = None
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning("W&B takes no tables and pictures of this run (%s)", reason)
 
     def _failed(self, error: Exception) -> None:
         if not self._silent:
