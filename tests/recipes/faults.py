@@ -63,14 +63,23 @@ class KillAfterFit(pl.Callback):
 class Linger(pl.Callback):
     """Report the process id at a step, then take ``seconds`` for each step from there on.
 
-    ``rank``: the only one that is slow, so that the others wait for it inside the next step.
+    ``rank``: the only one that is slow, so that the others wait for it inside the next step. ``until``: a
+    file; once it is there, nobody is slow.
     """
 
-    def __init__(self, step: int, note: str, seconds: float = 0.5, rank: int | None = None) -> None:
+    def __init__(
+        self,
+        step: int,
+        note: str,
+        seconds: float = 0.5,
+        rank: int | None = None,
+        until: str | None = None,
+    ) -> None:
         self.step, self.note, self.seconds, self.rank = step, Path(note), seconds, rank
+        self.until = until
 
     def on_train_batch_end(self, trainer: pl.Trainer, *unused: Any) -> None:
-        if trainer.global_step >= self.step:
+        if trainer.global_step >= self.step and not (self.until and Path(self.until).exists()):
             if not self.note.exists() and trainer.is_global_zero:
                 part = self.note.with_suffix(".part")
                 part.write_text(str(os.getpid()))

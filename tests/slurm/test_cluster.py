@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -53,11 +54,15 @@ def fitted(tiny: list[str]) -> list[str]:
 def expected(
     run_command: Callable[..., Any], fitted: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The folder of the same fit in one process, that nobody interrupted."""
+    """The folder of the same fit in one process, that nobody interrupted; its test lies beside it."""
     alone = tmp_path_factory.mktemp("alone")
-    done = run_command("exp", NAME, *fitted, runs=alone)
+    done = run_command("exp", NAME, *tested(fitted), runs=alone)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder(alone, "sasrec.train")
+
+
+def tested(fitted: list[str]) -> list[str]:
+    return [word for word in fitted if word != "~stages.evaluate"]
 
 
 def folder(runs: Path, begins: str) -> Path:
@@ -84,10 +89,11 @@ def log(runs: Path, job: str) -> str:
     return "\n".join(f.read_text() for f in (runs / "slurm").glob(f"*/{job}*.log"))
 
 
-def watch(place: Path, rank: int | None = None) -> list[str]:
+def watch(place: Path, rank: int | None = None, seconds: float = 0.5) -> list[str]:
     """Slow down from a step of the second epoch on, say when that is, and note what is learned from."""
     place.mkdir()
-    slow = f"step:9,note:{place}/note,seconds:0.5" + ("" if rank is None else f",rank:{rank}")
+    slow = f"step:9,note:{place}/note,seconds:{seconds},until:{place}/over"
+    slow += "" if rank is None else f",rank:{rank}"
     return [
         f"+callbacks.linger={{_target_:faults.Linger,{slow}}}",
         f"+callbacks.rows={{_target_:faults.RowsLog,folder:{place}}}",
@@ -163,7 +169,7 @@ def test_two_nodes_two_ranks_each_preempted_twice(
 ) -> None:
     """With a rank that lags behind, two signals in a row, and a signal while the second attempt imports."""
     own = tmp_path / "runs"
-    words = [*fitted, *watch(tmp_path / "seen", rank=1)]
+    words = [*tested(fitted), *watch(tmp_path / "seen", rank=1)]
     job = submit(here, *words, GPUS="2", NODES="2", LLMREC_RUNS=str(own))
     assert wait_until((tmp_path / "seen" / "note").exists, 180), log(own, job)
     for _ in range(2):
@@ -180,6 +186,85 @@ def test_two_nodes_two_ranks_each_preempted_twice(
     trained = folder(own, "sasrec.train")
     assert json.loads((trained / "done.json").read_text())["devices"] == 4
     require_same(trained, expected, tmp_path / "seen")
+    ours, theirs = metrics(own), metrics(expected.parent)
+    assert len(theirs) > 20
+    assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def metrics(runs: Path) -> dict[str, float]:
+    """Of the test, all groups."""
+    row = json.loads((folder(runs, "sasrec.evaluate") / "metrics.json").read_text())["rows"]
+    return {
+        name: told["value"] for name, told in row["evaluate"].items() if told["value"] is not None
+    }
+
+
+def test_before_its_time_is_over_a_job_saves_and_goes_on_on_another_node(
+    here: Cluster, fitted: list[str], expected: Path, tmp_path: Path
+) -> None:
+    """Slurm's own signal, LEAD seconds before the limit or up to a minute earlier: it takes that long."""
+    own, seen = tmp_path / "runs", tmp_path / "seen"
+    words = [*fitted, *watch(seen, seconds=6.0)]
+    limits = {"TIME": "2", "LEAD": "30"}
+    job = submit(here, *words, GPUS="1", LLMREC_RUNS=str(own), **limits)
+    assert wait_until((seen / "note").exists, 60), log(own, job)
+    first = here.job(job)["BatchHost"]
+    here.ask("scontrol", "update", f"nodename={first}", "state=drain", "reason=test")
+    try:
+        assert wait_until(lambda: here.job(job).get("Restarts") == "1", 150), log(own, job)
+        (seen / "over").touch()
+        assert here.ended(job, 120) == "COMPLETED", log(own, job)
+    finally:
+        here.ask("scontrol", "update", f"nodename={first}", "state=resume")
+    told = log(own, job)
+    assert told.count("stopped as asked") >= 1
+    assert told.count("resuming") == 1
+    assert "TIME LIMIT" not in told
+    assert {first, here.job(job)["BatchHost"]} == {"node1", "node2"}
+    require_same(folder(own, "sasrec.train"), expected, seen)
+
+
+def test_a_chain_outlives_a_preempted_stage_and_ends_behind_one_that_fails(
+    here: Cluster, tiny: list[str], tmp_path: Path
+) -> None:
+    own = tmp_path / "runs"
+    asked = {"GPUS": "2", "CHAIN": "1", "TIME": "20", "LLMREC_RUNS": str(own)}
+
+    def chain(fault: str) -> dict[str, str]:
+        """The numbers of its jobs by stage."""
+        done = ask(here, *tiny, f"+callbacks.fault={{_target_:faults.{fault}}}", **asked)
+        assert done.returncode == 0, done.stderr
+        jobs = dict(re.findall(r"^  (\w+): job (\d+)", done.stderr, re.MULTILINE))
+        assert set(done.stdout.split()) <= set(jobs.values())
+        return jobs
+
+    failing = chain("NoPackage,name:no_such_package")
+    assert here.ended(failing["evaluate"], 120) == "CANCELLED"
+    assert here.state(failing["train"]) == "FAILED"
+    told = log(own, failing["train"])
+    assert "the package no_such_package is not installed" in told
+    assert "make slurm NAME=sasrec/movielens_100k CHAIN=1 ... submits what is missing" in told
+    assert here.ended(failing["reference"], 120) == "COMPLETED", log(own, failing["reference"])
+    texts = {f.stem: f.read_text() for f in own.glob("slurm/*/*.sh")}
+    assert "--gres=gpu:2\n" in texts["train"]
+    assert "--gres" not in texts["reference"]
+
+    note = tmp_path / "note"
+    jobs = chain(f"Linger,step:9,note:{note},until:{tmp_path}/over")
+    assert set(jobs) == {"train", "evaluate"}
+    assert wait_until(note.exists, 120), log(own, jobs["train"])
+    assert here.job(jobs["evaluate"])["Reason"] == "Dependency"
+    again = chain(f"Linger,step:9,note:{note}")
+    assert again == jobs, "what is queued is not queued twice"
+    here.ask("scancel", "--batch", "--signal=USR1", jobs["train"])
+    assert wait_until(lambda: here.job(jobs["train"]).get("Restarts") == "1", 60)
+    (tmp_path / "over").touch()
+    for name in ("train", "evaluate"):
+        assert here.ended(jobs[name], 180) == "COMPLETED", log(own, jobs[name])
+    assert "resuming" in log(own, jobs["train"])
+    assert len(metrics(own)) > 20
+    done = ask(here, *tiny, **asked)
+    assert "every stage is done" in done.stderr
 
 
 def test_seeds_are_an_array_that_shares_what_no_seed_changes(
