@@ -73,7 +73,7 @@ class FirstNonFinite(pl.Callback):
                 if name in self.weights:
                     value.copy_(self.weights[name])
         loop = trainer.fit_loop
-        epochs = loop.epoch_progress.current
+        epochs: Any = loop.epoch_progress.current
         epochs.processed = epochs.completed = self.epoch
         steps = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         steps.total.completed = self.global_step

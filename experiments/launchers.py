@@ -10,13 +10,19 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from callbacks import stop_request
+from callbacks.stop_request import Stopped
+from experiments.messages import say
 from experiments.source_graph import REPO
 
 SRUN = "LLMREC_SRUN"  # in a batch script: start stages through srun, with these options
 STEP = "LLMREC_STEP"  # in a task of such a step
+STEPS = 5  # of one stage in one job
+PAUSE_SECONDS = 3.0
 REFUSED = ".refused"  # in the run folder: one of several processes has said what is wrong
 
 
@@ -67,6 +73,29 @@ def command(
     if cpus := environment.get("SLURM_CPUS_PER_TASK"):  # srun does not take it from the job
         options.append(f"--cpus-per-task={cpus}")
     return ["srun", *options, *shlex.split(environment[SRUN]), *words]
+
+
+def until_done(work: Callable[[], None], environment: Mapping[str, str]) -> None:
+    """Do a stage's work; a step of Slurm's that was ended, though the job was not, is begun again at once.
+
+    Slurm repeats, a minute later, what it could not tell a busy node: that a step is to end. By then a job
+    that was queued again may run anew, and its steps have the same numbers. To queue again on that would
+    go on for ever; the next step in this job has a number of its own.
+
+    Raises:
+        Stopped: the job was asked to stop, or the work runs in no such step.
+    """
+    for left in reversed(range(STEPS)):
+        try:
+            work()
+            return
+        except Stopped:
+            if stop_request.asked() or not left or not through_srun(environment):
+                raise
+            say("  the step was told to end, this job was not: going on with another step")
+            time.sleep(PAUSE_SECONDS)  # where the job is to end, too, it is told meanwhile
+            if stop_request.asked():
+                raise
 
 
 def environment_of(launch: Mapping[str, Any] | None) -> dict[str, str]:

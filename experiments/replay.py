@@ -177,7 +177,8 @@ def _step(
     # Each step's dropout is drawn from a seed of its own, which the note has.
     seed = note["torch_seed"]
     setattr(module, "on_train_batch_start", lambda *_: torch.manual_seed(seed))  # noqa: B010
-    loader = DataLoader([batch], batch_size=None, collate_fn=lambda one: one)
+    kept: Any = [batch]
+    loader: Any = DataLoader(kept, batch_size=None, collate_fn=lambda one: one)
     setattr(data, "train_dataloader", lambda: loader)  # noqa: B010
     with tempfile.TemporaryDirectory(prefix="replay-") as folder:
         runner = make_trainer(Path(folder), alone, data, module, [probe])

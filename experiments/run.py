@@ -163,8 +163,7 @@ def finish(experiment: config.Experiment, rerun_stale: bool = False) -> list[Pla
 
 def _planned(experiment: config.Experiment) -> list[PlannedStage]:
     """The stages; of a sweep's trial those that its metric needs, in a chain of jobs the job's own."""
-    only = trial_driver.stages(os.environ)
-    stages = artifacts.plan(experiment, cache_root())
+    only, stages = trial_driver.stages(os.environ), artifacts.plan(experiment, cache_root())
     return [stage for stage in stages if not only or stage.name in only]
 
 
@@ -203,7 +202,8 @@ def run_stage(
             stage.folder / data_report.KEPT,
             data_report.manifests(_prepared_folder(stage.spec["data"])),
         )
-        in_process("experiments.stage", [str(stage.folder)], stage.folder, job["launch"])
+        words = ("experiments.stage", [str(stage.folder)], stage.folder, job["launch"])
+        launchers.until_done(lambda: in_process(*words), os.environ)
 
 
 def _wanted(stage: PlannedStage, rerun_stale: bool) -> bool:

@@ -264,6 +264,36 @@ def test_a_step_has_the_devices_of_its_stage() -> None:
     assert launchers.command("m", [], launch, {}) == [sys.executable, "-m", "m"]
 
 
+@pytest.mark.parametrize(
+    ("inside", "asked", "stops", "begun"),
+    [
+        (True, False, 2, 3),  # a step that Slurm ends late, meaning an earlier attempt's
+        (True, True, 9, 1),  # the job makes room
+        (False, False, 9, 1),
+        (True, False, 9, launchers.STEPS),
+    ],
+)
+def test_a_step_that_is_ended_alone_is_begun_again_in_the_same_job(
+    monkeypatch: pytest.MonkeyPatch, inside: bool, asked: bool, stops: int, begun: int
+) -> None:
+    monkeypatch.setattr(launchers, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(stop_request, "asked", lambda: asked)
+    steps: list[int] = []
+
+    def work() -> None:
+        steps.append(len(steps))
+        if len(steps) <= stops:
+            raise stop_request.Stopped
+
+    environment = {launchers.SRUN: ""} if inside else {}
+    if stops < launchers.STEPS:
+        launchers.until_done(work, environment)
+    else:
+        with pytest.raises(stop_request.Stopped):
+            launchers.until_done(work, environment)
+    assert len(steps) == begun
+
+
 def cluster(**variables: str) -> list[Any]:
     from experiments.trainers import cluster
 

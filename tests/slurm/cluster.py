@@ -1,5 +1,8 @@
 """A real Slurm of two nodes on this machine alone: started and stopped by a test, in a folder of its own.
 
+A machine that does much else besides answers late: a message may take long, and no node is given up. What
+Slurm could not deliver it repeats a minute later, to a job's next attempt, too.
+
 Loopback only, no cgroups, and two fake GPUs a node (character devices). Needs root and Debian's packages
 slurmctld, slurmd, slurm-client and munge. Every daemon dies with this process.
 """
@@ -51,6 +54,8 @@ JobRequeue=1
 FirstJobId={first}
 ReturnToService=2
 KillWait=30
+MessageTimeout=60
+SlurmdTimeout=0
 MinJobAge=3600
 GresTypes=gpu
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=8000 Gres=gpu:2
