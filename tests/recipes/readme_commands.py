@@ -204,6 +204,9 @@ BLOCKS: dict[str, Way] = {
     ),
     'make slurm NAME=sasrec/movielens_100k GPUS=0 TASKS=4 ARGS="slurm.partition=cpu '
     'launch.threads=8"': Ran("#SBATCH --partition=cpu", tiny=False, variables={"DRY": "1"}),
+    "make slurm NAME=a_llmrec/movielens_100k GPUS=2 CHAIN=1 SEEDS=3": Ran(
+        "# sbatch --dependency=afterok:", tiny=False, variables={"DRY": "1"}
+    ),
     "make plan NAME=a_llmrec/movielens_100k COST=1 TIME=12:00:00 MEMORY=24": Elsewhere(
         "recipes/test_preflight.py::test_prompts_are_measured_in_tokens"
     ),
@@ -250,6 +253,9 @@ TARGETS: dict[str, Way] = {
         "experiments/test_verify.py::test_a_run_is_compared_and_the_seeds_are_averaged"
     ),
     "table": Elsewhere("recipes/test_readme.py::test_a_cell_of_a_papers_table_is_run"),
+    "replay": Elsewhere(
+        "recipes/test_faults.py::test_a_loss_that_is_no_number_stops_with_its_batch"
+    ),
     "lint": Left("style, which .ci/run looks at first"),
     "clean": Left("removes caches that other tests are using"),
     "bench": Left("minutes, and other libraries; its parts: experiments/test_bench_sequential.py"),
