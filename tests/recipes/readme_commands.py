@@ -236,6 +236,13 @@ BLOCKS: dict[str, Way] = {
     "make exp NAME=fading/movielens_100k": Elsewhere(WALK),
     'make compare NAMES="fading/movielens_100k sasrec/movielens_100k"': Elsewhere(WALK),
     'make test ARGS="-k fading"': Elsewhere(WALK),
+    "make serve NAME=sasrec/movielens_100k PORT=8000": Elsewhere(
+        "recipes/test_serve.py::test_answers_are_those_of_the_evaluation"
+    ),
+    "curl -s http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d "
+    '\'{"history": ["Toy Story", "172"], "k": 5, "exclude": ["Speed (1994)"]}\'': Left(
+        "needs that service; test_serve asks one as much"
+    ),
 }  # fmt: skip
 
 # Targets that stand in sentences and tables alone: the README tells them with NAME=... for a name.
@@ -243,6 +250,7 @@ TARGETS: dict[str, Way] = {
     "list": Ran("tallrec/movie_64shot", tiny=False),
     "show": Ran("stages.train.module.hidden_size: 16", variables={"NAME": "sasrec/movielens_100k"}),
     "images": Elsewhere("experiments/test_images.py::test_data_without_addresses_and_the_real_command"),
+    "demo": Elsewhere("recipes/test_demo.py::test_lists_are_those_of_the_recommender"),
     "export": Elsewhere(
         "recipes/test_export.py::test_sasrec_outside_of_the_project_ranks_as_it_was_evaluated"
     ),
