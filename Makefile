@@ -140,7 +140,7 @@ dashboard: $(READY) ## The project's W&B workspace as code (PUBLISH=1 sends it, 
 # A test takes one thread and, at most, some 2 GB: four at once fit a laptop. What is given in ARGS comes later and wins.
 # Tests marked slow run with SLOW=1, as in .ci/run, and where ARGS picks them.
 test: $(READY) ## Run the tests, a file on each core (SLOW=1: those over 20 s, too; ARGS="-k name" picks some, ARGS="-n 0 --pdb" runs one at a time)
-	@$(PY) -c 'import os, shlex, sys, pytest; own = shlex.split(os.environ["ARGS"]); fast = [] if own or os.environ["SLOW"] not in ("", "0") else ["-m", "not slow"]; sys.exit(pytest.main(["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", *fast, *own]))'
+	@$(PY) -c 'import os, shlex, sys, pytest; own = shlex.split(os.environ["ARGS"]); fast = [] if own or os.environ["SLOW"] not in ("", "0") else ["-m", "not slow"]; sys.exit(pytest.main(["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder", *fast, *own]))'
 
 verify: $(READY) ## Compare the newest runs of NAME with published numbers (no NAME: write experiments/REPRODUCTION.md)
 	@$(PY) -m experiments.run verify
