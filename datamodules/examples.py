@@ -18,6 +18,7 @@ from datamodules.samplers import hashed_order
 from datamodules.types import TEST, TRAIN, VALID, Histories
 
 Which = Literal["all", "last"]
+Drawn = Literal["uniform", "popularity"]
 Balance = Literal["natural", "train", "all"]
 
 
@@ -164,6 +165,14 @@ class WithNegatives:
     MLLM-MSR's training pairs (arXiv 2408.09698) are ``WithNegatives(1, train="last")`` on ``RandomByUser``.
     Test targets stay ranked among the recipe's candidates.
 
+    Args:
+        count: negatives of an event.
+        length: of histories, at most; None shows them whole.
+        train: events of a user that are learned from.
+        seed: of the draws.
+        by: ``uniform``, each item as likely as any other, which makes what is bought often a good guess; or
+            ``popularity``, in proportion to training events, so that how often an item is bought tells nothing.
+
     Raises:
         ValueError: impossible arguments; on a call, a user who leaves too few items to draw from.
     """
@@ -172,6 +181,7 @@ class WithNegatives:
     length: int | None = None
     train: Which = "all"
     seed: int = 0
+    by: Drawn = "uniform"
 
     own_split = False
     limits_training = False
@@ -179,6 +189,7 @@ class WithNegatives:
 
     def __post_init__(self) -> None:
         _check_choice("WithNegatives", "train", self.train, get_args(Which))
+        _check_choice("WithNegatives", "by", self.by, get_args(Drawn))
         if self.count < 1:
             raise ValueError(f"WithNegatives got count={self.count}; expected at least 1.")
 
@@ -186,7 +197,9 @@ class WithNegatives:
         """``count + 1`` examples an event, in random order."""
         stop, user = _targets(histories, self.train, (TRAIN, VALID))
         target = histories.items[stop].astype(np.int64)
-        weights = np.ones(histories.num_items + 1, dtype=np.int64)
+        weights = histories.train_counts()
+        if self.by == "uniform":
+            weights = np.ones_like(weights)
         drawn = np.zeros((len(stop), self.count + 1), dtype=np.int64)  # (R, count + 1)
         for code in (TRAIN, VALID):
             at = np.flatnonzero(histories.split[stop] == code)

@@ -142,6 +142,27 @@ def test_negatives_were_never_touched_and_are_distinct(
     assert TEST not in table.code
 
 
+def test_negatives_by_popularity_hide_what_is_bought_often() -> None:
+    """Item 1 is in each second history, items 2 to 41 in 3 of 40 each, item 42 in none."""
+    draw = np.random.default_rng(0)
+    own = [
+        draw.permutation([*[1] * (u % 2), *(2 + draw.choice(40, 3, replace=False))])
+        for u in range(2000)
+    ]
+    offsets = np.concatenate([[0, 0], np.cumsum([len(items) for items in own])]).astype(np.int64)
+    items = np.concatenate(own).astype(np.int32)
+    codes = np.full(len(items), TRAIN, np.int8)
+    histories = Histories(offsets, items, codes, np.zeros(len(items), np.int64), 42)
+    counts = histories.train_counts()
+    for by, weight in (("uniform", 1.0), ("popularity", counts[1] / counts[2:42].mean())):
+        table = WithNegatives(1, by=by)(histories, _appearance([]))  # type: ignore[arg-type]
+        wrong = np.bincount(table.target[~table.label], minlength=43)
+        assert (wrong[42] == 0) == (by == "popularity")
+        # Only those without it, with 2 of 5 events to learn from, can be shown item 1 as wrong.
+        share = 2 / 5 * weight / (weight + 37 + (by == "uniform"))
+        assert wrong[1] / wrong.sum() == pytest.approx(share, rel=0.35)  # 50 and 300 draws
+
+
 def test_few_examples_keep_k_of_the_base_and_the_rest_is_context() -> None:
     histories = _histories([9] * 20, 2, LeaveOneOut())
     base = RatedTargets(3, length=2)
@@ -228,6 +249,7 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: RatedTargets(3, train="first"), "give one of all, last"),  # type: ignore[arg-type]
         (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
         (lambda: WithNegatives(0), "count=0"),
+        (lambda: WithNegatives(by="taste"), "give one of uniform, popularity"),  # type: ignore[arg-type]
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
         (lambda: FewExamples(RatedTargets(3), 4, behind=0), "behind=0"),
         (lambda: FewExamples(WithNegatives(1), 4, behind=2), "a base that tells likes"),
