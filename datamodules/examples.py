@@ -171,7 +171,7 @@ class WithNegatives:
         train: events of a user that are learned from.
         seed: of the draws.
         by: ``uniform``, each item as likely as any other, which makes what is bought often a good guess; or
-            ``popularity``, in proportion to training events, so that how often an item is bought tells nothing.
+            ``popularity``, in proportion to training events, so that being bought often tells nothing.
 
     Raises:
         ValueError: impossible arguments; on a call, a user who leaves too few items to draw from.

@@ -189,24 +189,27 @@ def inside(copy: Path, runs: Path, environment: dict[str, str], *words: str, **m
 
 @pytest.mark.slow
 def test_the_method_of_the_walk_runs(
-    copy: Path, finished: Any, tiny: list[str],
+    copy: Path, finished: Any, tiny: list[str], tmp_path: Path,
     command_environment: Callable[[Path], dict[str, str]],
 ) -> None:  # fmt: skip
-    environment = command_environment(finished.runs)
+    runs = shutil.copytree(
+        finished.runs, tmp_path / "runs"
+    )  # others look for one run of each stage
+    environment = command_environment(runs)
     name, other = "fading/movielens_100k", "sasrec/movielens_100k"
-    done = inside(copy, finished.runs, environment, "experiments.run", "exp", name, *tiny)
+    done = inside(copy, runs, environment, "experiments.run", "exp", name, *tiny)
     assert done.returncode == 0, done.stderr[-3000:]
     assert name in done.stdout
     told = [w for w in tiny if not w.startswith("data.root")]
     words = ("experiments.compare", name, *told, other, *told)
-    table = inside(copy, finished.runs, environment, *words)
+    table = inside(copy, runs, environment, *words)
     assert table.returncode == 0, table.stderr[-3000:]
     heads = [line.split()[1] for line in table.stdout.splitlines() if line.startswith("| ")]
     assert heads[1:3] == [name, other]
     # What the walk names. The chain, which test_every_model finds by the file's name, has run above.
     files = ("tests/test_layout.py", "tests/experiments/test_config.py")
     tested = inside(
-        copy, finished.runs, environment, "pytest", "-q", "-p", "no:cacheprovider", "-k", "fading", *files
+        copy, runs, environment, "pytest", "-q", "-p", "no:cacheprovider", "-k", "fading", *files
     )  # fmt: skip
     assert tested.returncode == 0, tested.stdout[-3000:]
     assert int(re.findall(r"(\d+) passed", tested.stdout)[0]) >= 8
