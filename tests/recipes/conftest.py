@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from experiments import load
+from experiments.recommender import Recommender
 from tests import preloaded
 
 EXPERIMENT = "sasrec/movielens_100k"
@@ -63,3 +67,33 @@ def finish(
 def finished(finish: Callable[..., Finished], tiny: list[str]) -> Finished:
     """SASRec and the reference rows on the tiny data, from nothing that was imported before."""
     return finish(EXPERIMENT, tiny, real=True)
+
+
+@pytest.fixture(scope="session")
+def model(finished: Finished, tiny: list[str], data_cache: Path) -> Recommender:
+    """``finished``, ready to be asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLMREC_RUNS", str(finished.runs))
+        patch.setenv("LLMREC_CACHE", str(data_cache))
+        return load(EXPERIMENT, *tiny)
+
+
+@contextmanager
+def chromium(address: str) -> Iterator[Any]:
+    """A browser without a screen on a page, with its logs; the test is skipped where there is none."""
+    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or driver is None:
+        pytest.skip("no browser: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = program
+    for option in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{option}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(executable_path=driver)
+    browser = webdriver.Chrome(options=options, service=service)
+    try:
+        browser.get(address)
+        yield browser
+    finally:
+        browser.quit()

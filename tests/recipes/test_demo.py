@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -18,27 +17,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from experiments import load
 from experiments.asked import Ask
 from experiments.demo_desk import EVENTS, Desk
 from experiments.errors import UserError
 from experiments.recommender import Recommender
 from experiments.titles import ItemNames
 from tests.conftest import REPO
-from tests.recipes.conftest import EXPERIMENT
+from tests.recipes.conftest import EXPERIMENT, chromium
 
 PAGE = Path(os.environ.get("LLMREC_DEMO_PYTHON") or REPO / ".venv-demo" / "bin" / "python")
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 EVIL = "<img src=x onerror=document.title='stolen'>${document.title='stolen'}{{value}}"
 WAIT = 60
-
-
-@pytest.fixture(scope="module")
-def model(finished: Any, tiny: list[str], data_cache: Path) -> Recommender:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMREC_RUNS", str(finished.runs))
-        patch.setenv("LLMREC_CACHE", str(data_cache))
-        return load(EXPERIMENT, *tiny)
 
 
 @pytest.fixture(scope="module")
@@ -179,20 +168,8 @@ def address(
 @pytest.fixture(scope="module")
 def browser(address: str) -> Iterator[Any]:
     """Chromium on the page."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for option in OPTIONS:
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    chrome = webdriver.Chrome(options=options, service=service)
-    chrome.get(address)
-    yield chrome
-    chrome.quit()
+    with chromium(address) as found:
+        yield found
 
 
 def listed(browser: Any) -> list[str]:

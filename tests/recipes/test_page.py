@@ -14,14 +14,13 @@ import pytest
 
 from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
-from tests.recipes.conftest import EXPERIMENT
+from tests.recipes.conftest import EXPERIMENT, chromium
 
 TALLREC = "tallrec/movie_64shot"
 EVIL = '<script>document.title="stolen"</script><img src="https://example.org/x.png">'
 KEYS = {"WANDB_API_KEY": "w" * 40, "HF_TOKEN": "hf_" + "t" * 34}
 # Logged where there is a GPU, by predict stages, and by methods whose validation ranks nothing.
 ELSEWHERE = {"memory/gpu_mib", "texts", "val/loss"}
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
 
 @pytest.fixture(scope="module")
@@ -73,20 +72,8 @@ def ask(environment: dict[str, str], module: str, *words: str, **more: str) -> A
 @pytest.fixture(scope="module")
 def browser(page: Path) -> Iterator[Any]:
     """Chromium on the page."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for option in OPTIONS:
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.ChromeService(executable_path=driver)
-    chrome = webdriver.Chrome(options=options, service=service)
-    chrome.get(page.as_uri())
-    yield chrome
-    chrome.quit()
+    with chromium(page.as_uri()) as found:
+        yield found
 
 
 @pytest.mark.slow

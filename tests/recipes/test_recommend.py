@@ -68,14 +68,6 @@ def test_what_is_told_at_once(
     assert "Traceback" not in result.stderr
 
 
-@pytest.fixture(scope="module")
-def model(finished: Any, tiny: list[str], data_cache: Path) -> Recommender:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMREC_RUNS", str(finished.runs))
-        patch.setenv("LLMREC_CACHE", str(data_cache))
-        return load(EXPERIMENT, *tiny)
-
-
 def test_scores_are_those_of_the_evaluation(model: Recommender, finished: Any) -> None:
     """The list before the target, user by user and in one batch, is the tested one."""
     table = pl.read_parquet(finished.folder("evaluate") / "scores.evaluate.parquet")
