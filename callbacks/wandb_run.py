@@ -91,6 +91,13 @@ class WandbRun(WandbLogger):
             run = self.experiment
             run.log(dict(numbers))
             self._record_files(run, tables, images, scores)
+            self._end(run)
+        except Exception as error:
+            self._failed(error)
+        self._experiment = None
+
+    def _end(self, run: Any) -> None:
+        try:
             run.finish()
         except TimeoutError:  # of finish_timeout
             folder = os.path.relpath(Path(run.dir).parent)
@@ -99,9 +106,6 @@ class WandbRun(WandbLogger):
                 "wandb sync --no-skip-online %s", folder,
             )  # fmt: skip
             WandbRun.offline = True  # the next row's run would wait anew
-        except Exception as error:
-            self._failed(error)
-        self._experiment = None
 
     def _record_files(
         self, run: Any, tables: Mapping[str, Table], images: Mapping[str, Any], scores: Path | None

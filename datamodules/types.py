@@ -116,9 +116,7 @@ class Histories:
     timestamps: np.ndarray  # (N,) int64; zeros where the release has none
     num_items: int
     ratings: np.ndarray | None = None  # (N,) float32, NaN where there is none
-    kept: bool = (
-        True  # False: of one question alone; what is made of its rows is not kept for others
-    )
+    kept: bool = True  # False: of one question; what is made of its rows is kept for no other
 
     @property
     def num_users(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def exit_status(work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def switched(name: str) -> bool:
+    """Whether a variable says so: ``DRY=1``; empty and ``0`` do not."""
+    return os.environ.get(name, "").strip() not in ("", "0")
 
 
 def whole_number(name: str, text: str, least: int, most: int) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from experiments import artifacts
-from experiments.command import exit_status, write_whole
+from experiments.command import exit_status, switched, write_whole
 from experiments.errors import UserError
 from experiments.messages import put, say, short
 
@@ -45,8 +45,7 @@ def main() -> int:
 
 
 def _run() -> None:
-    publish = os.environ.get("PUBLISH", "").strip() not in ("", "0")
-    if publish:
+    if switched("PUBLISH"):
         put(_published(_entity()))
         return
     file = artifacts.runs_root() / "reports" / "wandb_workspace.json"

@@ -23,8 +23,8 @@ from experiments.errors import UserError
 from experiments.messages import say
 from experiments.recommend import chosen
 from experiments.run import in_process, request
+from experiments.source_graph import REPO
 
-REPO = Path(__file__).resolve().parents[1]
 PAGE = "experiments.demo_page"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

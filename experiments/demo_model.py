@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from datamodules.sources import cache_root
 from experiments import artifacts, config, stories
 from experiments.command import exit_status
-from experiments.demo import PAGE, REPO, Place
+from experiments.demo import PAGE, Place
 from experiments.demo_desk import Desk
 from experiments.demo_link import serve
 from experiments.errors import UserError
 from experiments.loaded import load
 from experiments.messages import put, say
 from experiments.recommender import Recommender
+from experiments.source_graph import REPO
 from lightning_modules.errors import ModelError
 
 

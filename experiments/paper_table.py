@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import artifacts, baseline, compared, published, reproduction, seeds
-from experiments.command import exit_status
+from experiments.command import exit_status, switched
 from experiments.compared import Asked
 from experiments.errors import UserError
 from experiments.keys import nearest
@@ -26,6 +26,7 @@ from experiments.messages import put, say, short
 from experiments.published import Cell, Grid
 from experiments.report import print_table
 from experiments.results import Row, collect, telling
+from experiments.run import request
 from experiments.source_graph import REPO
 from experiments.table_text import Value
 
@@ -37,20 +38,8 @@ LIKE = {
 }
 # What a run of a cell must not take from this command.
 OWN = (
-    "NAME",
-    "NAMES",
-    "ARGS",
-    "BASELINE",
-    "PAPER",
-    "SIZE",
-    "TABLE",
-    "RUN",
-    "SLURM",
-    "OUT",
-    "FORMAT",
-)
-
-
+    "NAME", "NAMES", "ARGS", "BASELINE", "PAPER", "SIZE", "TABLE", "RUN", "SLURM", "OUT", "FORMAT",
+)  # fmt: skip
 NOWHERE = "no experiment"
 
 
@@ -105,8 +94,8 @@ def work() -> None:
     if only:
         known = [g.table for g in grids]
         grids = [g for g in grids if g.table == _choice("TABLE", "", known)]
-    shared, wanted = _shared(), seeds.requested([])
-    run, slurm = _switch("RUN"), _switch("SLURM")
+    shared, wanted = request([])[1], seeds.requested([])
+    run, slurm = switched("RUN"), switched("SLURM")
     if run and slurm:
         raise UserError("RUN=1 runs here and SLURM=1 on a cluster: leave one of them out")
     environment = {k: v for k, v in os.environ.items() if k not in OWN}
@@ -276,18 +265,6 @@ def _choice(name: str, default: str, known: Sequence[str]) -> str:
             f"{name}={given!r}, expected one of {', '.join(known)}{nearest(given, known)}"
         )
     return given
-
-
-def _shared() -> list[str]:
-    text = os.environ.get("ARGS", "")
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"ARGS={text!r} cannot be read: {error}") from error
-
-
-def _switch(name: str) -> bool:
-    return os.environ.get(name, "").strip() not in ("", "0")
 
 
 if __name__ == "__main__":

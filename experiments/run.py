@@ -42,6 +42,7 @@ from experiments import (
     verify,
 )
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
+from experiments.command import switched
 from experiments.errors import UserError
 from experiments.source_graph import REPO
 
@@ -116,10 +117,9 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         return 0
     experiment = _load(verb, name, overrides)
     if verb == "exp":
-        stages = finish(experiment, rerun)
-        report.print_results(experiment, stages, list(beside.find(experiment)))
+        report.print_results(experiment, finish(experiment, rerun), list(beside.find(experiment)))
         return 0
-    if verb == "plan" and os.environ.get("COST", "").strip() not in ("", "0"):
+    if verb == "plan" and switched("COST"):
         preflight.tell(experiment, _job, in_process)
     elif verb == "plan":
         report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))

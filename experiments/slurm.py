@@ -20,10 +20,11 @@ from callbacks import stop_request
 from datamodules.sources import cache_root
 from datamodules.versioning import value_digest
 from experiments import artifacts, baseline, config, messages, seeds, trial_driver
+from experiments.command import switched
 from experiments.errors import UserError
 from experiments.launchers import SRUN
 from experiments.run import request
-from experiments.slurm_submit import hand_in, switched
+from experiments.slurm_submit import hand_in
 from experiments.slurm_time import seconds_of
 from experiments.source_graph import REPO
 

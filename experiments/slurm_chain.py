@@ -19,6 +19,7 @@ from datamodules.sources import cache_root
 from datamodules.versioning import read_json, value_digest, write_json
 from experiments import artifacts, baseline, config, messages, slurm, slurm_submit
 from experiments.artifacts import RUNNING, STALE, PlannedStage
+from experiments.command import switched
 from experiments.errors import UserError
 from experiments.places import stages_before
 from experiments.slurm import Request
@@ -71,7 +72,7 @@ def submit(
         )
         for mark, job in new.items()
     }  # fmt: skip
-    if slurm_submit.switched("DRY"):
+    if switched("DRY"):
         for mark, text in scripts.items():
             waits = [jobs[before].number or jobs[before].file for before in new[mark].after]
             messages.put(" ".join(["# sbatch", *_options(waits), f"{new[mark].file}.sh"]))

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import messages
+from experiments.command import switched
 from experiments.errors import UserError
 
 DOWN = "down, drained or reserved"
-
-
-def switched(name: str) -> bool:
-    """Whether a variable says so: DRY=1, CHAIN=1."""
-    return os.environ.get(name, "").strip() not in ("", "0")
 
 
 def hand_in(text: str, folder: Path) -> str:

@@ -29,6 +29,7 @@ from experiments import (
     sweep_space,
     sweep_trial,
 )
+from experiments.command import switched
 from experiments.errors import UserError
 from experiments.run import request
 from experiments.sweep_space import UNHASHED
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
             sweep = opened(Path(argv[1]))
             return work(sweep, 1, argv[2:], only_one=True)
         sweep = asked_for(list(argv))
-        if os.environ.get("SLURM", "").strip() not in ("", "0"):
+        if switched("SLURM"):
             return submit(sweep)
         jobs = _count("JOBS", 1, least=1)
         messages.say(f"{sweep.experiment.name}: {messages.short(sweep.folder)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -16,48 +17,10 @@ from tests import preloaded
 REPO = Path(__file__).resolve().parents[1]
 USERS, ITEMS, MIN_EVENTS = 60, 80, 8
 GENRES = 19  # flags of a line of u.item
-REQUEST = (
-    "NAME",
-    "ARGS",
-    "SEEDS",
-    "BASELINE",
-    "NAMES",
-    "FORMAT",
-    "OUT",
-    "LLMREC_DRIVER",
-    "LLMREC_USER",
-    "K",
-    "REQUEST",
-    "HISTORY",
-    "ITEMS",
-    "EXCLUDE",
-    "RETRIEVER",
-    "LLMREC_HOST",
-    "PORT",
-    "LIMITS",
-    "GPUS",
-    "NODES",
-    "TASKS",
-    "TIME",
-    "LEAD",
-    "DRY",
-    "CHAIN",
-    "BATCH",
-    "COST",
-    "MEMORY",
-    "SPACE",
-    "N",
-    "JOBS",
-    "SLURM",
-    "PUBLISH",
-    "USERS",
-    "VOCABULARY",
-    "BESIDE",
-    "PAPER",
-    "SIZE",
-    "TABLE",
-    "RUN",
-)  # variables that say what to do
+# Variables that say what to do: those of the Makefile, and what it or a command sets for others.
+_LISTED = re.search(r"^VARIABLES := ((?:.*\\\n)*.*)$", (REPO / "Makefile").read_text(), re.M)
+assert _LISTED is not None
+REQUEST = (*_LISTED[1].replace("\\", " ").split(), "LLMREC_DRIVER", "LLMREC_USER", "LLMREC_HOST")
 LATIN_TITLE = "Café Amélie, été à la Señora (1997)"
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
