@@ -39,7 +39,7 @@ class Wanted:
     history: tuple[str, ...]
     count: int
     exclude: tuple[str, ...]
-    items: str
+    items: str | None
     words: str
     retriever: str
     format: str
@@ -53,7 +53,7 @@ class Wanted:
         """
         told = {
             name: environment.get(name, "").strip()
-            for name in ("LLMREC_USER", "K", "ITEMS", "REQUEST", "RETRIEVER", "FORMAT")
+            for name in ("LLMREC_USER", "K", "REQUEST", "RETRIEVER", "FORMAT")
         }
         lists = {
             name: tuple(w.strip() for w in environment.get(name, "").split(";") if w.strip())
@@ -67,13 +67,24 @@ class Wanted:
         form = told["FORMAT"] or "table"
         if form not in FORMATS:
             raise UserError(f"FORMAT={form!r}, expected {' or '.join(FORMATS)}")
-        if told["ITEMS"] and not Path(told["ITEMS"]).is_file():
-            raise UserError(f"ITEMS={told['ITEMS']!r} is no file: give JSON lines, an item a line")
+        items = new_items(environment)
         k = whole_number("K", told["K"] or "10", 1, MOST)
         return cls(
             told["LLMREC_USER"], lists["HISTORY"], k, lists["EXCLUDE"],
-            told["ITEMS"], told["REQUEST"], told["RETRIEVER"], form,
+            items, told["REQUEST"], told["RETRIEVER"], form,
         )  # fmt: skip
+
+
+def new_items(environment: Mapping[str, str]) -> str | None:
+    """The file of items that nobody has seen, if ITEMS names one.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    path = environment.get("ITEMS", "").strip()
+    if path and not Path(path).is_file():
+        raise UserError(f"ITEMS={path!r} is no file: give JSON lines, an item a line")
+    return path or None
 
 
 def tests(experiment: config.Experiment) -> list[PlannedStage]:

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> None:
     wanted = Wanted.of(os.environ)
     retriever = shlex.split(wanted.retriever) or None
-    model = load(argv[0], *argv[1:], retriever=retriever, new_items=wanted.items or None)
+    model = load(argv[0], *argv[1:], retriever=retriever, new_items=wanted.items)
     found = answer(model, wanted)
     if wanted.format == "json":
         told = plain_values(found, model.name, model.names)

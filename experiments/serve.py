@@ -2,8 +2,8 @@
 
 ``python -m experiments.serve [NAME [key=value ...]]``. Variables, besides NAME and ARGS as for
 ``experiments.run``: LLMREC_HOST (``HOST=`` of the Makefile, 127.0.0.1; compilers have a HOST of their own),
-PORT (8000; 0 takes a free one), RETRIEVER as for ``experiments.recommend``, and LIMITS, as in
-``seconds=120 batch=64`` (``experiments.batching.Limits``).
+PORT (8000; 0 takes a free one), RETRIEVER and ITEMS as for ``experiments.recommend`` (ITEMS join the
+catalogue of every list), and LIMITS, as in ``seconds=120 batch=64`` (``experiments.batching.Limits``).
 What has been accepted is answered before it ends, with status 0.
 """
 
@@ -26,7 +26,7 @@ from experiments.command import exit_status, whole_number
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.messages import say
-from experiments.recommend import chosen
+from experiments.recommend import chosen, new_items
 from experiments.run import request
 
 if TYPE_CHECKING:
@@ -79,11 +79,13 @@ def listening(host: str, port: int) -> socket.socket:
     return made
 
 
-def loaded(experiment: config.Experiment, retriever: Sequence[str] | None) -> Recommender:
+def loaded(
+    experiment: config.Experiment, retriever: Sequence[str] | None, items: str | None
+) -> Recommender:
     """The model, asked once: what it needs for the first list it has then."""
     from experiments.loaded import load
 
-    model = load(experiment.name, *experiment.overrides, retriever=retriever)
+    model = load(experiment.name, *experiment.overrides, retriever=retriever, new_items=items)
     held_out = model.data.rows(model.data.test_code)
     (user,) = model.data.raw_users(held_out.user[:1]).cast(str).to_list()
     model.recommend(user, 1)
@@ -98,7 +100,8 @@ def about(model: Recommender) -> dict[str, Any]:
     return {
         "experiment": model.name, "stage": model.stage.name, "method": type(model.module).__name__,
         "fingerprint": told.get("fingerprint"), "items": len(model.names.ids),
-        "users": len(model.users), "reads_histories": model.module.reads_histories,
+        "new_items": len(model.new_items), "users": len(model.users),
+        "reads_histories": model.module.reads_histories,
         "reads_requests": model.module.reads_requests,
         "metrics": {k: v for k, v in values.items() if v is not None and math.isfinite(v)},
     }  # fmt: skip
@@ -106,7 +109,7 @@ def about(model: Recommender) -> dict[str, Any]:
 
 def serve(
     experiment: config.Experiment, place: socket.socket, limits: Limits,
-    retriever: Sequence[str] | None = None,
+    retriever: Sequence[str] | None = None, items: str | None = None,
 ) -> None:  # fmt: skip
     """Answer until a signal.
 
@@ -118,7 +121,7 @@ def serve(
     from experiments.service import Service
 
     def ready() -> Recommender:
-        model = loaded(experiment, retriever)
+        model = loaded(experiment, retriever, items)
         say(f"{experiment.name}: ready")
         return model
 
@@ -152,6 +155,7 @@ def _run(argv: Sequence[str], environment: Mapping[str, str]) -> None:
     host = environment.get("LLMREC_HOST", "").strip() or "127.0.0.1"
     port = whole_number("PORT", environment.get("PORT", "").strip() or "8000", 0, 65535)
     limits = limits_of(environment.get("LIMITS", ""))
+    items = new_items(environment)
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
@@ -166,7 +170,7 @@ def _run(argv: Sequence[str], environment: Mapping[str, str]) -> None:
     if retriever:
         chosen(config.load(config.full_name(retriever[0]), retriever[1:]))
     with listening(host, port) as place:
-        serve(experiment, place, limits, retriever)
+        serve(experiment, place, limits, retriever, items)
 
 
 if __name__ == "__main__":

@@ -139,8 +139,9 @@ class Service:
             for names in (asked.history, asked.exclude, asked.items)
         ]
         ask = Ask(
-            user, lists[0], lists[1] or (), asked.request.strip(), asked.before_target, lists[2]
-        )
+            user, lists[0], lists[1] or (), asked.request.strip(), asked.before_target, lists[2],
+            asked.keep_seen,
+        )  # fmt: skip
         try:
             model.require_possible(ask)
         except UserError as error:

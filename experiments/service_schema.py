@@ -52,6 +52,7 @@ class Asked(_Strict):
     before_target: bool = Field(
         False, description="behind the user's history as evaluation sees it"
     )
+    keep_seen: bool = Field(False, description="rank the items of the history, too")
 
     @model_validator(mode="after")
     def _somebody(self) -> Asked:
@@ -59,6 +60,8 @@ class Asked(_Strict):
             raise ValueError("nobody is asked for: give a user, or a history")
         if self.before_target and self.history is not None:
             raise ValueError("before_target is of a user's own history: leave history out")
+        if self.before_target and self.keep_seen:
+            raise ValueError("before_target masks what the evaluation masks: leave keep_seen out")
         if self.items is not None and len(set(self.items)) < len(self.items):
             raise ValueError("items holds an item twice")
         return self
@@ -119,6 +122,7 @@ class About(_Strict):
     method: str
     fingerprint: str | None
     items: int
+    new_items: int
     users: int
     reads_histories: bool
     reads_requests: bool

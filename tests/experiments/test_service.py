@@ -38,6 +38,7 @@ class Model:
         self.names = ItemNames(["1", "2", "3", "4"], TITLES, "films")
         self.users = {str(user): user for user in range(1, 301)}
         self.calls: list[list[str | None]] = []
+        self.asks: list[Ask] = []
         self.entered, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
@@ -54,6 +55,7 @@ class Model:
 
     def answer(self, asks: Sequence[Ask], k: int = 10) -> list[Recommendations]:
         self.calls.append([ask.user for ask in asks])
+        self.asks += asks
         self.entered.set()
         assert self.go_on.wait(20)
         if any(ask.user == "13" for ask in asks):
@@ -94,6 +96,24 @@ def until(true: Any, seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def test_what_a_list_is_asked_for_with_reaches_the_model(model: Model) -> None:
+    with served(model) as client:
+        until(lambda: client.get("/health").status_code == 200)
+        asked = {
+            "user": 7,
+            "history": ["dune"],
+            "exclude": [1],
+            "items": [2, "3"],
+            "keep_seen": True,
+        }
+        assert client.post("/recommend", json=asked).status_code == 200
+        assert model.asks == [Ask("7", ("4",), ("1",), items=("2", "3"), keep_seen=True)]
+        asked = {"user": 7, "before_target": True, "keep_seen": True}
+        told = client.post("/recommend", json=asked)
+        assert told.status_code == 422
+        assert "leave keep_seen out" in told.json()["error"]
 
 
 def test_an_answer_is_the_models_and_fits_its_description(client: TestClient) -> None:

@@ -191,6 +191,16 @@ def arrived(served: Served) -> tuple[int, int]:
     return sum(map(int, answered)), int(re.findall(r"llmrec_queue_length (\d+)", text)[0])
 
 
+def make_serve(
+    environment: dict[str, str], tmp_path: Path, *words: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["make", "--no-print-directory", "serve", f"NAME={EXPERIMENT}", *words,
+         f"VENV={tmp_path}", f"PY={sys.executable}", f"READY={tmp_path}"],
+        cwd=REPO, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 def test_what_is_not_trained_or_cannot_be_read_is_told_at_once(
     tiny: list[str], command_environment: Callable[[Path], dict[str, str]], tmp_path: Path
 ) -> None:
@@ -198,17 +208,30 @@ def test_what_is_not_trained_or_cannot_be_read_is_told_at_once(
     trap = tmp_path / "ran"
     for variables, words in (
         ([f"PORT=`touch {trap}`"], f"PORT='`touch {trap}`', expected a whole number from 0 to"),
+        ([f"ITEMS=`touch {trap}`"], f"ITEMS='`touch {trap}`' is no file"),
         (
             [f"HOST=$(shell touch {trap})", "PORT=0", f"USER=$(shell touch {trap})"],
             f"(train): make exp NAME={EXPERIMENT}",
         ),
     ):
-        result = subprocess.run(
-            ["make", "--no-print-directory", "serve", f"NAME={EXPERIMENT}", *variables,
-             f"ARGS={shlex.join(tiny)}", f"VENV={tmp_path}", f"PY={sys.executable}", f"READY={tmp_path}"],
-            cwd=REPO, env=command_environment(tmp_path), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        args = f"ARGS={shlex.join(tiny)}"
+        result = make_serve(command_environment(tmp_path), tmp_path, *variables, args)
         assert result.returncode == 2
         assert words in result.stderr
         assert "Traceback" not in result.stderr
         assert not trap.exists()
+
+
+def test_new_items_are_of_methods_that_read_texts(
+    finished: Any, tiny: list[str], command_environment: Callable[[Path], dict[str, str]],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    items = tmp_path / "new.jsonl"
+    items.write_text('{"item_id": "n1", "title": "Film of tomorrow"}\n')
+    result = make_serve(
+        command_environment(finished.runs), tmp_path, "PORT=0", f"ITEMS={items}",
+        f"ARGS={shlex.join(tiny)}",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "SASRecModule knows items by what it has learned of their ids" in result.stderr
+    assert "Traceback" not in result.stderr

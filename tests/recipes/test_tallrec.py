@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+pytest.importorskip("fastapi")
+
+from fastapi.testclient import TestClient
+
 from datamodules.loading import EvalDataset
 from datamodules.types import TEST
 from experiments import build, load
+from experiments.batching import Limits
+from experiments.serve import about
+from experiments.service import Service
 from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
@@ -71,6 +80,49 @@ def test_a_history_of_ones_own_is_read_whatever_was_asked_before(
     assert second == scores(models[1], ["30", "40"])
     assert all(first[item] != second[item] for item in first)
     assert first == scores(models[0], ["1", "2"])
+
+
+@pytest.fixture(scope="module")
+def new_items(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two films that nobody has seen, one with the title of film 5; a name that a shell would take apart."""
+    path = tmp_path_factory.mktemp("new") / "new films; $(x).jsonl"
+    lines = [{"item_id": "n1", "title": "Film 5 (1905)"}, {"item_id": "n2", "title": "Tomorrow"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_items_that_nobody_has_seen_are_scored_by_their_words(
+    finished: Any, words: list[str], new_items: str, monkeypatch: pytest.MonkeyPatch,
+    command_environment: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    """``ITEMS=`` ranks them alone; the score is that of a known item of the same words."""
+    own = {**command_environment(finished.runs), "ITEMS": new_items, "HISTORY": "1; 2"}
+    told = preloaded.run("experiments.recommend", NAME, *words, env={**own, "FORMAT": "json"})
+    assert told.returncode == 0, told.stderr[-2000:]
+    scores = {r["item"]: r["score"] for r in json.loads(told.stdout)["items"]}
+    assert set(scores) == {"n1", "n2"}
+    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    model = load(NAME, *words)
+    assert model.names.titles[4] == "Film 5 (1905)"
+    (known,) = model.recommend(histories=[["1", "2"]], items=["5"])
+    assert scores["n1"] == pytest.approx(known.items[0].score, abs=1e-4)
+    assert abs(scores["n2"] - scores["n1"]) > 1e-3
+
+
+def test_a_service_has_them_in_its_catalogue(
+    finished: Any, words: list[str], new_items: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    model = load(NAME, *words, new_items=new_items)
+    assert about(model)["new_items"] == 2
+    with TestClient(Service(lambda: model, Limits(), about).app) as client:
+        while client.get("/health").status_code != 200:
+            time.sleep(0.05)
+        asked = {"history": ["1", 2], "items": ["n2", "film 6"]}
+        told = client.post("/recommend", json=asked)
+        assert told.status_code == 200, told.text
+        assert {r["item"] for r in told.json()["items"]} == {"n2", "6"}
+        assert client.get("/model").json()["new_items"] == 2
 
 
 @pytest.fixture(scope="module")
