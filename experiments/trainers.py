@@ -24,6 +24,7 @@ from experiments import build, launchers, tracking
 from experiments.errors import UserError
 from experiments.messages import say
 from experiments.records import protocol_of, wandb_id
+from experiments.reduction import SteadyDDPStrategy
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.stage_module import StageModule
 
@@ -53,7 +54,7 @@ def make_trainer(
     settings = dict(spec["trainer"])
     plugins: list[Any] = [AtomicCheckpointIO(), *cluster(launch, os.environ)]
     strategy = _strategy(module, launch)
-    if not isinstance(strategy, str):
+    if launch["strategy"] == "fsdp":
         settings["inference_mode"] = False  # which forbids how split weights are gathered
     if precision := _precision(module, launch):
         settings.pop("precision", None)
@@ -133,8 +134,10 @@ def cluster(launch: dict[str, Any], environment: Mapping[str, str]) -> list[Clus
 
 
 def _strategy(module: StageModule, launch: dict[str, Any]) -> Strategy | str:
-    """Lightning's by its name; ``fsdp`` as the method has it."""
+    """Lightning's by its name; ``ddp`` as a resumed run needs it, ``fsdp`` as the method has it."""
     name: str = launch["strategy"]
+    if name == "ddp":
+        return SteadyDDPStrategy()
     if name != "fsdp":
         return name
     try:
