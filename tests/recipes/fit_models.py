@@ -1,8 +1,8 @@
 """One epoch of every model in this process, for ``test_two_devices``: ``fit_models.py OUT ROOT JOBS``.
 
-Started as one process, or as one of two that find each other through torchrun's variables. Dropout is off,
-because its streams are the devices' own, and numbers have 64 bits, so that no near tie is rounded over. The
-first process writes what was logged as JSON.
+Started as one process, or as one of several that find each other through variables of torchrun. Dropout is
+off, because its streams are the devices' own, and numbers have 64 bits, so that no near tie is rounded over.
+The first process writes what was found as JSON.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import lightning.pytorch as pl
 import torch
 
 from experiments import artifacts, build, config
+from experiments.reduction import SteadyDDPStrategy
 from tests.lightning_modules.tiny_bert import LONGEST
 
 DROPOUTS = ("dropout", "attention_dropout", "hidden_dropout")
 
 
 def fit(name: str, overrides: list[str], root: str, devices: int) -> dict[str, float]:
-    """Losses and validation metrics after one epoch."""
+    """The first gradients, and losses and validation metrics after one epoch."""
     words = [f"data.root={root}", "data.expected=null", *overrides]
     experiment = config.load(name, words)
     stage = next(s for s, node in experiment.stages.items() if node["run"] == "fit")
@@ -39,14 +40,33 @@ def fit(name: str, overrides: list[str], root: str, devices: int) -> dict[str, f
     node |= {key: 0.0 for key in DROPOUTS if key in arguments}
     pl.seed_everything(0, verbose=False)
     module = build.build_on(node, data)
+    gradients = FirstGradients()
     trainer = pl.Trainer(
         max_epochs=1, precision="64-true", accelerator="cpu", devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=SteadyDDPStrategy() if devices > 1 else "auto",
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+        callbacks=[gradients],
     )  # fmt: skip
     trainer.fit(module, datamodule=data)
-    return {k: float(v) for k, v in trainer.callback_metrics.items()}
+    return gradients.found | {k: float(v) for k, v in trainer.callback_metrics.items()}
+
+
+class FirstGradients(pl.Callback):
+    """What the first optimizer step is given, by parameter: two sums in float64 that any change moves."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
+        if trainer.global_step:
+            return
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None:
+                flat = parameter.grad.to_dense().double().flatten()
+                weights = torch.linspace(1, 2, len(flat), dtype=torch.double)
+                self.found[f"gradient/{name}"] = float(flat @ weights)
+                self.found[f"gradient norm/{name}"] = float(flat.norm())
 
 
 def main(out: str, root: str, jobs: str) -> None:
