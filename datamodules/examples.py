@@ -172,6 +172,7 @@ class WithNegatives:
         seed: of the draws.
         by: ``uniform``, each item as likely as any other, which makes what is bought often a good guess; or
             ``popularity``, in proportion to training events, so that being bought often tells nothing.
+        at_least: events before one that is learned from; a short history tells little of a taste.
 
     Raises:
         ValueError: impossible arguments; on a call, a user who leaves too few items to draw from.
@@ -182,6 +183,7 @@ class WithNegatives:
     train: Which = "all"
     seed: int = 0
     by: Drawn = "uniform"
+    at_least: int = 1
 
     own_split = False
     limits_training = False
@@ -192,10 +194,14 @@ class WithNegatives:
         _check_choice("WithNegatives", "by", self.by, get_args(Drawn))
         if self.count < 1:
             raise ValueError(f"WithNegatives got count={self.count}; expected at least 1.")
+        if self.at_least < 1:
+            raise ValueError(f"WithNegatives got at_least={self.at_least}; expected at least 1.")
 
     def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
         """``count + 1`` examples an event, in random order."""
         stop, user = _targets(histories, self.train, (TRAIN, VALID))
+        told = stop - histories.offsets[user] >= self.at_least
+        stop, user = (each[told | (histories.split[stop] != TRAIN)] for each in (stop, user))
         target = histories.items[stop].astype(np.int64)
         weights = histories.train_counts()
         if self.by == "uniform":

@@ -142,6 +142,18 @@ def test_negatives_were_never_touched_and_are_distinct(
     assert TEST not in table.code
 
 
+@pytest.mark.parametrize("at_least", [1, 2, 4, 9])
+def test_what_is_learned_from_has_a_history(at_least: int) -> None:
+    """Validation's events are asked about whatever they have."""
+    histories = _histories([3, 4, 9, 6], 1, LeaveOneOut())
+    table = WithNegatives(1, at_least=at_least)(histories, _appearance([]))
+    learned = table.code == TRAIN
+    # Of n events the last two are held out: n - 2 - at_least are behind at_least others.
+    assert (table.label & learned).sum() == sum(max(0, n - 2 - at_least) for n in (3, 4, 9, 6))
+    assert (table.stop - table.start)[learned].min(initial=99) >= at_least
+    assert (table.label & ~learned).sum() == 4
+
+
 def test_negatives_by_popularity_hide_what_is_bought_often() -> None:
     """Item 1 is in each second history, items 2 to 41 in 3 of 40 each, item 42 in none."""
     draw = np.random.default_rng(0)
@@ -249,6 +261,7 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: RatedTargets(3, train="first"), "give one of all, last"),  # type: ignore[arg-type]
         (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
         (lambda: WithNegatives(0), "count=0"),
+        (lambda: WithNegatives(at_least=0), "at_least=0"),
         (lambda: WithNegatives(by="taste"), "give one of uniform, popularity"),  # type: ignore[arg-type]
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
         (lambda: FewExamples(RatedTargets(3), 4, behind=0), "behind=0"),
