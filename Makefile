@@ -26,6 +26,13 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DEMO := .venv-demo
 
+# A variable that nothing reads is a slip of the hand: EXLUDE=50 would leave nothing out, and say nothing.
+KNOWN := $(VARIABLES) USER HOST PYTHON VENV PY READY DEMO PEERS SHELL MAKEFLAGS
+STRANGE := $(strip $(foreach name,$(filter-out $(KNOWN),$(.VARIABLES)),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+ifneq ($(STRANGE),)
+$(error nothing reads $(STRANGE): the variables are USER HOST $(VARIABLES))
+endif
+
 .PHONY: help exp slurm sweep plan show data prepare images export recommend serve list results compare beyond plots verify crossover test lint format clean bench bench-data bench-evaluation bench-peers env report dashboard preferences hallucinations demo table replay
 
 help: ## Show this list
@@ -61,7 +68,7 @@ prepare: $(READY) ## Prepare many categories, JOBS at a time or a share a Slurm 
 images: $(READY) ## Download the item images of an experiment's data
 	@$(PY) -m experiments.images
 
-export: $(READY) ## Write a finished language model for plain PEFT and plain transformers
+export: $(READY) ## Write finished models with a card: ONNX and safetensors, or a PEFT adapter and plain weights with it merged in
 	@$(PY) -m experiments.export
 
 recommend: $(READY) ## What a finished experiment would show USER=<id> or HISTORY="title; title" next (K=10, EXCLUDE=, ITEMS=new.jsonl, REQUEST="in words", FORMAT=json)
@@ -85,7 +92,7 @@ $(DEMO)/.ready: constraints.txt
 list: $(READY) ## List every experiment with its one-line header
 	@$(PY) -m experiments.run list
 
-results: $(READY) ## Rewrite experiments/results.md and the README's table from the runs
+results: $(READY) ## All finished runs in tables, one for each protocol (PUBLISH=1 rewrites experiments/results.md and the README's)
 	@$(PY) -m experiments.run results
 
 compare: $(READY) ## Finished experiments in one table, with paired tests and costs (NAMES="a b", FORMAT=markdown|latex|csv, OUT=FILE)

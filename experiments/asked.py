@@ -23,7 +23,7 @@ class Ask:
         exclude: items that are not wanted, besides those of the history.
         request: what is looked for, in words.
         before_target: behind the user's history as evaluation sees it, with nothing after it.
-        items: rank these alone.
+        items: rank these alone, those of the history, too.
         keep_seen: rank the items of the history, too.
     """
 
@@ -40,6 +40,40 @@ class Ask:
         """What those share that can be answered together."""
         made_up, many = self.history is not None, None if self.items is None else len(self.items)
         return self.request, made_up, self.before_target, many, self.keep_seen
+
+
+def asks_of(
+    users: str | int | Sequence[str | int] | None,
+    histories: Sequence[str] | Sequence[Sequence[str]] | None,
+    names: ItemNames,
+    exclude: str | Sequence[str],
+    items: Sequence[str] | None,
+    **others: Any,
+) -> list[Ask]:
+    """One for each user or history of a call of ``Recommender.recommend``.
+
+    Raises:
+        UserError: nobody is asked for, or an item is unknown.
+    """
+    own = [users] if isinstance(users, (str, int)) else None if users is None else list(users)
+    given: list[Any] | None = [histories] if isinstance(histories, str) else histories  # type: ignore[assignment]
+    if given and isinstance(given[0], (str, int)):
+        given = [given]
+    if own is None and given is None:
+        raise UserError("nobody is asked for: give users=, or histories=")
+    if own is not None and given is not None and len(own) != len(given):
+        raise UserError(f"{len(own)} users and {len(given)} histories: give one for each")
+
+    def raw(named: str | int | Sequence[str | int]) -> tuple[str, ...]:
+        some = [named] if isinstance(named, (str, int)) else named
+        return tuple(names.raw(str(each)) for each in some)
+
+    events = None if given is None else [raw(each) for each in given]
+    shared = {"exclude": raw(exclude), "items": None if items is None else raw(items), **others}
+    return [
+        Ask(None if own is None else str(own[i]), None if events is None else events[i], **shared)
+        for i in range(len(own if own is not None else events or []))
+    ]
 
 
 @dataclass(frozen=True)
@@ -98,6 +132,8 @@ def plain_values(found: Recommendations, name: str, names: ItemNames) -> dict[st
 def require_possible(module: Any, ask: Ask) -> None:
     """Raise UserError for what a method can never be asked for."""
     name = type(module).__name__
+    if ask.items is not None and len(set(ask.items)) < max(1, len(ask.items)):
+        raise UserError("items holds an item twice" if ask.items else "items holds no item")
     if ask.request and not module.reads_requests:
         raise UserError(
             f"{name} reads no words: leave REQUEST out, or ask a language model's method"
@@ -108,6 +144,15 @@ def require_possible(module: Any, ask: Ask) -> None:
         raise UserError(
             f"{name} reads what an earlier stage wrote of the users of the data: give a user, without a "
             "history"
+        )
+
+
+def require_told_apart(module: Any, ask: Ask, scores: Sequence[float]) -> None:
+    """Raise UserError where a method has nothing to go by: an empty history, and all items alike."""
+    if ask.history == () and len(scores) > 1 and len(set(scores)) == 1:
+        raise UserError(
+            f"{type(module).__name__} tells no items apart behind an empty history: give it an item, or ask "
+            "popularity"
         )
 
 

@@ -21,18 +21,15 @@ from experiments.report import print_table
 
 
 def answer(model: Recommender, wanted: Wanted) -> Recommendations:
-    """What was asked for; titles are looked up first.
+    """What was asked for.
 
     Raises:
         UserError: a user or an item is unknown, or the method cannot be asked for that.
     """
-    names = model.names
-    history = [names.ids[names.find(words) - 1] for words in wanted.history]
-    exclude = [names.ids[names.find(words) - 1] for words in wanted.exclude]
     (found,) = model.recommend(
         [wanted.user] if wanted.user else None, wanted.count,
-        histories=[history] if history else None, exclude=exclude, request=wanted.words,
-        items=model.new_items if wanted.items else None,
+        histories=[wanted.history] if wanted.history else None, exclude=wanted.exclude,
+        request=wanted.words, items=model.new_items if wanted.items else None,
     )  # fmt: skip
     return found
 

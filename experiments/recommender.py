@@ -89,41 +89,26 @@ class Recommender:
         k: int = 10,
         *,
         histories: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        exclude: Sequence[str] = (),
+        exclude: str | Sequence[str] = (),
         request: str = "",
         before_target: bool = False,
         items: Sequence[str] | None = None,
+        keep_seen: bool = False,
     ) -> list[Recommendations]:
-        """A list for each user, or for each history; ids are raw ones.
+        """A list for each user, or for each history; items are raw ids, or titles where no id is the same.
 
         Args:
-            users: one or several.
+            users: raw ids, one or several.
             k: items of a list, at most 100.
             histories: one list of items, or one for each row, oldest first; with ``users`` they stand in for
                 the users' own.
-            exclude, request, before_target, items: see ``Ask``.
+            exclude, request, before_target, items, keep_seen: see ``Ask``.
 
         Raises:
             UserError: an id is unknown, or the method cannot be asked for that.
         """
-        own = [users] if isinstance(users, (str, int)) else None if users is None else list(users)
-        given: list[Any] | None = None if histories is None else list(histories)
-        if given is not None and (not given or isinstance(given[0], (str, int))):
-            given = [given]
-        if own is None and given is None:
-            raise UserError("nobody is asked for: give users=, or histories=")
-        if own is not None and given is not None and len(own) != len(given):
-            raise UserError(f"{len(own)} users and {len(given)} histories: give one for each")
-        asks = [
-            Ask(
-                None if own is None else str(own[i]),
-                None if given is None else tuple(map(str, given[i])),
-                tuple(map(str, exclude)), request, before_target,
-                None if items is None else tuple(map(str, items)),
-            )
-            for i in range(len(own if own is not None else given or []))
-        ]  # fmt: skip
-        return self.answer(asks, k)
+        others = {"request": request, "before_target": before_target, "keep_seen": keep_seen}
+        return self.answer(asked.asks_of(users, histories, self.names, exclude, items, **others), k)
 
     def answer(self, asks: Sequence[Ask], k: int = 10) -> list[Recommendations]:
         """``recommend`` for asks of any kinds, those of one kind in one pass.
@@ -155,7 +140,8 @@ class Recommender:
         module = self.module
         if self._alone and len(asks) > 1:
             return [told for ask in asks for told in self._answer([ask], k)]
-        self.require_possible(asks[0])
+        for ask in asks:
+            self.require_possible(ask)
         module.request = asks[0].request or None
         self._mask(asks[0])
         candidates, places = self._candidates(asks, k)
@@ -165,6 +151,8 @@ class Recommender:
         else:
             module.explains = module.reads_requests
             found = self._ask(module, rows, histories, single=module.explains)
+        for ask, own in zip(asks, found, strict=True):
+            asked.require_told_apart(module, ask, own.scores)
         told = module.summaries(self._as_asked(rows, histories)) or [None] * len(asks)
         given = zip(asks, found, places, told, strict=True)
         return [self._as_told(*each, k) for each in given]

@@ -1,4 +1,4 @@
-"""``make results``: one Markdown table for each protocol, from the run folders, and the README's table."""
+"""``make results``: a Markdown table for each protocol, from the run folders, and the README (PUBLISH=1)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from datamodules.versioning import read_json
 from experiments import config
 from experiments.artifacts import PlannedStage
+from experiments.command import write_whole
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
 from experiments.report import PLACES, Measured, is_labelled, measured, print_table, row_label
@@ -85,19 +86,31 @@ Runs = Mapping[int, tuple[config.Experiment, Sequence[PlannedStage]]]  # by seed
 Table = list[tuple[Row, str]]  # of one protocol: rows, and what they gain over ``COMPARED_WITH``
 
 
-def write_results(runs: Path, repo: Path) -> Path:
-    """Rewrite ``experiments/results.md`` and the table in the README, and print the tables.
+def write_results(runs: Path, repo: Path | None = None) -> Path:
+    """Print the tables, and write them.
+
+    Args:
+        runs: folders of finished tests.
+        repo: whose ``experiments/results.md`` and README's table are to be of these runs and no others;
+            None writes ``reports/results.md`` among the runs.
 
     Raises:
-        UserError: there is no finished test in ``runs``.
+        UserError: there is no finished test in ``runs``, or the README has no place for its table.
     """
     rows = list(collect(runs))
     if not rows:
         raise UserError(f"{runs} holds no finished test: run make exp NAME=... first")
-    target = repo / "experiments" / "results.md"
     tables = _tables(rows)
-    target.write_text("\n".join(_document(tables)) + "\n", encoding="utf-8")
-    readme = repo / "README.md"
+    folder = runs / "reports" if repo is None else repo / "experiments"
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / "results.md", "\n".join(_document(tables)) + "\n")
+    if repo is not None:
+        _publish(rows, repo / "README.md")
+    _print(tables)
+    return folder / "results.md"
+
+
+def _publish(rows: list[Row], readme: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise UserError(
@@ -106,9 +119,7 @@ def write_results(runs: Path, repo: Path) -> Path:
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     table = "\n".join(_readme_table(rows))
-    readme.write_text(f"{before}{START}\n{table}\n{END}{after}", encoding="utf-8")
-    _print(tables)
-    return target
+    write_whole(readme, f"{before}{START}\n{table}\n{END}{after}")
 
 
 def collect(runs: Path) -> Iterator[Row]:

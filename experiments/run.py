@@ -93,8 +93,8 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         report.print_list([(n, config.header(n)) for n in config.names()])
         return 0
     if verb == "results":
-        path = results.write_results(artifacts.runs_root(), REPO)
-        messages.say(f"wrote {messages.short(path)} and the table in README.md")
+        repo = REPO if switched("PUBLISH") else None  # whose README gets the table, too
+        messages.say(f"wrote {messages.short(results.write_results(artifacts.runs_root(), repo))}")
         return 0
     if verb == "verify":
         return verify.verify(config.full_name(name) if name else "", artifacts.runs_root(), REPO)

@@ -78,9 +78,7 @@ class ItemNames:
         """
         if raw in self._by_id:
             return self._by_id[raw]
-        near = difflib.get_close_matches(raw, self.ids, SHOWN) if len(self.ids) <= MANY else []
-        hint = f"; did you mean {self._told(self._by_id[n] for n in near)}?" if near else ""
-        raise UserError(f"{self.name} has no item {raw!r}{hint or self._such_as()}")
+        raise self._unknown(raw, self._near_ids(raw))
 
     def named(self, words: str) -> int | None:
         """As ``find``, without a look at titles that are only like it.
@@ -109,9 +107,11 @@ class ItemNames:
         words = words.strip()
         if found := self.named(words):
             return found
-        near = self.near(words)
-        hint = f"; did you mean {self._told(near)}?" if near else self._such_as()
-        raise UserError(f"{self.name} has no item {words!r}{hint}")
+        raise self._unknown(words, self.near(words) or self._near_ids(words))
+
+    def raw(self, words: str) -> str:
+        """The raw id of an item that is named by it or by its title; raises UserError as ``find``."""
+        return words if self.knows(words) else self.ids[self.find(words) - 1]
 
     def near(self, words: str) -> list[int]:
         """Items whose titles hold the words, or else are like them."""
@@ -123,6 +123,14 @@ class ItemNames:
         close = difflib.get_close_matches(wanted, known, SHOWN, _NEAR)
         titles = list(dict.fromkeys([*holding, *close]))
         return [item for title in titles for item in self._by_plain[title]][:SHOWN]
+
+    def _near_ids(self, raw: str) -> list[int]:
+        near = difflib.get_close_matches(raw, self.ids, SHOWN) if len(self.ids) <= MANY else []
+        return [self._by_id[each] for each in near]
+
+    def _unknown(self, words: str, near: list[int]) -> UserError:
+        hint = f"; did you mean {self._told(near)}?" if near else self._such_as()
+        return UserError(f"{self.name} has no item {words!r}{hint}")
 
     def _candidates(self, wanted: str) -> list[str]:
         if len(self._by_plain) <= MANY:

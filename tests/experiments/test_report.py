@@ -82,6 +82,19 @@ def test_seeds_become_a_mean_and_an_interval(tmp_path: Path, repo: Path) -> None
     assert "old table" not in readme
 
 
+def test_what_is_published_is_asked_for(tmp_path: Path, repo: Path) -> None:
+    """Otherwise one own run would take the place of everything in the README."""
+    write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
+    before = (repo / "README.md").read_text()
+    target = results.write_results(tmp_path / "runs")
+    assert target == tmp_path / "runs" / "reports" / "results.md"
+    assert "0.1000" in target.read_text()
+    assert (repo / "README.md").read_text() == before
+    published = results.write_results(tmp_path / "runs", repo)
+    assert published.read_text() == target.read_text()
+    assert "0.1000" in (repo / "README.md").read_text()
+
+
 def test_writing_twice_changes_nothing(tmp_path: Path, repo: Path) -> None:
     write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
     texts = []

@@ -95,8 +95,11 @@ def test_a_history_says_what_its_user_would(model: Recommender) -> None:
     table = frame(lists)
     assert table.columns == ["row", "user", "place", "item", "title", "score", "retrieved"]
     assert table["row"].to_list() == [0] * 4 + [1] * 4
-    (empty,) = model.recommend(histories=[[]])
-    assert len(empty.items) == 10
+    by_title = model.recommend(histories=[model.data.titles[int(held.items[held.offsets[5]])]])
+    assert by_title[0].ask.history == (events[0],)
+    assert by_title[0].items == model.recommend(histories=[events[0]])[0].items
+    (again,) = model.recommend(histories=[events], k=100, keep_seen=True)
+    assert set(events) <= {r.item for r in again.items}
 
 
 def test_some_items_alone_are_ranked(model: Recommender) -> None:
@@ -141,6 +144,10 @@ def test_threads_get_what_they_asked_for(model: Recommender) -> None:
      ({"users": 1, "exclude": ["801"]}, r"has no item '801'; did you mean 80 \(Film 80"),
      ({"users": 1, "request": 'a "sad" $(one); `two`'}, "SASRecModule reads no words"),
      ({"users": [1, 2], "histories": [["1"]]}, "2 users and 1 histories"),
+     ({"users": 1, "items": []}, "items holds no item"),
+     ({"users": 1, "items": ["5", "6", "Film 5 (1905)"]}, "items holds an item twice"),
+     ({"users": 1, "exclude": "801"}, r"has no item '801'; did you mean 80 \(Film 80"),
+     ({"histories": [[]]}, "SASRecModule tells no items apart behind an empty history"),
      ({}, "nobody is asked for"), ({"users": 1, "k": 101}, "expected 1 to 100"),
      ({"histories": [[str(i) for i in range(1, 81)]]}, "all 80 items already")],
 )  # fmt: skip
