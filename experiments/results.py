@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ LABELLED_COLUMNS = (
     "warm_user/auc",
 )
 COMPARED_WITH = "popularity"
+_LEFT_OUT = re.compile(r"~stages\.\w+")
 START, END = "<!-- results: start (make results) -->", "<!-- results: end -->"
 
 
@@ -201,10 +203,12 @@ def _told(job: dict[str, Any], row: str) -> tuple[str, ...]:
 def telling(overrides: list[str]) -> tuple[str, ...]:
     """Overrides that change what was run, without the seed, the way it was run and where its files lie.
 
-    Other files of the same names have another content, and so another fingerprint.
+    Other files of the same names have another content, and so another fingerprint. A stage that is left out
+    changes no other: what read its files could not be run.
     """
     quiet = ("seed=", "logger", "launch", "+callbacks", "callbacks", "split=", *PLACES)
-    return tuple(_without_folders(o) for o in overrides if not o.startswith(quiet))
+    told = [o for o in overrides if not o.startswith(quiet) and not _LEFT_OUT.fullmatch(o)]
+    return tuple(map(_without_folders, told))
 
 
 def _without_folders(override: str) -> str:

@@ -64,7 +64,8 @@ def repo(tmp_path: Path) -> Path:
 def test_seeds_become_a_mean_and_an_interval(tmp_path: Path, repo: Path) -> None:
     for seed, value in enumerate((0.10, 0.12, 0.17)):
         overrides = (f"seed={seed}", "launch.threads=1", "data.root=/somewhere",
-                     "data.interactions=/somewhere/events.csv", "logger=wandb")  # fmt: skip
+                     "data.interactions=/somewhere/events.csv", "logger=wandb",
+                     *["~stages.reference"] * (seed > 0))  # fmt: skip
         write_run(
             tmp_path / "runs", f"e-{seed}", {"evaluate": value}, seed=seed, overrides=overrides
         )
@@ -160,9 +161,12 @@ def test_a_changed_experiment_is_a_row_of_its_own(tmp_path: Path, repo: Path) ->
     write_run(tmp_path / "runs", "e-1", {"evaluate": 0.1})
     changed = ("stages.train.module.dropout=0.5", "seed=0")
     write_run(tmp_path / "runs", "e-2", {"evaluate": 0.2}, overrides=changed)
+    without = ("~stages.train.inputs.weights",)
+    write_run(tmp_path / "runs", "e-3", {"evaluate": 0.3}, overrides=without)
     text = results.write_results(tmp_path / "runs", repo).read_text()
     assert f"| {BASIC} | 1 | 0.1000" in text
     assert f"| {BASIC} `stages.train.module.dropout=0.5` | 1 | 0.2000" in text
+    assert f"| {BASIC} `{without[0]}` | 1 | 0.3000" in text
     readme = (repo / "README.md").read_text()
     assert "0.1000" in readme
     assert "0.2000" not in readme, "the README shows experiments as shipped"
