@@ -189,11 +189,11 @@ BLOCKS: dict[str, Way] = {
     "FORMAT=json": Elsewhere(
         "recipes/test_recommend.py::test_titles_make_a_history_and_json_can_be_read"
     ),
-    "make recommend NAME=item_text_similarity/movielens_100k USER=7 ITEMS=new.jsonl": Composed(
-        "its sentence encoder is a wheel of 83 MB; test_new_items reads such files"
+    "make recommend NAME=item_text_similarity/movielens_100k USER=7 ITEMS=new.jsonl": Elsewhere(
+        "recipes/test_tallrec.py::test_items_that_nobody_has_seen_are_scored_by_their_words"
     ),
-    "make recommend NAME=tallrec/movie_64shot USER=7 RETRIEVER=sasrec/movielens_100k": Composed(
-        "two finished runs of unlike data"
+    "make recommend NAME=tallrec/movie_64shot USER=7 RETRIEVER=sasrec/movielens_100k": Elsewhere(
+        "recipes/test_tallrec.py::test_a_retriever_of_other_data_hands_candidates_over"
     ),
     # Clusters, sweeps, pages
     "make slurm NAME=sasrec/movielens_100k GPUS=2 NODES=2 TIME=12:00:00": Ran(
@@ -240,8 +240,8 @@ BLOCKS: dict[str, Way] = {
         "recipes/test_serve.py::test_answers_are_those_of_the_evaluation"
     ),
     "curl -s http://127.0.0.1:8000/recommend -H 'Content-Type: application/json' -d "
-    '\'{"history": ["Toy Story", "172"], "k": 5, "exclude": ["Speed (1994)"]}\'': Left(
-        "needs that service; test_serve asks one as much"
+    '\'{"history": ["Toy Story", "172"], "k": 5, "exclude": ["Speed (1994)"]}\'': Elsewhere(
+        "recipes/test_serve.py::test_two_hundred_at_once_get_what_python_gets"
     ),
 }  # fmt: skip
 

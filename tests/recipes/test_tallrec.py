@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from fastapi.testclient import TestClient
 from datamodules.loading import EvalDataset
 from datamodules.types import TEST
 from experiments import build, load
+from experiments.asked import Ask
 from experiments.batching import Limits
 from experiments.serve import about
 from experiments.service import Service
@@ -123,6 +125,31 @@ def test_a_service_has_them_in_its_catalogue(
         assert told.status_code == 200, told.text
         assert {r["item"] for r in told.json()["items"]} == {"n2", "6"}
         assert client.get("/model").json()["new_items"] == 2
+
+
+def test_a_retriever_of_other_data_hands_candidates_over(
+    finished: Any, words: list[str], tiny: list[str], run_command: Callable[..., Any],
+    command_environment: Callable[[Path], dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """SASRec's best items behind the same history, in the order of the yes/no margins."""
+    other = "sasrec/movielens_100k"
+    trained = run_command("exp", other, *tiny, "~stages.reference", runs=finished.runs)
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    own = {**command_environment(finished.runs), "LLMREC_USER": "7", "K": "5", "FORMAT": "json"}
+    own |= {"RETRIEVER": shlex.join([other, *tiny, "~stages.reference"])}
+    told = preloaded.run("experiments.recommend", NAME, *words, env=own)
+    assert told.returncode == 0, told.stderr[-2000:]
+    shown = json.loads(told.stdout)["items"]
+    assert len(shown) == 5
+    assert [r["score"] for r in shown] == sorted((r["score"] for r in shown), reverse=True)
+    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    model = load(NAME, *words)
+    retriever = load(other, *tiny, "~stages.reference")
+    events = model.history(Ask(user="7"))
+    (found,) = retriever.recommend(histories=[events], k=20)
+    assert [found.items[r["retrieved_as"] - 1].item for r in shown] == [r["item"] for r in shown]
+    (alone,) = model.recommend("7", 20, items=[r.item for r in found.items])
+    assert [r.item for r in alone.items[:5]] == [r["item"] for r in shown]
 
 
 @pytest.fixture(scope="module")
