@@ -93,7 +93,10 @@ def _run(argv: Sequence[str]) -> None:
     if place.host not in LOOPBACK:
         say(f"warning: whoever reaches {place.host} can ask: the page knows no passwords")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the model's process is told, too
-    in_process("experiments.demo_model", [experiment.name, *experiment.overrides])
+    try:
+        in_process("experiments.demo_model", [experiment.name, *experiment.overrides])
+    except KeyboardInterrupt:  # how a page that is served ends
+        say(f"{experiment.name}: ended")
 
 
 if __name__ == "__main__":
