@@ -31,6 +31,8 @@ class Limits:
         batch: asks of one call of the model, at most.
         wait: milliseconds that the first of a batch waits for others.
         kilobytes: of a request's body, at most.
+        requests: that are read or answered at once, at most.
+        headers: seconds from the first byte of a request, or from a connection's opening, to the last header.
     """
 
     seconds: float = 30.0
@@ -38,6 +40,8 @@ class Limits:
     batch: int = 256
     wait: float = 5.0
     kilobytes: int = 1024
+    requests: int = 1024
+    headers: float = 10.0
 
 
 class Answers(Protocol):

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from datamodules.versioning import read_json
@@ -31,8 +31,6 @@ from experiments.run import request
 
 if TYPE_CHECKING:
     from experiments.recommender import Recommender
-
-CONNECTIONS = 512  # at once; more are refused with 503
 
 
 def limits_of(text: str) -> Limits:
@@ -116,9 +114,8 @@ def serve(
     Raises:
         UserError: the experiment cannot be loaded, or cannot be asked.
     """
-    import uvicorn
-
     from experiments.service import Service
+    from experiments.service_connections import room, server
 
     def ready() -> Recommender:
         model = loaded(experiment, retriever, items)
@@ -126,20 +123,20 @@ def serve(
         return model
 
     def stop() -> None:
-        server.should_exit = True
+        running.should_exit = True
 
+    most, waiting = room()
+    # Fewer than connections: whoever asks how the service fares must get one.
+    limits = replace(limits, requests=min(limits.requests, most * 3 // 4))
     service = Service(ready, limits, about, stop)
-    server = uvicorn.Server(uvicorn.Config(
-        service.app, log_level="warning", access_log=False, server_header=False, lifespan="on",
-        limit_concurrency=CONNECTIONS, timeout_graceful_shutdown=math.ceil(limits.seconds) + 5,
-    ))  # fmt: skip
+    running = server(service, most, waiting)
     # uvicorn raises the signal again when everything is answered: that it was told to end is no failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop())
     host, port = place.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     say(f"{experiment.name}: http://{host}:{port}/docs, loading ...")
-    server.run(sockets=[place])
+    running.run(sockets=[place])
     if service.batcher.error is not None:
         raise service.batcher.error
     say(f"{experiment.name}: ended")

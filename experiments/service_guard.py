@@ -1,4 +1,4 @@
-"""Around a service: how large a body may be, how long it may take to come, and what is counted."""
+"""Around a service: how many requests at once, how large a body, how long it may take; and counts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+ALWAYS = ("/health", "/metrics")  # answered however much there is to do; they have no body
 
 
 class RefusedError(Exception):
@@ -39,6 +41,7 @@ class Guard:
         self, app: App, limits: Limits, metrics: ServiceMetrics, paths: Collection[str]
     ) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, frozenset(paths)
+        self._working = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -52,19 +55,36 @@ class Guard:
             status = message.get("status", status)
             await send(message)
 
+        scope["started"] = start
         try:
-            body = await asyncio.wait_for(self._body(scope, receive), self.limits.seconds)
+            if scope["path"] in ALWAYS:
+                await self.app(scope, _again(b"", receive), noted)
+            else:
+                await self._work(scope, receive, noted)
         except RefusedError as error:
             await _refuse(noted, error)
-        except asyncio.TimeoutError:
-            late = f"the request did not come within {self.limits.seconds:g} s"
-            await _refuse(noted, RefusedError(408, late))
-        else:
-            scope["started"] = start
-            await self.app(scope, _again(body, receive), noted)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
             self.metrics.request(path, status, time.perf_counter() - start)
+
+    async def _work(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One of so many at once."""
+        if self._working >= self.limits.requests:
+            busy = f"{self._working} requests are in work already: ask again later"
+            raise RefusedError(503, busy)
+        self._working += 1
+        try:
+            body = await self._whole(scope, receive)
+            await self.app(scope, _again(body, receive), send)
+        finally:
+            self._working -= 1
+
+    async def _whole(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
+        try:
+            return await asyncio.wait_for(self._body(scope, receive), self.limits.seconds)
+        except asyncio.TimeoutError as error:
+            late = f"the request did not come within {self.limits.seconds:g} s"
+            raise RefusedError(408, late) from error
 
     async def _body(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes:
         most = self.limits.kilobytes * 1024
@@ -99,9 +119,10 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 
 async def _refuse(send: Send, error: RefusedError) -> None:
-    # What is still to come is not read: the connection ends.
+    # What is still to come of a request that is too large or too slow is not read: the connection ends.
     content = json.dumps({"error": str(error)}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close"),
+    then = (b"retry-after", b"1") if error.status == 503 else (b"connection", b"close")
+    headers = [(b"content-type", b"application/json"), then,
                (b"content-length", str(len(content)).encode())]  # fmt: skip
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send(start)

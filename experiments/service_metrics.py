@@ -42,6 +42,7 @@ class ServiceMetrics:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._seconds: dict[str, Histogram] = {}
         self._sizes, self._model_seconds = Histogram(SIZES), Histogram(SECONDS)
+        self._refused = self._late = 0
 
     def request(self, path: str, status: int, seconds: float) -> None:
         """A request was answered; ``path`` must be one of a few."""
@@ -54,6 +55,16 @@ class ServiceMetrics:
         with self._lock:
             self._sizes.add(asks)
             self._model_seconds.add(seconds)
+
+    def connection_refused(self) -> None:
+        """There were too many."""
+        with self._lock:
+            self._refused += 1
+
+    def connection_late(self) -> None:
+        """It was closed because its client took too long."""
+        with self._lock:
+            self._late += 1
 
     def text(self, gauges: Mapping[str, tuple[str, float]]) -> str:
         """All of it.
@@ -75,6 +86,12 @@ class ServiceMetrics:
         yield from self._sizes.lines("llmrec_batch_size")
         yield from _head("llmrec_model_seconds", "histogram", "Seconds of one call of the model.")
         yield from self._model_seconds.lines("llmrec_model_seconds")
+        for name, told, count in (
+            ("refused", "Connections closed as they opened: too many.", self._refused),
+            ("late", "Connections closed in the middle of a request or answer.", self._late),
+        ):
+            yield from _head(f"llmrec_connections_{name}_total", "counter", told)
+            yield f"llmrec_connections_{name}_total {count}"
         for name, (told, value) in gauges.items():
             yield from _head(name, "gauge", told)
             yield f"{name} {value:g}"

@@ -12,6 +12,7 @@ LONGEST_ID = 200  # signs of an id or a title
 LONGEST_REQUEST = 1000  # signs
 MOST_EVENTS = 1000  # of a history, and of what is excluded
 MOST_ASKS = 100  # of one request
+ITEM_TWICE = "items holds an item twice"
 
 
 def _as_text(value: Any) -> str:
@@ -37,14 +38,16 @@ class Asked(_Strict):
     """One list. Items are raw ids, or titles where no id is the same."""
 
     user: UserId | None = Field(None, description="the user's id in the data")
-    history: Events | None = Field(
-        None, description="items, oldest first, in place of the user's own; without a user nobody's"
-    )
+    history: list[Item] | None = Field(
+        None, min_length=1, max_length=MOST_EVENTS,
+        description="items, oldest first, in place of the user's own; without a user nobody's",
+    )  # fmt: skip
     k: int = Field(10, ge=1, le=MOST, description="items of the list")
     exclude: Events = Field([], description="items that are not wanted, besides the history's")
     items: list[Item] | None = Field(
-        None, min_length=1, max_length=MOST, description="rank these alone"
-    )
+        None, min_length=1, max_length=MOST,
+        description="rank these alone, in the history or not: keep_seen changes nothing",
+    )  # fmt: skip
     request: str = Field(
         "", max_length=LONGEST_REQUEST,
         description="what is looked for, in words, for methods that read them",
@@ -63,7 +66,7 @@ class Asked(_Strict):
         if self.before_target and self.keep_seen:
             raise ValueError("before_target masks what the evaluation masks: leave keep_seen out")
         if self.items is not None and len(set(self.items)) < len(self.items):
-            raise ValueError("items holds an item twice")
+            raise ValueError(ITEM_TWICE)
         return self
 
 

@@ -146,7 +146,9 @@ def test_an_answer_is_the_models_and_fits_its_description(client: TestClient) ->
      (json.dumps({"history": ["1"] * 1001}), 422, "history: List should have at most 1000 items"),
      (json.dumps({"user": 1, "request": "x" * 1001}), 422, "at most 1000 characters"),
      ('{"user": 1, "items": []}', 422, "items: List should have at least 1"),
+     ('{"history": []}', 422, "history: List should have at least 1"),
      ('{"user": 1, "items": ["2", "2"]}', 422, "items holds an item twice"),
+     ('{"user": 1, "items": ["2", "Alien", "big"]}', 422, "items holds an item twice"),
      ('{"history": ["1"], "before_target": true}', 422, "leave history out"),
      ('{"user": 1, "request": "sad"}', 422, "Model reads no words"),
      ('{"user": "301"}', 404, "films has no user '301'; did you mean '30'"),
@@ -185,6 +187,11 @@ def test_an_ask_of_a_batch_is_named(client: TestClient) -> None:
         ([{"user": 1}, {"user": 1, "k": 0}], 422, "asks[1].k: "),
         ([{"user": 1}, {"user": 999}], 404, "asks[1]: films has no user"),
         ([{"user": 1}, {"user": 2}, {"user": 13}], 422, "asks[2]: user 13 has all"),
+        (
+            [{"user": 1}, {"user": 1, "items": [2, "big"]}],
+            422,
+            "asks[1]: items holds an item twice",
+        ),
         ([{"user": 1}] * 101, 422, "asks: List should have at most 100 items"),
     ):
         told = client.post("/recommend/batch", json={"asks": asks})
@@ -288,6 +295,19 @@ def test_a_full_queue_is_503_and_says_when_to_come_back(model: Model) -> None:
         )
         model.go_on.set()
         assert [f.result().status_code for f in (first, *others)] == [200] * 3
+
+
+def test_a_batch_that_the_queue_never_holds_is_too_large(model: Model) -> None:
+    with served(model, queue=3) as client:
+        until(lambda: client.get("/health").status_code == 200)
+        told = client.post("/recommend/batch", json={"asks": [{"user": 1}] * 4})
+        assert told.status_code == 413
+        assert told.json() == {
+            "error": "asks: there are 4, and the queue holds 3: ask for fewer at once"
+        }
+        assert "Retry-After" not in told.headers
+        told = client.post("/recommend/batch", json={"asks": [{"user": 1}] * 3})
+        assert told.status_code == 200
 
 
 def test_until_the_model_is_loaded_it_is_alive_and_not_ready(model: Model) -> None:
