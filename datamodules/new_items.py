@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 MOST_ITEMS = 10_000
 MOST_BYTES = 64 * 2**20
 _TEXTS = ("item_id", "title", "description", "brand", "image")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can name it, UTF-8 cannot hold it
 
 
 def read_items(path: Path) -> tuple[pl.DataFrame, list[Path | None]]:
@@ -67,6 +69,11 @@ def _item(line: str, where: str) -> dict[str, Any]:
             f"{where} must be an object with item_id and title, and none but {', '.join(sorted(known))}"
         )
     row = {key: value for key, value in found.items() if value is not None}
+    if half := [k for k, v in row.items() if _HALF.search(json.dumps(v, ensure_ascii=False))]:
+        raise DataFormatError(
+            f"{where}: {', '.join(half)} holds half of a surrogate pair (\\ud800 to \\udfff alone), which is "
+            "no character: write both halves, or leave it out"
+        )
     wrong = [key for key in _TEXTS if key in row and not isinstance(row[key], str)]
     listed = row.get("categories", [])
     if not isinstance(listed, list) or not all(isinstance(word, str) for word in listed):

@@ -1,6 +1,6 @@
 """What recommendation lists are like besides right: pure functions of lists, counts and groups.
 
-Legend: R rows of a test, k places of a list, I items, C words that describe items, U users.
+Legend: R rows of a test, k places of a list, I items, C words that describe items, d width, U users.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
-    Floats = NDArray[np.float64]
+    Floats = NDArray[np.floating]
     Ints = NDArray[np.int64]
 
 LEAST = 10  # users of a group that is told
+_BLOCK = 4096  # lists at a time, so that their vectors take little memory
 
 
 def exposure(lists: Ints, items: int) -> Ints:
@@ -95,6 +96,35 @@ def diversity(lists: Ints, words: csr_array) -> float:
         pairs += real
     told = pairs > 0
     return float((total[told] / pairs[told]).mean()) if told.any() else float("nan")
+
+
+def embedding_diversity(lists: Ints, vectors: Floats) -> float:
+    """Mean over lists of the mean of 1 - cosine of their pairs (Ziegler et al., WWW 2005, of embeddings).
+
+    Of n unit vectors v the cosines of all pairs sum to (|sum v|^2 - n) / 2. Pairs with a zero vector do not
+    count, nor do lists without a pair; NaN without any.
+
+    Args:
+        lists: (R, k) item indices, -1 where a list is shorter.
+        vectors: (I, d), zero where an item has no text.
+    """
+    shown, places = np.unique(lists, return_inverse=True)  # (S,) of them, and where they stand
+    places = places.reshape(lists.shape)
+    units = vectors[shown].astype(np.float64)  # (S, d)
+    units[shown < 0] = 0
+    length = np.linalg.norm(units, axis=1)  # (S,)
+    units /= np.where(length > 0, length, 1)[:, None]
+    n = (length > 0)[places].sum(axis=1)  # (R,)
+    places, n = places[n > 1], n[n > 1]
+    if not len(n):
+        return float("nan")
+    sums = np.zeros(len(n))  # |sum v|^2
+    for start in range(0, len(n), _BLOCK):
+        block = places[start : start + _BLOCK]
+        total = sum(units[column] for column in block.T)  # (B, d)
+        sums[start : start + _BLOCK] = (total**2).sum(axis=1)
+    distances = 1 - (sums - n) / (n * (n - 1))
+    return float(np.clip(distances, 0, 2).mean())  # rounding leaves the range
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The columns of ``make beyond``: from scores files, and the prepared data they belong to.
 
-Legend: R rows of a test, k places of a list, I items, C words that describe items, U users.
+Legend: R rows of a test, k places of a list, I items, C words that describe items, d width, U users.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,13 @@ from experiments.intervals import mean_by_row, over_seeds, scores_columns
 from experiments.results import Row
 from experiments.significance import auc_draws
 from experiments.table_text import Line, Sheet, Value
+from experiments.title_vectors import encoder_name, title_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from scipy.sparse import csr_array
 
+    Floats = NDArray[np.floating]
     Ints = NDArray[np.int64]
 
 KEPT = 100  # items of a row that a whole ranking's file keeps
@@ -48,6 +51,9 @@ class Catalogue:
     words: csr_array  # (I, C) of 0 and 1
     described_by: str  # what the words are
     users: pl.DataFrame  # user_id, and gender and age where they are known
+    folder: Path  # prepared
+    vectors: Floats | None = None  # (I, d) of titles
+    without: str = ""  # why there are none
 
 
 def sheet_of(rows: Sequence[Row]) -> Sheet:
@@ -58,7 +64,10 @@ def sheet_of(rows: Sequence[Row]) -> Sheet:
     """
     k = _cutoff()
     data = catalogue_of(rows[0])
-    lines, tied = [], []
+    if k > 1 and not rows[0].labelled:
+        vectors, why = title_vectors(data.folder)
+        data = replace(data, vectors=vectors, without=why)
+    lines, tied, kept = [], [], set[str]()
     for row in rows:
         each = [_of_file(f, data, k) for f in row.scores]
         cells: dict[str, Value | str] = {"seeds": row.seed_count}
@@ -68,17 +77,19 @@ def sheet_of(rows: Sequence[Row]) -> Sheet:
             cells |= _gaps(row, data)
         lines.append(Line(row.label + (" *" if row.older else ""), cells, row.reference))
         listed = any(told is not None for told in each[0].values())
+        kept |= set(each[0]) if listed else set()
         if listed and (share := _cut_in_ties(row.scores[0], k)) >= 0.01:
             tied.append(f"{row.label} {share:.0%}")
     columns = dict.fromkeys(c for line in lines for c in line.cells)
-    shown = [c for c in columns if any(str(line.cells.get(c, "-")) != "-" for line in lines)]
+    kept |= {c for line in lines for c, cell in line.cells.items() if str(cell) != "-"}
+    shown = [c for c in columns if c in kept]
     return Sheet(
         title_of(rows), shown, lines, _remarks(rows, data, tied, any(" gap " in c for c in shown))
     )
 
 
 def _cutoff() -> int:
-    return whole_number("K", os.environ.get("K", "").strip() or "10", 2, KEPT)
+    return whole_number("K", os.environ.get("K", "").strip() or "10", 1, KEPT)
 
 
 def catalogue_of(row: Row) -> Catalogue:
@@ -104,6 +115,7 @@ def catalogue_of(row: Row) -> Catalogue:
         prepared.histories.train_counts()[1:],
         words, described_by,
         users.select(pl.col("user_id").cast(pl.String), *told),
+        folder,
     )  # fmt: skip
 
 
@@ -146,6 +158,7 @@ def _of_file(file: Path, data: Catalogue, k: int) -> dict[str, float | None]:
         beyond.mean_shown(lists, beyond.popularity_percentiles(data.counts)),
         beyond.mean_shown(lists, beyond.information(data.counts)),
         beyond.diversity(lists, data.words),
+        math.nan if data.vectors is None else beyond.embedding_diversity(lists, data.vectors),
     )
     return {n: None if np.isnan(v) else v for n, v in zip(names, told, strict=True)}
 
@@ -153,7 +166,7 @@ def _of_file(file: Path, data: Catalogue, k: int) -> dict[str, float | None]:
 def _heads(data: Catalogue, k: int) -> tuple[str, ...]:
     return (
         f"coverage@{k}", f"Gini@{k}", f"popularity percentile@{k}", f"novelty@{k} (bits)",
-        f"diversity@{k} ({data.described_by})",
+        f"diversity@{k} ({data.described_by})", f"diversity@{k} (text embeddings)",
     )  # fmt: skip
 
 
@@ -296,6 +309,11 @@ def _remarks(rows: Sequence[Row], data: Catalogue, tied: Sequence[str], gaps: bo
             "Coverage and Gini's index are over the whole catalogue; a percentile of 0.5 is a random item's; "
             "novelty is the mean -log2 of an item's share of the training events (one added); diversity the "
             f"mean Jaccard distance of a list's pairs by {data.described_by}."
+        )
+        told.append(
+            data.without
+            or "Diversity (text embeddings) is the mean of 1 - cosine of a list's pairs, by the embeddings "
+            f"of their titles ({encoder_name()})."
         )
         if "top_items" not in scores_columns(rows[0].scores[0]):
             told.append(

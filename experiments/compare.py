@@ -2,9 +2,10 @@
 
 ``python -m experiments.compare [beyond] [NAME[:STAGE] [key=value ...] ...]``; ``beyond`` tells what their
 lists are like besides right. Variables: NAMES (the same words), ARGS (overrides of them all), SEEDS, BASELINE
-(a row of the table; without it the strongest row without a model), K (the cutoff of ``beyond``), FORMAT
-(markdown, latex or csv), OUT (a file to write as well). It reads run folders alone, and ``beyond`` the
-prepared data: nothing is trained, and torch is not imported.
+(a row of the table; without it the strongest row without a model), K (the cutoff of ``beyond``), ENCODER (of
+its titles, see ``title_vectors``), FORMAT (markdown, latex or csv), OUT (a file to write as well). It reads
+run folders alone, and ``beyond`` the prepared data: nothing is trained, and torch is imported by the process
+alone that ``beyond`` starts for sentence embeddings.
 """
 
 from __future__ import annotations

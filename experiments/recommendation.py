@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from experiments.asked import Recommendations, plain_values
 from experiments.command import exit_status
 from experiments.loaded import load
-from experiments.messages import put
+from experiments.messages import put, put_exactly
 from experiments.recommend import Wanted
 from experiments.recommender import Recommender
 from experiments.report import print_table
@@ -66,7 +66,7 @@ def _run(argv: Sequence[str]) -> None:
     found = answer(model, wanted)
     if wanted.format == "json":
         told = plain_values(found, model.name, model.names)
-        put(json.dumps(told, ensure_ascii=False, indent=1))
+        put_exactly(json.dumps(told, ensure_ascii=False, indent=1))
     else:
         show(found, model)
 

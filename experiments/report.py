@@ -17,7 +17,7 @@ from datamodules.versioning import read_json
 from experiments.config import Experiment, header, origin_of
 from experiments.errors import UserError
 from experiments.keys import flatten
-from experiments.messages import short
+from experiments.messages import harmless, short
 
 COLUMNS = (
     "hit@1", "hit@3", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate",
@@ -241,12 +241,12 @@ def plain(value: Any) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Plain cells under column names."""
-    table = Table(title=escape(title), title_justify="left")
+    """Plain cells under column names, made ``harmless``: titles and answers may hold anything."""
+    table = Table(title=escape(harmless(title)), title_justify="left")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*(escape(harmless(cell)) for cell in row))
     open_console().print(table)
 
 

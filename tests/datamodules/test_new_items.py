@@ -45,6 +45,8 @@ def test_they_stand_behind_the_catalogue(tiny_movielens: Path, tmp_path: Path) -
      ([{"item_id": 7, "title": "t"}], "item_id is empty or of another type"),
      ([{"item_id": "a", "title": "t", "categories": "x"}], "categories is empty"),
      ([{"item_id": "a", "title": "t"}, {"item_id": "a", "title": "u"}], "two items of the id 'a'"),
+     (["", {"item_id": "a", "title": "x\ud800"}], "line 2: title holds half of a surrogate pair"),
+     (['{"item_id": "\\udfff", "title": "t", "categories": ["\\ud83d"]}'], "item_id, categories holds"),
      ([{"item_id": "a", "title": "t", "image": "../secret.png"}], "no file beside")],
 )  # fmt: skip
 def test_what_is_no_item_is_told(lines: list[object], words: str, tmp_path: Path) -> None:
@@ -52,6 +54,13 @@ def test_what_is_no_item_is_told(lines: list[object], words: str, tmp_path: Path
     (tmp_path / "in").mkdir()
     with pytest.raises(DataFormatError, match=words):
         read_items(write(tmp_path / "in" / "new.jsonl", *lines))
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    items, _ = read_items(
+        write(tmp_path / "new.jsonl", '{"item_id": "a", "title": "\\ud83d\\ude00"}')
+    )
+    assert items["title"].to_list() == ["\U0001f600"]
 
 
 def test_an_id_of_the_catalogue_is_refused(tiny_movielens: Path, tmp_path: Path) -> None:

@@ -86,6 +86,36 @@ def test_diversity_by_hand() -> None:
     assert math.isnan(beyond.diversity(np.array([[2, -1]]), words))
 
 
+def test_diversity_of_embeddings_by_hand() -> None:
+    """Items: east (twice as long), north, west, no text, north-east."""
+    vectors = np.array([[2, 0], [0, 1], [-1, 0], [0, 0], [1, 1]], np.float32)
+
+    def of(*lists: list[int]) -> float:
+        return beyond.embedding_diversity(np.array(lists), vectors)
+
+    assert of([0, 1]) == 1
+    assert of([0, 2]) == 2
+    assert of([0, 0, 0]) == 0
+    assert of([0, 4]) == pytest.approx(1 - math.sqrt(0.5))
+    # Pairs with the item without a text do not count; lists without a pair do not either.
+    assert of([0, 1, 3]) == 1
+    assert of([0, 1, 2], [0, 2, -1], [1, 3, -1], [1, -1, -1]) == pytest.approx((4 / 3 + 2) / 2)
+    for alone in ([0], [3, 3], [2, -1]):
+        assert math.isnan(of(alone))
+
+
+@given(st.integers(0, 1000), st.integers(2, 6))
+def test_diversity_of_embeddings_is_the_mean_cosine_distance(seed: int, k: int) -> None:
+    distance = pytest.importorskip("scipy.spatial.distance")
+    draw = np.random.default_rng(seed)
+    vectors, lists = draw.normal(size=(9, 3)).astype(np.float32), draw.integers(0, 9, (5, k))
+    expected = np.mean([distance.pdist(vectors[row], "cosine").mean() for row in lists])
+    assert beyond.embedding_diversity(lists, vectors) == pytest.approx(expected, abs=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beyond, "_BLOCK", 2)
+        assert beyond.embedding_diversity(lists, vectors) == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_gap_is_between_groups_that_are_large_enough() -> None:
     stats = pytest.importorskip("scipy.stats")
     a, b, c = [0.1, 0.2, 0.3], [0.4, 0.5, 0.9], [99.0]

