@@ -185,7 +185,7 @@ def samples(folders: Sequence[Path]) -> Html:
         for file in files:
             name = file.name.removeprefix("samples.").removesuffix(".json")
             title = f"{title_of(folder)} {name}" if len(files) > 1 else title_of(folder)
-            cards = [_card(record) for record in read_json(file) or []]
+            cards = [_card(record) for record in read_json(file, list) or []]
             if cards:
                 inside = tag("div", *cards, class_="cards")
                 parts.append(folded(f"{title} ({len(cards)})", inside, opened=not parts))
@@ -292,7 +292,7 @@ def data(folders: Sequence[Path]) -> Html:
 def _manifests(folder: Path) -> list[dict[str, Any]]:
     """Of the data that a stage read: as it wrote them down, else as the cache has them."""
     prepared = _prepared(folder)
-    return read_json(folder / data_report.KEPT) or (
+    return read_json(folder / data_report.KEPT, list) or (
         data_report.manifests(prepared) if prepared else []
     )
 

@@ -55,8 +55,8 @@ def refuse_queued(wanted: Sequence[dict[str, str]]) -> None:
             makers |= dict.fromkeys(filter(None, jobs))
     if makers:
         raise UserError(
-            f"job {', '.join(makers)} waits or runs already and makes the same ({', '.join(wanted[0])}): wait "
-            f"for it, or scancel {' '.join(makers)} first"
+            f"job {', '.join(makers)} waits or runs already and makes the same ({', '.join(wanted[0])}): "
+            f"wait for it, or scancel {' '.join(makers)} first"
         )
 
 
