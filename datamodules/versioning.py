@@ -71,12 +71,13 @@ def place_stats(place: str | Path) -> list[tuple[str, int, int]]:
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns)]
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None where there is none or it is not whole."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The content of a JSON file, or None where there is none, it is not whole or of another kind."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return found if isinstance(found, kind) else None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -171,8 +172,7 @@ def _remembered(file: Path) -> str:
 def _memory() -> dict[str, Any]:
     """Place -> [[size, time, Python], digest], read once and written when the process ends."""
     file = cache_root() / "index" / "code.json"
-    found = read_json(file)
-    memory: dict[str, Any] = found if isinstance(found, dict) else {}
+    memory: dict[str, Any] = read_json(file) or {}
     atexit.register(_keep, file, memory)
     return memory
 

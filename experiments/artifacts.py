@@ -271,10 +271,16 @@ def _folder(spec: dict[str, Any], name: str, key: str) -> Path:
     return runs_root() / (f"{method}.{name}-{key}" if method != name else f"{name}-{key}")
 
 
+def done_mark(folder: Path) -> dict[str, Any] | None:
+    """What ``done.json`` says; None where the stage has not ended, or the mark is damaged."""
+    done: dict[str, Any] = read_json(folder / "done.json") or {}
+    return done if {"sources", "seconds", "finished"} <= done.keys() else None
+
+
 def _state(folder: Path, code: dict[str, str], inputs: dict[str, str]) -> tuple[str, str]:
     if (holder := lock.holder(folder)) is not None:
         return RUNNING, holder
-    done = read_json(folder / "done.json")
+    done = done_mark(folder)
     if done is None:
         if not (folder / "last.ckpt").is_file():
             return MISSING, "never run"
@@ -282,7 +288,7 @@ def _state(folder: Path, code: dict[str, str], inputs: dict[str, str]) -> tuple[
         changed = changed_sources(begun, code)
         note = f" with changed code ({', '.join(changed)})" if changed else ""
         return PARTIAL, f"was cut off: resumes from last.ckpt{note}"
-    changed = changed_sources(done.get("sources", {}), code)
+    changed = changed_sources(done["sources"], code)
     if changed:
         return STALE, f'made by older code ({some_of(changed)}); ARGS="stale=rerun" makes it anew'
     if renewed := _renewed(folder, inputs):
@@ -298,7 +304,7 @@ def _renewed(folder: Path, inputs: dict[str, str]) -> str:
 
 def output_digest(file: Path) -> str | None:
     """Content digest of a finished stage's file, as its ``done.json`` has it."""
-    done = read_json(file.parent / "done.json") or {}
+    done = done_mark(file.parent) or {}
     digest: str | None = done.get("outputs", {}).get(file.name)
     return digest
 
@@ -308,8 +314,8 @@ def _nearest_run(folder: Path, spec: dict[str, Any]) -> str:
     mine = dict(flatten(_comparable(spec)))
     best: tuple[int, str, list[str]] | None = None
     for other in runs_root().glob(f"{folder.name.rpartition('-')[0]}-*/stage.json"):
-        recorded = read_json(other) if other.parent != folder else None
-        theirs = dict(flatten(_comparable(recorded["spec"]))) if recorded else {}
+        recorded = (read_json(other) if other.parent != folder else None) or {}
+        theirs = dict(flatten(_comparable(recorded["spec"]))) if "spec" in recorded else {}
         differs = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if theirs and (best is None or len(differs) < best[0]):
             words = [f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differs]

@@ -215,7 +215,11 @@ def bars(
                 continue
             left = middle + (number - len(series) / 2) * thick
             high, told = y.at(mark[1].value), mark[1]
-            canvas.add(Box(left, min(high, base), thick - 1, abs(base - high), one.colour))
+            # A zero is seen, too: what has no bar at all was not measured.
+            top, tall = (
+                (min(high, base), abs(base - high)) if abs(base - high) > 2 else (base - 2, 2)
+            )
+            canvas.add(Box(left, top, thick - 1, tall, one.colour))
             centre = left + (thick - 1) / 2
             if told.high > told.low:
                 low, top = y.at(max(told.low, y.low)), y.at(min(told.high, y.high))

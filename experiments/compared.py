@@ -198,7 +198,8 @@ def _of_seeds(row: Row, seeds: Sequence[int]) -> Row | None:
 
 def _draws(row: Row) -> bool:
     """Whether a seed changes it: something was trained for it, or its module is given a seed."""
-    specs = [(read_json(f / "stage.json") or {})["spec"] for f in chain(row.scores[0].parent)]
+    jobs = (read_json(f / "stage.json") or {} for f in chain(row.scores[0].parent))
+    specs = [job["spec"] for job in jobs if "spec" in job]
     keys = [key for spec in specs for key, _ in flatten(spec["modules"])]
     return any(s["run"] == "fit" for s in specs) or any(k.endswith(".seed") for k in keys)
 

@@ -70,6 +70,14 @@ def killed(number: int, launch: dict[str, Any] | None) -> str:
     return f"{who} was killed by {name}; the same command resumes{hint}"
 
 
+def left_by(folder: Path | None) -> str:
+    """How a stage that was stopped goes on, as the end of a sentence; nothing of what has no run folder."""
+    if folder is None:
+        return ""
+    saved = (folder / "last.ckpt").is_file()
+    return f"; the same command goes on {'from the last checkpoint' if saved else 'where it stood'}"
+
+
 def missing_package(error: ModuleNotFoundError) -> str | None:
     """Which package is not installed, and which of our extras brings it; None of a module of ours."""
     name = (error.name or "").partition(".")[0]

@@ -19,7 +19,9 @@ from experiments import artifacts, compared, config, costs, seeds
 from experiments import page_sections as sections
 from experiments.command import exit_status, write_whole
 from experiments.compared import Asked
-from experiments.messages import put, short
+from experiments.errors import UserError
+from experiments.intervals import scores_columns
+from experiments.messages import put, say, short
 from experiments.page_html import Html, document, join, tag
 from experiments.results import Row, telling
 
@@ -54,6 +56,9 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
         tables: of each protocol methods, and rows without a model, as ``compared.tables`` has them.
     """
     folders = stages_of(tables)
+    broken = unreadable([row for ours, beside in tables for row in (*ours, *beside)])
+    for line in broken.values():
+        say(line)
     told = {telling(list(one.overrides)) for one in wanted}
     shared = " ".join(*told) if len(told) == 1 else ""  # need not stand in every line
     tables = [([_without(r, shared) for r in ours], beside) for ours, beside in tables]
@@ -61,7 +66,11 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
     for number, (methods, beside) in enumerate(tables, start=1):
         several = f" {number}" if len(tables) > 1 else ""
         title = f"Results{several}: {compared.title_of(methods)}"
-        parts.append((f"results-{number}", title, sections.results(methods, beside)))
+        readable = [r for r in methods if not broken.keys() & set(r.scores)]
+        lost = [broken[f] for r in (*methods, *beside) for f in r.scores if f in broken]
+        warned = join(tag("p", line, class_="warn") for line in lost)
+        shown_results = sections.results(methods, beside, readable)
+        parts.append((f"results-{number}", title, join((warned, shown_results))))
     parts += [
         ("learning", "Learning curves", sections.learning([r for rows, _ in tables for r in rows])),
         ("stages", "Stages: speed, memory and time", sections.health(folders)),
@@ -83,6 +92,18 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
         tag("nav", *links),
         *(tag("section", tag("h2", name), inside, id=anchor) for anchor, name, inside in shown),
     )  # fmt: skip
+
+
+def unreadable(rows: Sequence[Row]) -> dict[Path, str]:
+    """The scores files that are missing or damaged, with a line about each."""
+    found = {}
+    for file in dict.fromkeys(f for row in rows for f in row.scores):
+        try:
+            scores_columns(file)
+        except UserError as error:
+            told = str(error).replace(str(file), f"{file.parent.name}/{file.name}")
+            found[file] = f"{told}; charts that need it are left out"
+    return found
 
 
 def _without(row: Row, overrides: str) -> Row:

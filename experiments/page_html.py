@@ -10,9 +10,9 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --soft: #f4f5f7; --line: #d9dce1; --ink: #1b1e23;
-  --faint: #5c6470; --link: #0b63b0; --mark: #0b6e4f; --warn: #9a4a00; }
+  --faint: #5c6470; --link: #0b63b0; --mark: #0b6e4f; --warn: #9a4a00; --shade: #0004; }
 @media (prefers-color-scheme: dark) { :root { --ground: #15181d; --soft: #1e2229; --line: #3a414c;
-  --ink: #e7e9ec; --faint: #a3abb7; --link: #79b8ff; --mark: #6fd3a9; --warn: #f0b072; }
+  --ink: #e7e9ec; --faint: #a3abb7; --link: #79b8ff; --mark: #6fd3a9; --warn: #f0b072; --shade: #fff5; }
   .chart svg { filter: invert(.915) hue-rotate(180deg); } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 76rem; padding: 1rem 1.25rem 4rem; background: var(--ground);
@@ -23,7 +23,13 @@ h3 { font-size: 1.02rem; margin: 1.4rem 0 .4rem; overflow-wrap: anywhere; }
 p { margin: .4rem 0; max-width: 62rem; } .faint { color: var(--faint); font-size: .9rem; }
 nav { margin: .8rem 0; display: flex; flex-wrap: wrap; gap: .3rem 1rem; } a { color: var(--link); }
 code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; margin: .5rem 0;
+  scrollbar-width: thin; background:  /* a shadow at the right, until the end is reached */
+  linear-gradient(to left, var(--ground) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / 1.2rem 100% no-repeat scroll; }
+@media (max-width: 48rem) { .scroll:has(> .numbers)::before { content: "more columns to the right →";
+  position: sticky; left: 0; display: inline-block; padding: .2rem .6rem; color: var(--faint);
+  font-size: .8rem; } }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 tbody:last-child tr:last-child > * { border-bottom: 0; }
@@ -35,7 +41,7 @@ thead th, tbody.group th[colspan] { background: var(--soft); white-space: nowrap
 .numbers thead th:first-child { background: var(--soft); }
 tbody.group th[colspan] > span { position: sticky; left: .6rem; } .plain td { color: var(--faint); }
 .plain td:first-child { font-style: italic; }
-.chart { overflow-x: auto; } .chart svg { display: block; max-width: 100%; height: auto; min-width: 34rem; }
+.chart svg { display: block; max-width: 100%; height: auto; }
 .charts { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); }
 .charts > * { min-width: 0; }
@@ -67,6 +73,11 @@ class Html(str):
 def text(value: object) -> Html:
     """Data as markup."""
     return value if isinstance(value, Html) else Html(escape(str(value)))
+
+
+def breakable(words: str) -> Html:
+    """A name that may go on in the next line behind its slashes and underscores."""
+    return Html(escape(words).replace("/", "/<wbr>").replace("_", "_<wbr>"))
 
 
 def tag(name: str, *children: object, **attributes: str) -> Html:

@@ -16,7 +16,7 @@ from experiments.canvas import Canvas
 from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
 from experiments.keys import flatten
-from experiments.page_html import Html, folded, framed, image, join, table, tag
+from experiments.page_html import Html, breakable, folded, framed, image, join, table, tag
 from experiments.report import plain
 from experiments.results import Row
 
@@ -27,12 +27,12 @@ _WORDS = 1_200  # letters of one
 # Results ------------------------------------------------------------------------------------------------
 
 
-def results(methods: Sequence[Row], beside: Sequence[Row]) -> Html:
-    """The table of a protocol, its charts and what it was measured by."""
+def results(methods: Sequence[Row], beside: Sequence[Row], readable: Sequence[Row]) -> Html:
+    """The table of a protocol, its charts (of scores: of ``readable``) and what it was measured by."""
     rows = [*methods, *beside]
     parts: list[object] = [result_table(rows), *_remarks(rows)]
     canvases = [c for name, c in plots.drawn(rows) if not name.startswith("learning")]
-    told = _crossover(methods)
+    told = _crossover(readable)
     canvases += [told] if isinstance(told, Canvas) else []
     parts.append(tag("div", *map(chart, canvases), class_="charts"))
     if isinstance(told, str):
@@ -56,7 +56,7 @@ def result_table(rows: Sequence[Row]) -> Html:
         lines = [
             tag(
                 "tr",
-                tag("td", row.label + (" *" if row.older else "")),
+                tag("td", breakable(row.label + (" *" if row.older else ""))),
                 tag("td", f"{compared.value_of(row, f'{group}/n').value or 0:,.0f}"),
                 tag("td", row.seed_count),
                 *(tag("td", str(compared.value_of(row, f"{group}/{c}"))) for c in columns),
@@ -84,7 +84,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[Html]:
 
 def _crossover(methods: Sequence[Row]) -> Canvas | str | None:
     """hit@1 by the target's training events, of methods that rank; or why there is none."""
-    if methods[0].labelled or "all/hit@1" not in methods[0].values:
+    if not methods or methods[0].labelled or "all/hit@1" not in methods[0].values:
         return None
     from experiments import crossover  # torch and scipy are slow to import
 
@@ -185,7 +185,7 @@ def samples(folders: Sequence[Path]) -> Html:
         for file in files:
             name = file.name.removeprefix("samples.").removesuffix(".json")
             title = f"{title_of(folder)} {name}" if len(files) > 1 else title_of(folder)
-            cards = [_card(record) for record in read_json(file) or []]
+            cards = [_card(record) for record in read_json(file, list) or []]
             if cards:
                 inside = tag("div", *cards, class_="cards")
                 parts.append(folded(f"{title} ({len(cards)})", inside, opened=not parts))
@@ -292,7 +292,7 @@ def data(folders: Sequence[Path]) -> Html:
 def _manifests(folder: Path) -> list[dict[str, Any]]:
     """Of the data that a stage read: as it wrote them down, else as the cache has them."""
     prepared = _prepared(folder)
-    return read_json(folder / data_report.KEPT) or (
+    return read_json(folder / data_report.KEPT, list) or (
         data_report.manifests(prepared) if prepared else []
     )
 

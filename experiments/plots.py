@@ -198,7 +198,7 @@ def _curve(log: pl.DataFrame, name: str) -> list[Mark]:
 def _reliability(row: Row) -> list[dict[str, float]]:
     """The bins of a row's first seed, where its scores are log-odds."""
     name = compared.name_in_file(row)
-    return read_json(row.scores[0].with_name(f"reliability.{name}.json")) or []
+    return read_json(row.scores[0].with_name(f"reliability.{name}.json"), list) or []
 
 
 def reliability(curves: Sequence[tuple[Row, list[dict[str, float]]]]) -> Canvas:

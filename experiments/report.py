@@ -76,7 +76,12 @@ def measured(experiment: Experiment, stages: Sequence[Any]) -> Iterator[Measured
     """The rows of every test stage that has been run."""
     for stage in stages:
         metrics = (read_json(stage.folder / "metrics.json") if stage.folder else None) or {}
-        if not metrics and stage.done and stage.folder and stage.spec.get("run") == "test":
+        if (
+            not metrics.get("rows")
+            and stage.done
+            and stage.folder
+            and stage.spec.get("run") == "test"
+        ):
             raise UserError(
                 f"{short(stage.folder)}/metrics.json is missing or damaged: delete that folder, and the same "
                 "command tests anew"

@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.versioning import read_json
 from experiments import config
-from experiments.artifacts import PlannedStage
+from experiments.artifacts import PlannedStage, done_mark
 from experiments.command import write_whole
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
@@ -130,8 +130,8 @@ def collect(runs: Path) -> Iterator[Row]:
     merged = {}
     for file in sorted(runs.glob("*/metrics.json")):
         folder, metrics = file.parent, read_json(file)
-        done, job = read_json(folder / "done.json"), read_json(folder / "stage.json")
-        if not (done and job and metrics):
+        done, job = done_mark(folder), read_json(folder / "stage.json")
+        if not (done and job and metrics and "rows" in metrics and "spec" in job):
             continue
         reference = len(job["spec"]["modules"]) > 1
         for name in metrics["rows"]:

@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
     except Stopped:
         messages.say("stopped as asked; the same command goes on where it stood")
         return stop_request.STATUS
-    except KeyboardInterrupt:
-        messages.say("stopped; the same command goes on from the last checkpoint")
+    except KeyboardInterrupt as error:
+        messages.say("".join(["stopped", *error.args]))
         return 130
 
 
@@ -176,11 +176,11 @@ def run_stage(
         UserError: another process holds the folder, or the stage failed.
     """
     assert stage.folder is not None
-    before = read_json(stage.folder / "done.json")
+    before = artifacts.done_mark(stage.folder)
     with lock.hold(stage.folder, wait=trial_driver.waits(os.environ)) as taken_over:
         for message in taken_over:
             messages.say(f"  {message}")
-        if (now := read_json(stage.folder / "done.json")) is not None:
+        if (now := artifacts.done_mark(stage.folder)) is not None:
             if not rerun_stale or now != before:
                 return  # another driver finished it while this one waited to start
             # In this order: a kill in between leaves a stage that is resumed, never one without weights.
@@ -247,10 +247,8 @@ def _job(experiment: config.Experiment, stage: PlannedStage) -> dict[str, Any]:
 def _begun_with(stage: PlannedStage) -> dict[str, str]:
     """The sources that the result will be marked with: for a resumed stage, those it began with."""
     begun = read_json(stage.folder / "stage.json") if stage.folder else None
-    if stage.state == PARTIAL and begun:
-        sources: dict[str, str] = begun["sources"]
-        return sources
-    return stage.sources
+    sources: dict[str, str] = (begun or {}).get("sources", stage.sources)
+    return sources if stage.state == PARTIAL else stage.sources
 
 
 def in_process(
@@ -276,12 +274,12 @@ def in_process(
             status = child.wait()
     except KeyboardInterrupt:  # Ctrl-C reached the child too; SIGTERM reached only us
         _stop(child)
-        raise
+        raise KeyboardInterrupt(faults.left_by(folder)) from None
     marked = _taken(folder / stop_request.MARK) if folder else False
     if status == stop_request.STATUS or (status not in (0, 2) and (marked or stop_request.asked())):
         raise Stopped
     if status == 130:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(faults.left_by(folder))
     if status == 2 or (status and folder and _taken(folder / launchers.REFUSED)):
         raise SystemExit(2)  # it has said what is wrong
     if status < 0 or status > 128:  # srun tells of a task's signal like a shell

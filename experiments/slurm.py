@@ -19,7 +19,7 @@ from pathlib import Path
 from callbacks import stop_request
 from datamodules.sources import cache_root
 from datamodules.versioning import value_digest
-from experiments import artifacts, baseline, config, messages, seeds, trial_driver
+from experiments import artifacts, baseline, config, messages, seeds, slurm_queue, trial_driver
 from experiments.command import switched
 from experiments.errors import UserError
 from experiments.launchers import SRUN
@@ -278,18 +278,25 @@ def main(argv: Sequence[str]) -> int:
             [place, again, overrides, each, vars(asked), experiment.config["slurm"]]
         )
         folder = artifacts.runs_root().resolve() / "slurm" / f"{place}-{made}"
+        load = [config.load(experiment.name, [*overrides, f"seed={seed}"]) for seed in each]
         if switched("CHAIN"):
             from experiments import slurm_chain  # it builds on this module
 
-            load = (config.load(experiment.name, [*overrides, f"seed={seed}"]) for seed in each)
-            return slurm_chain.submit(asked, list(load) or [experiment], folder, again)
-        job = hand_in(script(asked, experiment, each, folder, again), folder)
+            return slurm_chain.submit(asked, load or [experiment], folder, again)
+        text = script(asked, experiment, each, folder, again)
+        left: list[dict[str, str]] = []
+        if not switched("DRY"):
+            left = [slurm_queue.missing(one, bool(again)) for one in load or [experiment]]
+            slurm_queue.refuse_queued(left)
+        if not (job := hand_in(text, folder)):
+            return 0
+        messages.put(job)
+        tasks = [f"{job}_{seed}" for seed in each] or [job]
+        for task, stages in zip(tasks, left, strict=True):
+            slurm_queue.note_free(stages.values(), task, job_name(experiment))
     except UserError as error:
         messages.print_error(error)
         return 2
-    if not job:
-        return 0
-    messages.put(job)
     log = f"{job}_SEED.log" if each else f"{job}.log"
     messages.say(
         f"submitted as job {job}: {messages.short(folder / 'job.sh')}, log {messages.short(folder / log)}"

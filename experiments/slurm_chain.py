@@ -9,15 +9,14 @@ cancelled, instead of waiting for ever; the same command then submits what is mi
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.sources import cache_root
-from datamodules.versioning import read_json, value_digest, write_json
-from experiments import artifacts, baseline, config, messages, slurm, slurm_submit
+from datamodules.versioning import value_digest
+from experiments import artifacts, baseline, config, messages, slurm, slurm_queue, slurm_submit
 from experiments.artifacts import RUNNING, STALE, PlannedStage
 from experiments.command import switched
 from experiments.errors import UserError
@@ -99,13 +98,13 @@ def planned(
         slurm.launch_words(asked, experiment)  # refuses what cannot be
         suffix = f".seed{experiment.config['seed']}" if len(experiments) > 1 else ""
         stages = artifacts.plan(experiment, cache_root())
-        marks = _marks(stages)
+        marks = slurm_queue.marks(stages)
         for stage in stages:
             before = stages_before(experiment.stages[stage.name])
             waits = [marks[s] for s in sorted(before) if marks[s] in jobs]
             if stage.done and not (again and (waits or stage.state == STALE)):
                 continue
-            number = _queued(marks[stage.name], experiment, stage.name)
+            number = slurm_queue.queued(marks[stage.name])
             if stage.state == RUNNING and number is None:
                 raise UserError(
                     f"{stage.folder} is {stage.why}; wait for it, or stop it and run again"
@@ -122,18 +121,6 @@ def planned(
     return jobs
 
 
-def _marks(stages: Sequence[PlannedStage]) -> dict[str, str]:
-    """What each stage makes, whether its data are prepared or not: its key without their content."""
-    found: dict[str, str] = {}
-    for stage in stages:
-        parts = {arg: str(source).partition("/") for arg, source in stage.spec["inputs"].items()}
-        inputs = {
-            arg: f"{found.get(before, before)}/{file}" for arg, (before, _, file) in parts.items()
-        }
-        found[stage.name] = artifacts.stage_key(stage.spec, "", inputs)
-    return found
-
-
 def _preparing(
     jobs: dict[str, Job], stage: PlannedStage, asked: Request, experiment: config.Experiment
 ) -> str:
@@ -141,7 +128,7 @@ def _preparing(
     mark = value_digest([DATA, artifacts.data_key(stage.spec["data"])])
     file = f"{DATA}{sum(job.name == DATA for job in jobs.values()) or ''}"
     alone = replace(asked, gpus=0, nodes=1, tasks=1)
-    number = _queued(mark, experiment, DATA)
+    number = slurm_queue.queued(mark)
     jobs.setdefault(mark, Job(DATA, alone, experiment, (), file, number))
     return mark
 
@@ -170,10 +157,9 @@ def _options(numbers: Sequence[str]) -> list[str]:
 
 def _hand_in(jobs: dict[str, Job], scripts: dict[str, str], folder: Path) -> None:
     """Ask for all new jobs before the first is queued, submit them, and tell which wait for which."""
-    folder.mkdir(parents=True, exist_ok=True)
     for mark, text in scripts.items():
         file = folder / f"{jobs[mark].file}.sh"
-        file.write_text(text, encoding="utf-8")
+        slurm_submit.write(file, text)
         slurm_submit.submit(file, steps=["--test-only"])
     numbers: dict[str, str] = {}
     for mark, job in jobs.items():
@@ -186,26 +172,7 @@ def _hand_in(jobs: dict[str, Job], scripts: dict[str, str], folder: Path) -> Non
         numbers[mark] = slurm_submit.submit(
             folder / f"{job.file}.sh", *options, steps=["--parsable"]
         )
-        note = {"job": numbers[mark], "name": slurm.job_name(job.experiment, job.name)}
-        write_json(_noted(mark), note)
         messages.put(numbers[mark])
         behind = f" behind {', '.join(waits)}" if waits else ""
         messages.say(f"  {job.file}: job {numbers[mark]}{behind}")
-
-
-def _noted(mark: str) -> Path:
-    """Where the number of the job is kept that makes something."""
-    return artifacts.runs_root() / "slurm" / "chained" / f"{mark}.json"
-
-
-def _queued(mark: str, experiment: config.Experiment, name: str) -> str | None:
-    """The number of the job that makes it, if that waits or runs."""
-    note = read_json(_noted(mark))
-    if note is None:
-        return None
-    words = ["squeue", "--noheader", f"--jobs={note['job']}", "--format=%j"]
-    try:
-        told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-    except OSError:  # a dry run where there is no Slurm
-        return None
-    return str(note["job"]) if slurm.job_name(experiment, name) in told.split() else None
+        slurm_queue.note(mark, numbers[mark], slurm.job_name(job.experiment, job.name))

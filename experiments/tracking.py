@@ -105,7 +105,7 @@ def _tables(
             (*name.split("/"), _number(value), _number(1.96 * error))
             for name, (value, error) in results.items()
         ])  # fmt: skip
-    samples = read_json(folder / f"samples.{row}.json") or []
+    samples = read_json(folder / f"samples.{row}.json", list) or []
     if samples:
         yield "samples", ((*SHOWN, "items", "picture"), [_sample(one) for one in samples])
     file = folder / "predictions.parquet"
@@ -149,7 +149,7 @@ def _charts(folder: Path, job: dict[str, Any], row: str) -> Iterator[tuple[str, 
         canvas = plots.learning_chart(job["label"], {folder: job["spec"]["seed"]})
         if canvas is not None:
             yield "plots/learning", canvas.png()
-    if bins := read_json(folder / f"reliability.{row}.json"):
+    if bins := read_json(folder / f"reliability.{row}.json", list):
         yield (
             "plots/reliability",
             plots.reliability_chart([(job["label"], bins, plots.COLOURS[0])]).png(),
@@ -182,4 +182,4 @@ def _crossover(
 
 
 def _manifests(folder: Path) -> list[dict[str, Any]]:
-    return read_json(folder / data_report.KEPT) or []
+    return read_json(folder / data_report.KEPT, list) or []

@@ -104,6 +104,24 @@ def test_other_inputs_rename_what_reads_them(planned: Callable[..., dict[str, An
     assert renamed(planned(), last) == {"evaluate"}
 
 
+@pytest.mark.parametrize("mark", ["[1,2]", "{}", '{"sources": {'])
+def test_a_damaged_mark_of_the_end_is_none(
+    planned: Callable[..., dict[str, Any]], mark: str
+) -> None:
+    train = planned()["train"]
+    finish(train)
+    (train.folder / "done.json").write_text(mark)
+    assert planned()["train"].state == "missing"
+    (train.folder / "last.ckpt").write_bytes(b"")
+    (train.folder / "stage.json").write_text(mark)  # what it began with is unknown: nothing changed
+    cut = planned()["train"]
+    assert (cut.state, cut.why) == ("partial", "was cut off: resumes from last.ckpt")
+    # Nor is it the nearest run of another one.
+    other = planned("++stages.train.module.dropout=0.4")["train"]
+    assert (other.state, other.why) == ("missing", "never run")
+    assert artifacts.output_digest(train.folder / "best.ckpt") is None
+
+
 def shuffled(tree: Any, draw: random.Random) -> Any:
     if isinstance(tree, list):
         return [shuffled(v, draw) for v in tree]

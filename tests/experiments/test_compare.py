@@ -18,7 +18,7 @@ import pytest
 
 from experiments import charts, compare, compared, costs, plots
 from experiments.artifacts import PlannedStage
-from experiments.canvas import Canvas, Dot
+from experiments.canvas import Box, Canvas, Dot
 from experiments.compared import Asked
 from experiments.errors import UserError
 from experiments.intervals import Interval
@@ -369,6 +369,18 @@ def test_marks_lie_where_their_axes_say() -> None:
     assert (dot.x, dot.y) == pytest.approx((100, 50))
     assert [x.told(t) for t in x.ticks] == ["1", "10", "100", "1,000"]
     assert [y.told(t) for t in y.ticks] == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5"]
+
+
+def test_a_bar_of_height_zero_is_seen_and_one_that_was_not_measured_is_not() -> None:
+    canvas, (span,) = charts.sheet("t", [])
+    y = charts.placed(charts.linear("y", [1.0]), span)
+    marks: list[charts.Mark | None] = [(0.0, Interval(v, v, v)) for v in (0.0, 0.5)]
+    series = [charts.Series("a", [*marks, None], "#123456")]
+    charts.bars(canvas, series, [("p", ""), ("q", ""), ("r", "")], y)
+    boxes = [s for s in canvas.shapes if isinstance(s, Box)]
+    assert [(b.y + b.height, b.height) for b in boxes] == [
+        (y.at(0), 2), (y.at(0), pytest.approx(y.at(0) - y.at(0.5)))
+    ]  # fmt: skip
 
 
 def test_the_picture_has_what_the_text_has(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from safetensors.torch import save_file
 
 from callbacks.nonfinite import _built
 from datamodules.types import TokenBatch
-from experiments import replay
+from experiments import replay, replay_step
 from experiments.errors import UserError
+from tests.conftest import REPO
 
 
 @dataclasses.dataclass
@@ -25,7 +28,7 @@ class Foreign:
 def again(value: Any) -> Any:
     tensors: dict[str, torch.Tensor] = {}
     node = json.loads(json.dumps(_built("batch", value, tensors)))
-    return replay.rebuilt(node, tensors)
+    return replay_step.rebuilt(node, tensors)
 
 
 def test_a_batch_is_what_it_was() -> None:
@@ -46,9 +49,25 @@ def test_what_is_not_ours_or_was_not_kept_is_refused() -> None:
     with pytest.raises(UserError, match="which is no batch of ours"):
         again(Foreign(torch.ones(1)))
     with pytest.raises(UserError, match="which is no batch of ours"):
-        replay.rebuilt({"type": "experiments.stage.main", "fields": {}}, {})
+        replay_step.rebuilt({"type": "experiments.stage.main", "fields": {}}, {})
     with pytest.raises(UserError, match=r"holds .*object.* could not be kept"):
         again([object()])
+
+
+def test_a_wrong_path_is_told_without_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "import sys; from experiments import replay; told = replay.main([sys.argv[1]]); "
+    words += "sys.exit(9 if 'torch' in sys.modules else told)"
+    done = subprocess.run(
+        [sys.executable, "-c", words, str(tmp_path / "nothere")],
+        cwd=REPO, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "nothere' is no batch that a run has kept" in done.stderr
+    monkeypatch.setenv("BATCH", " ")
+    assert replay.main([]) == 2
+    assert capsys.readouterr().err.startswith("error: BATCH is missing: give the nonfinite.")
 
 
 def test_files_that_are_no_kept_batch_are_refused(

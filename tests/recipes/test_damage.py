@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments import significance
+from experiments import page, results, significance
 from experiments.errors import UserError
 from experiments.intervals import scores_columns
 from tests.recipes.conftest import EXPERIMENT, Finished
@@ -56,10 +56,23 @@ def test_a_note_of_the_end_that_was_cut_is_written_anew(
     assert copied.json("train", "done.json")["results"] == before["results"]
 
 
-def test_scores_that_were_cut_are_named(copied: Finished) -> None:
+def test_scores_that_were_cut_are_named(
+    copied: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
     (scores,) = copied.folder("evaluate").glob("scores.*.parquet")
     assert "above" in scores_columns(scores)
     cut(scores)
     for read in (lambda: significance.compare([scores], [scores]), lambda: scores_columns(scores)):
         with pytest.raises(UserError, match=r"cannot be read .*: delete its folder"):
             read()
+    # A report has its tables without them, and says what it lacks.
+    (row,) = (r for r in results.collect(copied.runs) if not r.reference)
+    html = page.made([], [([row], [])])
+    (line,) = page.unreadable([row]).values()
+    assert line.startswith(f"{scores.parent.name}/{scores.name} cannot be read")
+    assert line.endswith(
+        "delete its folder, and make exp tests anew; charts that need it are left out"
+    )
+    assert f"{line}\n" in capsys.readouterr().err
+    assert html.count(f'<p class="warn">{line}</p>') == 1
+    assert "ndcg@10" in html

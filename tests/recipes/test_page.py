@@ -152,6 +152,10 @@ def test_nothing_is_wider_than_a_phone(browser: Any) -> None:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         wide = "return document.documentElement.scrollWidth"
         assert browser.execute_script(wide) <= 390
+        cut = "return [...document.querySelectorAll('.chart')].filter(c => c.scrollWidth > c.clientWidth)"
+        assert browser.execute_script(cut) == []
+        hint = "return getComputedStyle(document.querySelector('.scroll'), '::before').content"
+        assert "more columns to the right" in browser.execute_script(hint)
         ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
         red = int(ground.removeprefix("rgb(").partition(",")[0])
         assert (red > 200) == (scheme == "light")

@@ -140,6 +140,9 @@ def test_what_the_cluster_cannot_give_is_refused_at_once(here: Cluster, fitted: 
         done = ask(here, *fitted, **asked)
         assert done.returncode == 2
         assert "sbatch refused" in done.stderr
+    long = ask(here, *fitted, GPUS="1", TIME="1:00:01")
+    assert long.returncode == 2, "the partition gives 60 minutes"
+    assert "TIME=1:00:01 is more than the partition allows (main gives 1:00:00" in long.stderr
     dry = ask(here, *fitted, DRY="1")
     assert dry.stdout.startswith("#!/bin/bash")
     assert here.ask("squeue", "-h") == ""
@@ -151,6 +154,9 @@ def test_one_node_two_ranks_cancelled_and_submitted_again(
     words = [*fitted, *watch(tmp_path / "seen")]
     first = submit(here, *words, GPUS="2")
     assert wait_until((tmp_path / "seen" / "note").exists, 120), log(runs, first)
+    twice = ask(here, *words, GPUS="1", TIME="15")
+    assert twice.returncode == 2
+    assert f"job {first} waits or runs already" in twice.stderr
     here.ask("scancel", first)
     assert here.ended(first, 60) == "CANCELLED"
     trained = folder(runs, "sasrec.train")
@@ -278,6 +284,8 @@ def test_seeds_are_an_array_that_shares_what_no_seed_changes(
     own = tmp_path / "runs"
     words = [*tiny, "~stages.evaluate", "++stages.train.trainer.max_epochs=1"]
     job = submit(here, *words, GPUS="0", SEEDS="2", LLMREC_RUNS=str(own))
+    alone = ask(here, *words, "seed=1", GPUS="0", TIME="20", LLMREC_RUNS=str(own))
+    assert f"job {job}_1 waits or runs already" in alone.stderr
     for seed in (0, 1):
         assert here.ended(f"{job}_{seed}", 240) == "COMPLETED", log(own, job)
     specs = [json.loads((f / "stage.json").read_text())["spec"] for f in own.glob("sasrec.train-*")]
