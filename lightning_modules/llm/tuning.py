@@ -218,7 +218,16 @@ class LanguageModelModule(StageModule):
         """What a method trains beside the language model: made when that is there, before any weights are."""
 
     def checkpoint_activations(self) -> None:
-        """Recompute each layer in the backward pass, once the model is loaded."""
+        """Recompute each layer in the backward pass, once the model is loaded.
+
+        Raises:
+            ModelError: the adapter is ``prefix``, whose keys and values reach no layer that is recomputed.
+        """
+        if self.adapter.method == "prefix":
+            raise ModelError(
+                "adapter prefix hands keys and values to layers, which recomputed layers do not take: set "
+                "launch.activation_checkpointing=false, or take module.adapter.method=prompt or lora"
+            )
         self.recomputes = True
 
     def remarks(self) -> list[str]:
