@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from datamodules.sources import DataSourceError
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.masks import refuse_prefix
 from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
-from lightning_modules.llm.targets import last_name, linear_paths
+from lightning_modules.llm.targets import ia3_paths, linear_paths
 
 __all__ = [
     "AdapterSpec",
@@ -31,9 +32,6 @@ __all__ = [
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _LORA = ("lora", "rslora", "dora")
-# (IA)3 scales keys, values and what enters the second feed-forward layer; that layer's usual names.
-_IA3_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h")
-_IA3 = ("k_proj", "v_proj", "query_key_value", *_IA3_FEEDFORWARD)
 
 
 def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
@@ -49,7 +47,8 @@ def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
         training mode (its dropout works), what is frozen in eval mode.
 
     Raises:
-        ModelError: a target names no layer, or a quantized model is to be trained in full.
+        ModelError: a target names no layer, a method's own layers are not there, a quantized model is to be
+            trained in full, or see ``refuse_prefix``.
     """
     model.requires_grad_(False)
     if spec.method == "none":
@@ -79,6 +78,12 @@ def adds_embeddings(model: Any) -> bool:
     """Whether an adapter of a model is trained vectors before the text (prompt tuning)."""
     settings = getattr(model, "active_peft_config", None)
     return settings is not None and settings.peft_type == "PROMPT_TUNING"
+
+
+def adds_tokens(model: Any) -> bool:
+    """Whether an adapter of a model is trained vectors before the text, or keys and values of such."""
+    settings = getattr(model, "active_peft_config", None)
+    return settings is not None and bool(settings.is_prompt_learning)
 
 
 def behind_virtual_tokens(
@@ -117,14 +122,12 @@ def _config(model: Any, spec: AdapterSpec) -> Any:
             use_rslora=spec.method == "rslora", use_dora=spec.method == "dora",
         )  # fmt: skip
     if spec.method == "ia3":
-        everywhere = linear_paths(model)
-        wanted = _IA3 if spec.targets == "all-linear" else spec.targets
-        usual = tuple(n for n in wanted if any(last_name(path) == n for path in everywhere))
-        paths = linear_paths(model, usual if spec.targets == "all-linear" else spec.targets)
+        paths, feedforward = ia3_paths(model, spec.targets)
         return IA3Config(
-            target_modules=paths, task_type="CAUSAL_LM",
-            feedforward_modules=[p for p in paths if last_name(p) in _IA3_FEEDFORWARD],
-        )  # fmt: skip
+            target_modules=paths, task_type="CAUSAL_LM", feedforward_modules=feedforward
+        )
+    if spec.method == "prefix":
+        refuse_prefix(model)
     kind = PromptTuningConfig if spec.method == "prompt" else PrefixTuningConfig
     return kind(num_virtual_tokens=spec.num_virtual_tokens, task_type="CAUSAL_LM")
 
@@ -168,6 +171,7 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
 
     Raises:
         DataSourceError: the folder holds no adapter, or one of other weights than this model's.
+        ModelError: see ``refuse_prefix``.
     """
     from peft import PeftConfig, PeftModel
 
@@ -177,10 +181,15 @@ def load_adapter(model: Any, folder: str | Path, trainable: bool = False) -> Any
             f"{folder} has no {' and no '.join(missing)}: name a folder that save_adapter has written."
         )
     try:
+        config = PeftConfig.from_pretrained(str(folder))
+        if config.peft_type == "PREFIX_TUNING":
+            refuse_prefix(model)
         # PEFT refuses to load prompt and prefix vectors as trainable, and then leaves them so.
-        option = trainable and not PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+        option = trainable and not config.is_prompt_learning
         with _own_randomness():
             adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=option)
+    except ModelError:
+        raise
     except (
         RuntimeError,
         ValueError,

@@ -9,11 +9,14 @@ Legend: B rows, H heads, G heads of keys and values, Q tokens that read, K token
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_modules.errors import ModelError
+from lightning_modules.llm.model_files import first_line
 from lightning_modules.llm.specs import Attention
 
 IN_PRODUCTS = "sdpa_trained_in_products"  # its name in transformers
@@ -33,6 +36,18 @@ def implementation(asked: Attention, device: torch.device, dtype: torch.dtype) -
     AttentionInterface.register(IN_PRODUCTS, trained_in_products)
     AttentionMaskInterface.register(IN_PRODUCTS, sdpa_mask)
     return IN_PRODUCTS
+
+
+def unusable(error: Exception) -> ModelError | None:
+    """What to tell of an error that is no fault of a model's files: a package that is missing; or None."""
+    said = first_line(error).rstrip(".")
+    if re.search("flash.?att", said, re.IGNORECASE):
+        return ModelError(
+            f"llm.attention=flash_attention_2 cannot be had here ({said}): install the package flash-attn on "
+            "a machine with a GPU, or take llm.attention=sdpa"
+        )
+    missing = isinstance(error, ImportError)
+    return ModelError(f"a package is missing ({said}): install it") if missing else None
 
 
 def trained_in_products(

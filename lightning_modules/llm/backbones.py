@@ -18,7 +18,7 @@ import torch
 from datamodules.sources import DataSourceError
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
-from lightning_modules.llm.attention import implementation
+from lightning_modules.llm.attention import implementation, unusable
 from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
@@ -194,7 +194,7 @@ def load_causal_lm(
             model whose own files are quantized needs none, and keeps its own.
 
     Raises:
-        DataSourceError: the files cannot be had or loaded, or lack weights.
+        DataSourceError, ModelError: files or a package cannot be had or loaded, or the files lack weights.
         ValueError: ``spec.quantization`` and ``quantization_config`` do not go together.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -304,10 +304,9 @@ def _loading(folder: Path, device: torch.device | None = None) -> Iterator[None]
             yield
     except torch.OutOfMemoryError:
         raise  # nothing is wrong with the files
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise DataSourceError(
-            f"{folder} cannot be loaded ({first_line(error)}): get the model's files anew."
-        ) from error
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        files = f"{folder} cannot be loaded ({first_line(error)}): get the model's files anew."
+        raise unusable(error) or DataSourceError(files) from error
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.adapters import adds_tokens
 from lightning_modules.llm.attention import TAKE_MASKS
 from lightning_modules.llm.label_scoring import last_columns
 from lightning_modules.llm.masks import attention_mask
@@ -109,8 +110,14 @@ def candidate_log_likelihoods(
         pad: any token id; padding is never read.
 
     Raises:
-        ValueError: an empty prompt or candidate, or attention that takes no mask.
+        ValueError: an empty prompt or candidate.
+        ModelError: attention that takes no mask, or an adapter that stands before the text.
     """
+    if adds_tokens(model):
+        raise ModelError(
+            "candidates are scored behind one prompt, and this adapter puts vectors of its own before it: "
+            "take module.adapter.method=lora"
+        )
     attention = getattr(model.config, "_attn_implementation", "sdpa")
     if attention not in TAKE_MASKS:
         raise ModelError(

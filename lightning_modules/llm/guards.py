@@ -23,7 +23,7 @@ _SETTINGS = {
     "ia3": ("targets",),
     **dict.fromkeys(("prompt", "prefix"), ("num_virtual_tokens",)),
 }
-_SAMPLE = 2**18  # numbers of a weight that a digest is made of
+_SAMPLE = 2**14  # numbers of a weight that a digest is made of, at most
 
 
 def require_same_adapter(path: Path, stored: Mapping[str, Any] | None, own: AdapterSpec) -> None:
@@ -105,19 +105,26 @@ def has_constant_start(spec: AdapterSpec) -> bool:
 
 
 def digests(weights: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """What tells whether the first, the middle and the last of some named weights have moved.
+    """What tells whether some named weights have moved.
 
     Of a large weight every n-th number counts: an optimizer moves them all. Where weights are split over
     devices every rank has to ask.
     """
+    return {name: _digest(weight) for name, weight in weights}
+
+
+def some(weights: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The first, the middle and the last of named weights, of which a training moves all or none."""
     named = list(weights)
     chosen = sorted({0, len(named) // 2, len(named) - 1}) if named else []
-    return {named[i][0]: _digest(named[i][1]) for i in chosen}
+    return [named[i] for i in chosen]
 
 
 def _digest(weight: Tensor) -> str:
     flat = whole(weight.detach()).reshape(-1)
-    sample = flat[:: max(1, -(-flat.numel() // _SAMPLE))].contiguous()
+    # An odd step: one that divides a row's length would look at the same columns of all rows.
+    step = -(-flat.numel() // _SAMPLE) | 1
+    sample = flat[::step].contiguous()
     return hashlib.sha256(sample.view(torch.uint8).cpu().numpy().tobytes()).hexdigest()
 
 

@@ -60,7 +60,7 @@ class InstructionTokens:
         layout = answered(self.tokenizer, self.chat_template, "i", "x", "o")
         bare = answered(self.tokenizer, self.chat_template, "i", "", "o")
         asked = f"{self.name} {self.limit} {LEAST_ANSWER} {layout} {bare}"
-        kept = kept_arrays(hashlib.sha256(asked.encode()).hexdigest()[:32], self._made)
+        kept = kept_arrays(hashlib.sha256(asked.encode()).hexdigest(), self._made)
         self.cut = Cut(*(int(n) for n in kept["cut"]))
         return kept
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import date
 from functools import lru_cache
 from typing import Any
 
@@ -18,6 +19,33 @@ _WITHOUT_INPUT = (
 
 _INPUT = "### Input:\n"
 _SHOWN = _INPUT + "{input}\n\n### Response:\n{answer}\n\n"
+
+# Some templates (Llama-3's, SmolLM3's) write today's date: it is always this one, which Llama-3's fall back to.
+_DAY = date(2024, 7, 26)
+# The templates' clock, as a macro of their own, which wins: transformers hands no functions to them.
+_CODES = (
+    "a",
+    "A",
+    "b",
+    "B",
+    "d",
+    "-d",
+    "e",
+    "m",
+    "-m",
+    "y",
+    "Y",
+    "F",
+    "j",
+    "H",
+    "I",
+    "M",
+    "S",
+    "p",
+)
+_CLOCK = "{%- macro strftime_now(format) -%}{{ format"
+_CLOCK += "".join(f"|replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in _CODES)
+_CLOCK += " }}{%- endmacro %}{{ '' }}"
 
 
 def alpaca(instruction: str, input_text: str = "") -> str:
@@ -36,13 +64,18 @@ def _in_turns(tokenizer: Any, messages: Sequence[dict[str, str]], asks: bool) ->
     """Messages in the tokenizer's chat template; with ``asks`` up to where an answer begins.
 
     Models that could think before they answer (Qwen3) are told not to: the answer is read or trained right
-    behind the prompt. Templates that do not know the word pass over it.
+    behind the prompt. Templates that do not know the word pass over it. The same messages are the same text
+    on any day.
     """
+    template = getattr(tokenizer, "chat_template", None)
+    reads_clock = isinstance(template, str) and "strftime_now" in template
     text: str = tokenizer.apply_chat_template(
         _as_taken(tokenizer, messages),
         tokenize=False,
         add_generation_prompt=asks,
         enable_thinking=False,
+        date_string=_DAY.strftime("%d %b %Y"),
+        **({"chat_template": _CLOCK + str(template)} if reads_clock else {}),
     )
     return text
 

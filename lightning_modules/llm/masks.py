@@ -27,6 +27,22 @@ def layer_windows(model: Any) -> dict[str, int | None] | None:
     return {kind: sees[kind] for kind in sorted(kinds)} if kinds <= set(sees) else None
 
 
+def refuse_prefix(model: Any) -> None:
+    """Refuse prefix tuning of a model whose layers see a part of the text only.
+
+    PEFT leaves masks to transformers there, which count a window in columns, padding included.
+
+    Raises:
+        ModelError: a layer of the model has a window.
+    """
+    windows = layer_windows(model)
+    if windows is None or any(windows.values()):
+        raise ModelError(
+            "adapter prefix does not fit a language model whose layers see a window of the newest tokens: "
+            "a row's scores would depend on the rows beside it; take module.adapter.method=prompt or lora"
+        )
+
+
 def attention_mask(
     model: Any, seen: Tensor, reader: Tensor, read: Tensor
 ) -> Tensor | dict[str, Tensor]:

@@ -235,7 +235,8 @@ class AdapterSpec:
         alpha: LoRA's update is scaled by alpha / r.
         dropout: of what goes into LoRA's A.
         targets: ``all-linear``, or the last names of the layers that are adapted (``[q_proj, v_proj]``). For
-            ``ia3``, ``all-linear`` means the paper's choice: keys, values and the second feed-forward layer.
+            ``ia3``, ``all-linear`` means the paper's choice: keys, values and the second feed-forward layer
+            (of models that compute queries, keys and values in one ``query_key_value``, all of it).
         num_virtual_tokens: of ``prompt`` and ``prefix``.
 
     Raises:

@@ -9,6 +9,10 @@ from torch import nn
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.vision_parts import language_model_path
 
+# (IA)3 scales keys, values and what enters the second feed-forward layer; their usual names.
+_KEYS_AND_VALUES = (("k_proj", "v_proj"), ("query_key_value",))
+_FEEDFORWARD = ("down_proj", "fc2", "dense_4h_to_h")
+
 
 def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> list[str]:
     """Full names of the linear layers that ``targets`` stands for.
@@ -38,6 +42,28 @@ def linear_paths(model: Any, targets: str | tuple[str, ...] = "all-linear") -> l
         missing = ", ".join(unknown) or "its targets"
         raise ModelError(f"the model has no layer called {missing}; it has {names or 'none'}.")
     return chosen
+
+
+def ia3_paths(model: Any, targets: str | tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """Full names of the layers that (IA)3 scales, and of those among them whose input it scales.
+
+    Raises:
+        ModelError: see ``linear_paths``; or a model with other layers is to be scaled as in the paper.
+    """
+    if not isinstance(targets, str):
+        paths = linear_paths(model, targets)
+    else:
+        there = {last_name(path) for path in linear_paths(model)}
+        scaled = [names for names in _KEYS_AND_VALUES if there.issuperset(names)]
+        second = [name for name in _FEEDFORWARD if name in there]
+        if not scaled or not second:
+            raise ModelError(
+                "adapter ia3 scales keys, values and the second feed-forward layer, and this model has no "
+                f"layers of these alone, or calls them otherwise; it has {', '.join(sorted(there))}: name "
+                "layers as module.adapter.targets, or take module.adapter.method=lora"
+            )
+        paths = linear_paths(model, (*scaled[0], *second))
+    return paths, [path for path in paths if last_name(path) in _FEEDFORWARD]
 
 
 def _is_linear(layer: nn.Module) -> bool:

@@ -32,6 +32,7 @@ from lightning_modules.llm.guards import (
     require_same_adapter,
     require_source,
     require_trained,
+    some,
 )
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
@@ -208,7 +209,7 @@ class LanguageModelModule(StageModule):
         if self._weights is None and self.start is not None:
             start_adapter(self.model, self.adapter, self.start)
         # Not at the fit's start: a fit that is resumed begins elsewhere.
-        self._begun = digests(self._adapted())
+        self._begun = digests(some(self._adapted()))
 
     def _adapted(self) -> Iterator[tuple[str, Tensor]]:
         """What of the language model is trained."""
@@ -218,7 +219,16 @@ class LanguageModelModule(StageModule):
         """What a method trains beside the language model: made when that is there, before any weights are."""
 
     def checkpoint_activations(self) -> None:
-        """Recompute each layer in the backward pass, once the model is loaded."""
+        """Recompute each layer in the backward pass, once the model is loaded.
+
+        Raises:
+            ModelError: the adapter is ``prefix``, whose keys and values reach no layer that is recomputed.
+        """
+        if self.adapter.method == "prefix":
+            raise ModelError(
+                "adapter prefix hands keys and values to layers, which recomputed layers do not take: set "
+                "launch.activation_checkpointing=false, or take module.adapter.method=prompt or lora"
+            )
         self.recomputes = True
 
     def remarks(self) -> list[str]:
@@ -284,7 +294,8 @@ class LanguageModelModule(StageModule):
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:
         """What is frozen, of all parts; biases aside, which bitsandbytes' layers cast as they compute."""
-        return ((n, p) for n, p in self.named_parameters() if not p.requires_grad and p.ndim > 1)
+        named = self.named_parameters()
+        return ((n, p) for n, p in named if not p.requires_grad and not n.endswith("bias"))
 
     def on_train_end(self) -> None:
         """Sound the alarm when a fit has trained nothing, or what is frozen.
@@ -308,7 +319,7 @@ class LanguageModelModule(StageModule):
                     f"the {self.adapter.method} adapter has not moved in {steps} steps: its "
                     "scores are those of the language model alone; look at the learning rate and the loss"
                 )
-        elif self._begun and not moved(self._begun, digests(self._adapted())):
+        elif self._begun and not moved(self._begun, digests(some(self._adapted()))):
             raise ModelError(
                 f"adapter {self.adapter.method} is as it was made after {steps} steps: look at the learning "
                 "rate and the loss"

@@ -186,7 +186,9 @@ class MLLMMSRModule(YesNoModule):
         """The prompt's words, and what is told of users."""
         titles = self.item_texts.titles
         known = titles if self.preferences is None else [self.preferences.digest]
-        parts = [self.example_prompt(), known, self.max_length]
+        told = [self.prompt.preference(text) for text in ("", "X Y")]
+        told += [self.prompt.history(titles) for titles in ([], ["X"], ["X", "Y", "Z"])]
+        parts = [self.example_prompt(), told, known, self.max_length]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     # Tokens --------------------------------------------------------------------------------------------

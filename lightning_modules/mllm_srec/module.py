@@ -197,6 +197,8 @@ class MLLMSRecModule(MLLMMSRModule):
         known = self.listed_items if preferences is None else preferences.digest
         kinds = None if self.profiles is None else [self.profiles.kinds, self.profiles.side]
         sizes = [self.max_length, self.profile_tokens, self.user_id]
-        frames = [self.frames.user, self.frames.item, self.prompt.history(["X"])]
+        told = [self.prompt.history(titles) for titles in ([], ["X"], ["X", "Y", "Z"])]
+        told += [self.prompt.preference(text) for text in ("", "X Y")]
+        frames = [self.frames.user, self.frames.item, *told]
         words = [frames, self.prompt.words.past, known, kinds, sizes]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()

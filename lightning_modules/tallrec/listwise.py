@@ -133,6 +133,11 @@ class ListwiseModule(WritingModule):
         """A list without a history."""
         return self._listed(Question((), (), "X"), ["X", "Y"])
 
+    def filled_prompts(self) -> list[str]:
+        """Lists behind histories of several titles, and behind none."""
+        histories = Question(("A", "B"), ("C", "D"), "X"), Question((), (), "X")
+        return [self._listed(history, ["X", "Y", "Z"]) for history in histories]
+
     def wording(self) -> str:
         """Also the lists' size and order."""
         parts = f"{super().wording()} {self.list_size} {self.seed}"

@@ -113,10 +113,19 @@ class TALLRecModule(YesNoModule):
         """A question without a history."""
         return self._laid_out(Question((), (), "X"))
 
+    def filled_prompts(self) -> list[str]:
+        """Of each domain some prompts with several titles, with one side empty and with both, as probed."""
+        histories = (("A", "B", "C"), ("D", "E")), (("A",), ()), ((), ("D", "E")), ((), ())
+        return [
+            self._laid_out(probed(Question(*shown, "X", domain), self.probe, words, (1, 2, 3)))
+            for domain, words in self.prompts.items()
+            for shown in histories
+        ]
+
     def wording(self) -> str:
-        """The prompt's words, the items' names and how many events are shown."""
+        """The prompt's words in filled examples, the items' names and how many events are shown."""
         parts = [
-            self.example_prompt(),
+            self.filled_prompts(),
             {domain: asdict(words) for domain, words in self.prompts.items()},
             self.shown,
             self.max_length,

@@ -22,7 +22,9 @@ from lightning_modules.llm.adapters import (
     merged,
     save_adapter,
 )
-from lightning_modules.llm.backbones import load_causal_lm
+from lightning_modules.llm.backbones import load_causal_lm, recompute_activations
+from lightning_modules.llm.instruction_tuning import InstructionModule
+from lightning_modules.llm.label_scoring import last_logits, pad_left
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.targets import linear_paths
@@ -44,6 +46,11 @@ def _base(folder: Path, mode: Any = None, dtype: Any = "float32") -> Any:
     spec = BackboneSpec(str(folder), dtype=dtype, quantization=mode, max_length=LONGEST)
     config = QLoRAPrecision.for_spec(spec).quantization_config("cpu") if mode else None
     return load_causal_lm(spec, "cpu", config)
+
+
+def _plain(folder: Path) -> Any:
+    spec = BackboneSpec(str(folder), dtype="float32", chat_template=False, max_length=LONGEST)
+    return load_causal_lm(spec, "cpu")
 
 
 def _trained(model: Any) -> dict[str, Tensor]:
@@ -94,6 +101,40 @@ def test_only_the_adapter_is_trained_in_float32(
         model(TOKENS, labels=TOKENS).loss.backward()
         assert all(p.grad is not None for p in trained.values())
         assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "full"])
+@pytest.mark.parametrize("write", [write_tiny_llm, write_tiny_opt])
+def test_a_training_step_is_the_same_where_activations_are_recomputed(
+    tmp_path: Path, method: Any, write: Any
+) -> None:
+    """Of prefixes, which recomputed layers do not take, the module refuses it before any model is loaded."""
+    folder = write(tmp_path)
+    spec = AdapterSpec(method, rank=4, num_virtual_tokens=3, dropout=0)
+    module = InstructionModule(
+        BackboneSpec(str(folder), chat_template=False, max_length=LONGEST), spec
+    )
+    if method == "prefix":
+        with pytest.raises(ModelError, match=r"launch\.activation_checkpointing=false"):
+            module.checkpoint_activations()
+    else:
+        module.checkpoint_activations()
+    found = []
+    for recomputes in (False, True)[: 1 if method == "prefix" else 2]:
+        model = _moved(attach_adapter(_plain(folder), spec, seed=0)).train()
+        if recomputes:
+            recompute_activations(model)
+        logits = last_logits(model, *pad_left([[5, 6, 7, 8, 9], [10, 11]], 3))
+        (logits[..., 5] - logits[..., 6]).square().sum().backward()
+        before = {n: p.detach().clone() for n, p in _trained(model).items()}
+        torch.optim.SGD(_trained(model).values(), lr=1e-3).step()
+        found.append({n: p.detach() - before[n] for n, p in _trained(model).items()})
+        # A bias of keys changes no softmax.
+        moved = [name for name, step in found[-1].items() if step.abs().sum() > 0]
+        assert method == "full" or len(moved) == len(found[-1])
+        assert len(moved) > 0.8 * len(found[-1])
+    for name, step in found[0].items():
+        torch.testing.assert_close(found[-1][name], step, atol=1e-6, rtol=1e-4)
 
 
 def test_full_trains_every_weight_and_refuses_quantized_ones(tiny: Path) -> None:
@@ -173,6 +214,28 @@ def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> N
         attach_adapter(_base(tiny), AdapterSpec(targets=("q_proj", "W_pack")), seed=0)
     with pytest.raises(ModelError, match="no layer called lm_head"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("lm_head",)), seed=0)
+
+
+@pytest.mark.parametrize("fused", ["phi3", "gpt2"])
+def test_ia3_is_refused_where_its_own_layers_are_not_alone(fused: str) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, Phi3Config, Phi3ForCausalLM
+
+    model: Any
+    if fused == "gpt2":
+        ends = {"bos_token_id": 1, "eos_token_id": 2}
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, **ends)  # type: ignore[arg-type]
+        )
+    else:
+        shape: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "pad_token_id": 0}
+        shape |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        model = Phi3ForCausalLM(Phi3Config(vocab_size=50, **shape))
+    named = {"phi3": "down_proj, gate_up_proj, o_proj, qkv_proj", "gpt2": "c_attn, c_fc, c_proj"}
+    with pytest.raises(ModelError, match=rf"no layers of these alone.*it has {named[fused]}: name"):
+        attach_adapter(model, AdapterSpec("ia3"), seed=0)
+    chosen = ("qkv_proj", "down_proj") if fused == "phi3" else ("c_attn",)
+    trained = _trained(attach_adapter(model, AdapterSpec("ia3", targets=chosen), seed=0))
+    assert len(trained) == len(chosen)  # whoever names layers has them
 
 
 # ---------------------------------------------------------------- files

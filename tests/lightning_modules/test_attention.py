@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm import attention
 from lightning_modules.llm.attention import IN_PRODUCTS, implementation, trained_in_products
 from lightning_modules.llm.backbones import load_causal_lm
@@ -135,3 +137,15 @@ def test_candidates_are_scored_and_learned_from() -> None:
     products = candidate_log_likelihoods(model, *asked).total
     torch.testing.assert_close(products, kernel, rtol=0.02, atol=0.02)
     assert products.requires_grad
+
+
+@pytest.mark.skipif(
+    any(map(importlib.util.find_spec, ("flash_attn", "kernels"))), reason="flash-attn is there"
+)
+def test_attention_that_is_not_installed_is_told_with_another() -> None:
+    spec = BackboneSpec(RandomModel(), attention="flash_attention_2", dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"FlashAttention2 .*flash-attn.*llm\.attention=sdpa"):
+        load_causal_lm(spec, CPU)
+    lacking = attention.unusable(ImportError("gguf is not installed.\nSee there."))
+    assert str(lacking) == "a package is missing (gguf is not installed): install it"
+    assert attention.unusable(ValueError("some weights are odd")) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.candidate_scoring import candidate_log_likelihoods, plant, tree_mask
 from lightning_modules.llm.specs import AdapterSpec
@@ -106,3 +108,11 @@ def test_gradients_reach_what_is_trained(model: Any) -> None:
     total.sum().backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
     model.zero_grad()
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_vectors_before_the_text_are_refused(tmp_path: Path, method: Any) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(write_tiny_llm(tmp_path), dtype=torch.float32)
+    adapted = attach_adapter(loaded, AdapterSpec(method), seed=0)
+    with pytest.raises(ModelError, match=r"vectors of its own before it: take .*method=lora"):
+        candidate_log_likelihoods(adapted, [[5, 6]], [[[7, 8], [9]]], pad=3)

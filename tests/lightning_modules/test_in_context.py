@@ -29,6 +29,7 @@ from lightning_modules.tallrec import (
     ListPrompt,
     ListwiseModule,
     WrittenAnswerModule,
+    prompts,
 )  # fmt: skip
 from lightning_modules.tallrec.few_shot import balanced_draw
 from lightning_modules.tallrec.listwise import candidate_lists, implied_scores, named_items
@@ -111,6 +112,22 @@ def margin_by_hand(module: Any, folder: Path, text: str) -> float:
     logits = plain(torch.tensor([module.tokenizer(text)["input_ids"]])).logits[0, -1]
     yes, no = (module.tokenizer("\n" + w)["input_ids"][-1] for w in ("Yes", "No"))
     return (logits[yes] - logits[no]).item()
+
+
+@pytest.mark.parametrize("kind", [FewShotModule, ChainOfThoughtModule, ListwiseModule])
+def test_lists_that_are_written_otherwise_are_kept_by_another_name(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    before = made(kind).wording()
+    assert made(kind).wording() == before
+    with monkeypatch.context() as edited:
+        edited.setattr(prompts, "_listed", lambda items: "; ".join(items) or "nothing so far")
+        assert made(kind).wording() != before
+    known = ListPrompt.listing
+    monkeypatch.setattr(
+        ListPrompt, "listing", lambda *given: known(*given).replace("\n2. ", "\n2) ")
+    )
+    assert (made(kind).wording() != before) == (kind is ListwiseModule)
 
 
 # ---------------------------------------------------------------- shown examples

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from lightning_modules.llm.instruction_tokens import prompt_and_answer
 from lightning_modules.llm.layouts import answered, lay_out, lay_out_shown
@@ -24,6 +27,18 @@ QWEN3 = (
     "{{- '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
 WITHOUT_BLOCK = QWEN3.replace("and loop.last", "and false")  # which shows no answer with its block
+# As Llama-3.2's: today, unless a date is given.
+LLAMA3 = (
+    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}"
+    "{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}"
+    "Today Date: {{ date_string }}\n{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
+# As SmolLM3's and gpt-oss': today, whatever is given.
+SMOLLM3 = (
+    "\n {%- macro head() %}Today Date: {{ strftime_now('%d %b %Y') }} ({{ strftime_now('%Y-%m-%d') }})"
+    "\n{% endmacro %}{{ head() }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+)
 TEXTS = [("Will they like it?", "Heat", "Yes."), ("Say no.", "", "No.")]
 
 
@@ -77,3 +92,24 @@ def test_a_template_that_does_not_know_the_word_passes_over_it(
         found = lay_out(plain, True, "Will they?", "Heat")
     assert found == "<|user|>Will they?\n\nHeat</s><|assistant|>"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("template", [LLAMA3, SMOLLM3])
+def test_a_prompt_is_the_same_on_any_day(
+    tokenizer: Any, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.chat_template = template
+    turn = [{"role": "user", "content": "Will they?\n\nHeat"}]
+    found, left_alone = [], []
+    for day in (datetime(2023, 1, 2), datetime(2031, 11, 30)):
+        clock = SimpleNamespace(now=lambda day=day: day)
+        monkeypatch.setattr(chat_template_utils, "datetime", clock)
+        left_alone.append(tokenizer.apply_chat_template(turn, tokenize=False))
+        found.append(lay_out(tokenizer, True, "Will they?", "Heat"))
+    assert left_alone[0] != left_alone[1]
+    assert found[0] == found[1]
+    monkeypatch.setattr(
+        chat_template_utils, "datetime", SimpleNamespace(now=lambda: datetime(2024, 7, 26))
+    )
+    assert found[0] == tokenizer.apply_chat_template(turn, tokenize=False)
+    assert found[0].startswith("Today Date: 26 Jul 2024")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.mllm_msr import MLLMMSRModule
+from lightning_modules.mllm_msr.prompts import PairPrompt
 from tests.lightning_modules.mllm_msr_data import (
     CANDIDATES,
     CATALOG,
@@ -338,3 +339,17 @@ def test_other_preferences_are_other_prompts(
     assert module.wording() != other.wording()
     assert [part.tolist() for part in labelled(other).tokens] != first
     assert made(llama, preferences=table()).wording() == module.wording()
+
+
+@pytest.mark.parametrize("way", ["history", "preference"])
+def test_users_who_are_told_otherwise_are_kept_by_another_name(
+    made: Callable[..., Any], llama: Path, table: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch, way: str,
+) -> None:  # fmt: skip
+    given = {"preferences": table()} if way == "preference" else {}
+    before = made(llama, **given).wording()
+    known = getattr(PairPrompt, way)
+    monkeypatch.setattr(
+        PairPrompt, way, lambda self, told: known(self, told) + ("." if len(told) > 1 else "")
+    )
+    assert made(llama, **given).wording() != before

@@ -11,6 +11,7 @@ import pytest
 
 from datamodules.types import TRAIN, Histories, Rows
 from lightning_modules.errors import ModelError
+from lightning_modules.llm import prompt_tokens
 from lightning_modules.llm.prompt_tokens import PromptTable, some_rows, tokenise
 
 HISTORIES = Histories(
@@ -101,6 +102,34 @@ def test_each_row_is_tokenised_once_and_kept_for_the_next_run(cache: Path) -> No
         fresh = PromptTable(Words(), texts, **other)
         fresh.add(rows)
         assert fresh.tokenizer.asked
+
+
+def test_prompts_that_are_written_otherwise_are_tokenised_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though nobody has named them otherwise: by what rows say, and by who cuts them into tokens."""
+    rows = rows_of(*((0, stop, target) for stop in (5, 6) for target in range(30)))
+
+    def asked(written: Any) -> list[str]:
+        table = PromptTable(Words(), written, limit=9, name="one")
+        table.add(rows)
+        return list(table.tokenizer.asked)
+
+    def joined_otherwise(given: Rows, skip: np.ndarray) -> list[str]:
+        return [text.replace("a1 ", "a1, ") for text in texts(given, skip)]
+
+    assert len(asked(texts)) == 60
+    assert asked(texts) == []
+    assert all("a1," in text for text in asked(joined_otherwise))
+    assert asked(joined_otherwise) == []
+    for package in ("tokenizers", "transformers"):
+        known = prompt_tokens.version
+        with monkeypatch.context() as later:
+            later.setattr(
+                prompt_tokens, "version", lambda n, p=package, k=known: "9" if n == p else k(n)
+            )
+            assert len(asked(texts)) == 60
+            assert asked(texts) == []
 
 
 def test_rows_of_one_question_are_never_those_of_another(cache: Path) -> None:

@@ -82,7 +82,10 @@ class Templated:
     """Records what a chat template is given."""
 
     def apply_chat_template(self, messages: list[dict[str, str]], **options: bool) -> str:
-        expected = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        expected = {
+            "tokenize": False, "add_generation_prompt": True, "enable_thinking": False,
+            "date_string": "26 Jul 2024",
+        }  # fmt: skip
         (message,) = messages
         assert options == expected or message["content"] == "\ue0f1"  # how it takes contents
         return f"<{message['role']}>{message['content']}<assistant>"

@@ -24,7 +24,7 @@ from lightning_modules.llm.label_scoring import last_logits, margin
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.prompt_tokens import some_rows
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from lightning_modules.tallrec import TALLRecModule, YesNoPrompt
+from lightning_modules.tallrec import TALLRecModule, YesNoPrompt, prompts
 from tests.lightning_modules.tiny_llm import TINY
 
 LONGEST = 512
@@ -117,6 +117,20 @@ def test_a_title_stays_within_its_quotes(made: Callable[..., Any]) -> None:
         assert [i for i in ids[0] if i in marks] == [i for i in ids[1] if i in marks]
     assert plain.answer_tokens == asked.answer_tokens
     assert plain.wording() != asked.wording()
+
+
+@pytest.mark.parametrize("probe", ["none", "shuffled", "swapped", "masked"])
+def test_lists_that_are_written_otherwise_are_kept_by_another_name(
+    made: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, probe: str
+) -> None:
+    """Tokens of earlier prompts would else be read for those of today."""
+    before = made(probe=probe).wording()
+    assert made(probe=probe).wording() == before
+    with monkeypatch.context() as edited:
+        edited.setattr(prompts, "_listed", lambda items: "; ".join(items) or "nothing so far")
+        assert made(probe=probe).wording() != before
+    monkeypatch.setattr(prompts, "_NOTHING", "none")
+    assert made(probe=probe).wording() != before
 
 
 def test_each_domain_has_its_own_words(made: Callable[..., Any], folder: Path) -> None:
