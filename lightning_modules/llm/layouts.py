@@ -24,25 +24,8 @@ _SHOWN = _INPUT + "{input}\n\n### Response:\n{answer}\n\n"
 _DAY = date(2024, 7, 26)
 # The templates' clock, as a macro of their own, which wins: transformers hands no functions to them.
 _CODES = (
-    "a",
-    "A",
-    "b",
-    "B",
-    "d",
-    "-d",
-    "e",
-    "m",
-    "-m",
-    "y",
-    "Y",
-    "F",
-    "j",
-    "H",
-    "I",
-    "M",
-    "S",
-    "p",
-)
+    "a", "A", "b", "B", "d", "-d", "e", "m", "-m", "y", "Y", "F", "j", "H", "I", "M", "S", "p",
+)  # fmt: skip
 _CLOCK = "{%- macro strftime_now(format) -%}{{ format"
 _CLOCK += "".join(f"|replace('%{c}', '{_DAY.strftime(f'%{c}')}')" for c in _CODES)
 _CLOCK += " }}{%- endmacro %}{{ '' }}"

@@ -115,11 +115,15 @@ class TALLRecModule(YesNoModule):
 
     def filled_prompts(self) -> list[str]:
         """Of each domain some prompts with several titles, with one side empty and with both, as probed."""
-        histories = (("A", "B", "C"), ("D", "E")), (("A",), ()), ((), ("D", "E")), ((), ())
+        histories: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
+            (("A", "B", "C"), ("D", "E")), (("A",), ()), ((), ("D", "E")), ((), ()),
+        ]  # fmt: skip
         return [
-            self._laid_out(probed(Question(*shown, "X", domain), self.probe, words, (1, 2, 3)))
+            self._laid_out(
+                probed(Question(liked, disliked, "X", domain), self.probe, words, (1, 2, 3))
+            )
             for domain, words in self.prompts.items()
-            for shown in histories
+            for liked, disliked in histories
         ]
 
     def wording(self) -> str:
