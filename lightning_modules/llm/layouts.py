@@ -20,7 +20,7 @@ _WITHOUT_INPUT = (
 _INPUT = "### Input:\n"
 _SHOWN = _INPUT + "{input}\n\n### Response:\n{answer}\n\n"
 
-# Some templates (Llama-3's, SmolLM3's) write today's date: it is always this one, which Llama-3's fall back to.
+# Some templates (Llama-3's, SmolLM3's) write today's date: it is always this one, Llama-3's own default.
 _DAY = date(2024, 7, 26)
 # The templates' clock, as a macro of their own, which wins: transformers hands no functions to them.
 _CODES = (
