@@ -56,7 +56,7 @@ def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str
 
 
 def _is_description(node: Any) -> bool:
-    """Whether an object, with all in it, is a frozen dataclass of ours: making one does no more than check."""
+    """Whether an object, with all in it, is a frozen dataclass of ours: making one only checks it."""
     if isinstance(node, list):
         return all(map(_is_description, node))
     if not isinstance(node, dict):
