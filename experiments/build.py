@@ -42,13 +42,42 @@ def problems(node: Any, where: str, given: tuple[str, ...] = ()) -> Iterator[str
             yield from problems(item, f"{where}[{i}]")
     elif isinstance(node, dict):
         own, nested = _sorted_by_owner(dict.fromkeys(given))
+        told: list[str] = []
         for key, value in node.items():
             if isinstance(value, (dict, list)):
-                yield from problems(value, f"{where}.{key}", tuple(nested.pop(key, {})))
+                told += problems(value, f"{where}.{key}", tuple(nested.pop(key, {})))
         for key, names in nested.items():
-            yield f"{where} has no object {key!r} that could be given {', '.join(names)}"
+            told.append(f"{where} has no object {key!r} that could be given {', '.join(names)}")
         if "_target_" in node:
-            yield from _object_problems(node, where, tuple(n for n in own if n != WEIGHTS))
+            told += _object_problems(node, where, tuple(n for n in own if n != WEIGHTS))
+            if not told and not given and _is_description(node):
+                told += _refusals(node, where)
+        yield from told
+
+
+def _is_description(node: Any) -> bool:
+    """Whether an object, with all in it, is a frozen dataclass of ours: making one only checks it."""
+    if isinstance(node, list):
+        return all(map(_is_description, node))
+    if not isinstance(node, dict):
+        return True
+    if "_target_" in node:
+        try:
+            made = locate(node["_target_"])
+        except UserError:
+            return False
+        options = getattr(made, "__dataclass_params__", None)
+        if not _is_ours(made) or options is None or not options.frozen:
+            return False
+    return all(map(_is_description, node.values()))
+
+
+def _refusals(node: dict[str, Any], where: str) -> Iterator[str]:
+    """What a description's own checks say of its values."""
+    try:
+        build(node)
+    except UserError as error:
+        yield f"{where}: {error}"
 
 
 def _object_problems(node: dict[str, Any], where: str, given: tuple[str, ...]) -> Iterator[str]:

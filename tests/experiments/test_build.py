@@ -13,6 +13,9 @@ from experiments.errors import UserError
 
 UNIFORM = "datamodules.candidates.UniformCandidates"
 SASREC = "lightning_modules.sasrec.SASRecModule"
+ADAPTER, LLM = "lightning_modules.llm.AdapterSpec", "lightning_modules.llm.BackboneSpec"
+WHEEL = "datamodules.sources.Wheel"
+TALLREC = "lightning_modules.tallrec.TALLRecModule"
 DATA = "datamodules.movielens.MovieLensDataModule"
 
 
@@ -109,6 +112,13 @@ def test_inputs_go_to_the_object_that_they_name() -> None:
         ({"a": [{"b": {"_target_": UNIFORM, "x": 1}}]}, ["here.a[0].b", "'x'"]),
         ({"_target_": DATA, "filters": [{"_target_": UNIFORM, "sed": 1}]}, ["here.filters[0]", "'seed'"]),
         ({"_target_": "SASRecModule"}, ["here", "SASRecModule"]),
+        ({"_target_": ADAPTER, "rank": 0, "alpha": -1}, ["here: ", "rank must be", "alpha must be"]),
+        ({"_target_": ADAPTER, "rank": 0, "method": "loraa"}, ["here.method is 'loraa'"]),
+        ({"_target_": LLM, "source": {"_target_": WHEEL, "package": "x", "version": "1", "sha256": "0",
+                                      "members": ["a"]}, "revision": "main"},
+         ["here: ", "revision is the commit of a hub id"]),
+        ({"_target_": TALLREC, "llm": {"_target_": LLM, "max_length": 0},
+          "adapter": {"_target_": ADAPTER}}, ["here.llm: ", "max_length must be"]),
     ],
 )  # fmt: skip
 def test_one_problem_says_where_and_what(node: dict[str, Any], words: list[str]) -> None:
