@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import time
@@ -216,8 +217,23 @@ def test_plain_transformers_have_the_scores_of_the_run(finished: Any, exported: 
 
 
 def test_a_quantized_model_goes_through_the_same_chain(
-    finish: Callable[..., Any], words: list[str]
+    finish: Callable[..., Any], finished: Any, words: list[str]
 ) -> None:
+    """Its weights are in 4 bits, its adapter has learned, and its scores are rounded ones."""
     run = finish(NAME, [*words, "++llm.quantization=nf4", "~stages.reference"])
-    (metrics,) = run.json("evaluate", "metrics.json")["rows"].values()
-    assert 0 <= metrics["all/auc"]["value"] <= 1
+    told = re.search(r"nf4: its weights take .* \(([\d.]+) bytes each\)", run.result.stderr)
+    assert told is not None, run.result.stderr[-2000:]
+    assert float(told[1]) < 2.5  # float32 takes 4; embeddings and the adapter are kept so
+    kept = torch.load(run.folder("train") / "best.ckpt", weights_only=True)["state_dict"]
+    learned = [weight for name, weight in kept.items() if "lora_B" in name]
+    assert len(learned) == 14  # all linear layers of two blocks
+    assert all(weight.abs().sum() > 0 for weight in learned)
+    whole, rounded = (
+        pl.read_parquet(next(r.folder("evaluate").glob("scores.*.parquet"))).sort("row")
+        for r in (finished, run)
+    )
+    assert whole["row"].to_list() == rounded["row"].to_list()
+    apart = np.abs((whole["score"] - rounded["score"]).to_numpy())
+    assert apart.min() > 0
+    assert apart.mean() < whole["score"].std()  # type: ignore[operator]
+    assert np.corrcoef(whole["score"], rounded["score"])[0, 1] > 0.7
