@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -131,19 +132,21 @@ def test_a_service_has_them_in_its_catalogue(
 def test_a_retriever_of_other_data_hands_candidates_over(
     finished: Any, words: list[str], tiny: list[str], run_command: Callable[..., Any],
     command_environment: Callable[[Path], dict[str, str]], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:  # fmt: skip
     """SASRec's best items behind the same history, in the order of the yes/no margins."""
-    other = "sasrec/movielens_100k"
-    trained = run_command("exp", other, *tiny, "~stages.reference", runs=finished.runs)
+    other, runs = "sasrec/movielens_100k", tmp_path / "runs"
+    shutil.copytree(finished.runs, runs)  # what others look for in the folder stays alone there
+    trained = run_command("exp", other, *tiny, "~stages.reference", runs=runs)
     assert trained.returncode == 0, trained.stderr[-2000:]
-    own = {**command_environment(finished.runs), "LLMREC_USER": "7", "K": "5", "FORMAT": "json"}
+    own = {**command_environment(runs), "LLMREC_USER": "7", "K": "5", "FORMAT": "json"}
     own |= {"RETRIEVER": shlex.join([other, *tiny, "~stages.reference"])}
     told = preloaded.run("experiments.recommend", NAME, *words, env=own)
     assert told.returncode == 0, told.stderr[-2000:]
     shown = json.loads(told.stdout)["items"]
     assert len(shown) == 5
     assert [r["score"] for r in shown] == sorted((r["score"] for r in shown), reverse=True)
-    monkeypatch.setenv("LLMREC_RUNS", str(finished.runs))
+    monkeypatch.setenv("LLMREC_RUNS", str(runs))
     model = load(NAME, *words)
     retriever = load(other, *tiny, "~stages.reference")
     events = model.history(Ask(user="7"))
