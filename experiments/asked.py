@@ -12,6 +12,8 @@ from datamodules.types import EvalRows
 from experiments.errors import UserError
 from experiments.titles import ItemNames
 
+ITEM_TWICE = "items holds an item twice"
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -129,11 +131,16 @@ def plain_values(found: Recommendations, name: str, names: ItemNames) -> dict[st
     return told
 
 
+def require_items(ask: Ask) -> None:
+    """Raise UserError where the items to rank are none, or hold one twice."""
+    if ask.items is not None and len(set(ask.items)) < max(1, len(ask.items)):
+        raise UserError(ITEM_TWICE if ask.items else "items holds no item")
+
+
 def require_possible(module: Any, ask: Ask) -> None:
     """Raise UserError for what a method can never be asked for."""
+    require_items(ask)
     name = type(module).__name__
-    if ask.items is not None and len(set(ask.items)) < max(1, len(ask.items)):
-        raise UserError("items holds an item twice" if ask.items else "items holds no item")
     if ask.request and not module.reads_requests:
         raise UserError(
             f"{name} reads no words: leave REQUEST out, or ask a language model's method"

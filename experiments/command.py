@@ -40,8 +40,15 @@ def whole_number(name: str, text: str, least: int, most: int) -> int:
     return int(text)
 
 
-def write_whole(file: Path, text: str) -> None:
+def write_whole(
+    file: Path, text: str, told: Callable[[OSError], str | None] = lambda error: None
+) -> None:
     """Write a file for the user, whole or not at all.
+
+    Args:
+        file: where; folders are made.
+        text: all of it.
+        told: what to say of an error; None says which file, and why.
 
     Raises:
         UserError: it cannot be written.
@@ -49,4 +56,5 @@ def write_whole(file: Path, text: str) -> None:
     try:
         write_text(file, text)
     except OSError as error:
-        raise UserError(f"{file} cannot be written: {error.strerror or error}") from error
+        why = told(error) or f"{file} cannot be written: {error.strerror or error}"
+        raise UserError(why) from error

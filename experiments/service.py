@@ -23,16 +23,7 @@ from experiments.errors import UserError
 from experiments.service_guard import Guard
 from experiments.service_metrics import ServiceMetrics
 from experiments.service_page import page
-from experiments.service_schema import (
-    ITEM_TWICE,
-    About,
-    Answer,
-    Answers,
-    Asked,
-    AskedMany,
-    Health,
-    Refusal,
-)
+from experiments.service_schema import About, Answer, Answers, Asked, AskedMany, Health, Refusal
 
 _MOST_TOLD = 3  # mistakes of one request
 _SEARCHES = 4  # unknown names whose near ones are looked for at once
@@ -152,8 +143,6 @@ class Service:
             None if names is None else tuple([await self._item(model, name) for name in names])
             for names in (asked.history, asked.exclude, asked.items)
         ]
-        if lists[2] is not None and len(set(lists[2])) < len(lists[2]):
-            raise HTTPException(422, ITEM_TWICE)
         ask = Ask(
             user, lists[0], lists[1] or (), asked.request.strip(), asked.before_target, lists[2],
             asked.keep_seen,

@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from experiments.asked import ITEM_TWICE
 from experiments.recommend import MOST
 
 LONGEST_ID = 200  # signs of an id or a title
 LONGEST_REQUEST = 1000  # signs
 MOST_EVENTS = 1000  # of a history, and of what is excluded
 MOST_ASKS = 100  # of one request
-ITEM_TWICE = "items holds an item twice"
 
 
 def _as_text(value: Any) -> str:

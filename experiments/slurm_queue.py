@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -71,7 +72,7 @@ def note(mark: str, job: str, name: str) -> None:
     Raises:
         UserError: the folder of the notes cannot be written.
     """
-    slurm_submit.write_json(_noted(mark), {"job": job, "name": name})
+    slurm_submit.write(_noted(mark), json.dumps({"job": job, "name": name}) + "\n")
 
 
 def note_free(wanted: Iterable[str], job: str, name: str) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from datamodules.versioning import write_text
 from experiments import faults, messages
-from experiments.command import switched
+from experiments.command import switched, write_whole
 from experiments.errors import UserError
 from experiments.slurm_time import seconds_of
 
@@ -34,21 +31,12 @@ def hand_in(text: str, folder: Path) -> str:
 
 
 def write(file: Path, text: str) -> None:
-    """Write a script, whole or not at all.
+    """Write a script or a note among the runs, whole or not at all.
 
     Raises:
         UserError: it cannot be written.
     """
-    try:
-        write_text(file, text)
-    except OSError as error:
-        told = faults.explained(error, file.parent)
-        raise UserError(told or f"{file} cannot be written: {error.strerror or error}") from error
-
-
-def write_json(file: Path, value: Any) -> None:
-    """The same of a note."""
-    write(file, json.dumps(value) + "\n")
+    write_whole(file, text, lambda error: faults.explained(error, file.parent))
 
 
 def submit(file: Path, *options: str, steps: Sequence[str] = ("--test-only", "--parsable")) -> str:

@@ -16,7 +16,7 @@ pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
 
-from experiments.asked import Ask, Recommendations, Recommended
+from experiments.asked import Ask, Recommendations, Recommended, require_items
 from experiments.batching import Batcher, FullError, Limits
 from experiments.errors import UserError
 from experiments.serve import limits_of, listening
@@ -50,6 +50,7 @@ class Model:
         raise UserError(f"films has no user {raw!r}; did you mean '30'?")
 
     def require_possible(self, ask: Ask) -> None:
+        require_items(ask)
         if ask.request:
             raise UserError("Model reads no words")
 
