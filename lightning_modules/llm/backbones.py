@@ -19,6 +19,7 @@ from datamodules.sources import DataSourceError
 from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation, unusable
+from lightning_modules.llm.cpu_kernels import mind_cpu_kernels
 from lightning_modules.llm.model_files import first_line, model_folder
 from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
@@ -194,7 +195,8 @@ def load_causal_lm(
             model whose own files are quantized needs none, and keeps its own.
 
     Raises:
-        DataSourceError, ModelError: files or a package cannot be had or loaded, or the files lack weights.
+        DataSourceError, ModelError: files or a package cannot be had or loaded, the files lack weights, or a
+            CPU cannot unpack them from blocks of this size.
         ValueError: ``spec.quantization`` and ``quantization_config`` do not go together.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -223,11 +225,7 @@ def load_causal_lm(
     model.config.use_cache = False
     # What PEFT writes into an adapter's files: a name that means something on other machines.
     model.name_or_path = spec.source if isinstance(spec.source, str) else spec.source.name
-    for layer in model.modules():
-        # bitsandbytes 0.50 repacks a layer's weight in eval mode on CPUs with AVX512_BF16: from then on no
-        # gradient passes, and the state dict is wrong (bitsandbytes issue 2078).
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
+    mind_cpu_kernels(model, device)
     return model.eval().requires_grad_(False)
 
 

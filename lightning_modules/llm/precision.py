@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, get_args
 
 import lightning.pytorch as pl
@@ -23,7 +24,7 @@ from torch.optim import Optimizer
 
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.backbones import resolve_dtype
-from lightning_modules.llm.specs import BackboneSpec, DType, Quantization
+from lightning_modules.llm.specs import BLOCK_SIZES, BackboneSpec, DType, Quantization
 
 _SHARDING = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
@@ -41,14 +42,17 @@ class QLoRAPrecision(Precision):
     Args:
         mode: ``nf4`` (4-bit NormalFloat), ``nf4-dq`` (its scales quantized, too), ``fp4`` or ``int8``.
         compute_dtype: of the products of quantized weights; ``auto`` as in ``BackboneSpec.dtype``.
+        block_size: weights in 4 bits that share a scale.
 
     Raises:
-        ValueError: no such mode or type.
+        ValueError: no such mode, type or block.
     """
 
     precision: Any = "qlora"  # what Lightning's tables call it
 
-    def __init__(self, mode: Quantization = "nf4", compute_dtype: DType = "auto") -> None:
+    def __init__(
+        self, mode: Quantization = "nf4", compute_dtype: DType = "auto", block_size: int = 64
+    ) -> None:
         super().__init__()
         if mode not in get_args(Quantization):
             raise ValueError(f"mode must be {' or '.join(get_args(Quantization))}, got {mode!r}")
@@ -57,7 +61,11 @@ class QLoRAPrecision(Precision):
             raise ValueError(
                 f"compute_dtype must be {' or '.join(get_args(DType))}, got {compute_dtype!r}"
             )
-        self.dtype_name = compute_dtype
+        if block_size not in BLOCK_SIZES:
+            raise ValueError(
+                f"block_size must be {' or '.join(map(str, BLOCK_SIZES))}, got {block_size!r}"
+            )
+        self.dtype_name, self.block_size = compute_dtype, block_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @classmethod
@@ -71,7 +79,7 @@ class QLoRAPrecision(Precision):
             raise ValueError(
                 "the spec says quantization=null: QLoRAPrecision is for quantized models."
             )
-        return cls(spec.quantization, spec.dtype)
+        return cls(spec.quantization, spec.dtype, spec.block_size)
 
     def compute_dtype(self, device: torch.device | str | None = None) -> torch.dtype:
         """The type of the arithmetic on ``device``. Raises ValueError for float16 on a CPU."""
@@ -87,12 +95,15 @@ class QLoRAPrecision(Precision):
 
         if self.mode == "int8":
             return BitsAndBytesConfig(load_in_8bit=True)
-        return BitsAndBytesConfig(
+        config = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.mode.removesuffix("-dq"),
             bnb_4bit_use_double_quant=self.mode.endswith("-dq"),
             bnb_4bit_compute_dtype=self.compute_dtype(device),
         )
+        if self.block_size != 64:
+            config.quant_method, config.block_size = _blocks_of_any_size(), self.block_size
+        return config
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         """Check what ``configure_model`` built, and set how it is computed; converts nothing.
@@ -111,7 +122,7 @@ class QLoRAPrecision(Precision):
         if found := list(problems(module, layers, fitting, dtype)):
             raise ModelError(f"QLoRAPrecision: {'; '.join(found)}")
         for layer in layers.values():
-            layer.support_avx512bf16_for_cpu = False  # see backbones.load_causal_lm
+            layer.support_avx512bf16_for_cpu = False  # see cpu_kernels
             layer.compute_dtype, layer.compute_type_is_set = dtype, True
         _keep_in_float32(module)
         logging.getLogger("bitsandbytes.autograd._functions").addFilter(_not_of_a_cast)
@@ -123,6 +134,26 @@ class QLoRAPrecision(Precision):
         if dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=dtype)
+
+
+@cache
+def _blocks_of_any_size() -> str:
+    """What transformers calls 4 bits in blocks that a config gives the size of; its own are always of 64."""
+    from transformers.quantizers import register_quantizer
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    name = "bitsandbytes_4bit_blocks"
+
+    @register_quantizer(name)
+    class Blocks(Bnb4BitHfQuantizer):  # type: ignore[misc, unused-ignore]
+        """Says the size before weights are read; each is then quantized with what its empty layer says."""
+
+        def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
+            super()._process_model_before_weight_loading(model, **options)
+            for _, layer in quantized_layers(model):
+                layer.weight.blocksize = self.quantization_config.block_size  # type: ignore[attr-defined]
+
+    return name
 
 
 def _not_of_a_cast(record: logging.LogRecord) -> bool:

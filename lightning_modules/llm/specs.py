@@ -45,6 +45,7 @@ SMOLVISION = Assembled(EFFICIENTNET_LITE0, SMOLLM2)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
+BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes has kernels for
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Method = Literal["lora", "rslora", "dora", "prompt", "prefix", "ia3", "full", "none"]
 
@@ -131,6 +132,8 @@ class BackboneSpec:
             between such devices by rounding.
         quantization: how the weights of linear layers are kept; ``-dq`` quantizes the scales, too (QLoRA,
             Dettmers et al., NeurIPS 2023, arXiv 2305.14314). Needs ``precision.QLoRAPrecision``.
+        block_size: weights in 4 bits that share a scale. Smaller blocks are nearer to the weights as they
+            were, and cost more: a scale has 32 bits, or 8 with ``-dq``.
         chat_template: put prompts into the turns that an instruction-tuned model was trained on.
         attention: the implementation that transformers uses.
         max_length: tokens of a prompt, its answer included.
@@ -143,6 +146,7 @@ class BackboneSpec:
     revision: str | None = None
     dtype: DType = "auto"
     quantization: Quantization | None = None
+    block_size: int = 64
     chat_template: bool = True
     attention: Attention = "sdpa"
     max_length: int = 1024
@@ -159,6 +163,10 @@ class BackboneSpec:
         yield from _commit(self.revision)
         yield from _choice("dtype", self.dtype, get_args(DType))
         yield from _choice("quantization", self.quantization, (None, *get_args(Quantization)))
+        yield from _choice("block_size", self.block_size, BLOCK_SIZES)
+        if self.block_size != 64 and self.quantization in (None, "int8"):
+            kept = "int8" if self.quantization else "not quantized"
+            yield f"block_size is of weights in 4 bits, and these are {kept}: leave it at 64"
         yield from _choice("chat_template", self.chat_template, (True, False))
         yield from _choice("attention", self.attention, get_args(Attention))
         if self.attention == "flash_attention_2" and self.dtype == "float32":
@@ -188,8 +196,8 @@ class VisionSpec(BackboneSpec):
             sizes, such as ``{size: {longest_edge: 512}}``, ``{do_image_splitting: false}``, or Qwen's
             ``{size: {shortest_edge: 3136, longest_edge: 200704}}`` in pixels.
         projector: a checkpoint of ``align_vision``, whose projector takes the place of the model's own.
-        revision, dtype, quantization, chat_template, attention, max_length: as in ``BackboneSpec``; only the
-            language model is quantized, and image tokens count as tokens.
+        revision, dtype, quantization, block_size, chat_template, attention, max_length: as in
+            ``BackboneSpec``; only the language model is quantized, and image tokens count as tokens.
 
     Raises:
         ValueError: a setting is impossible; all of them are named.

@@ -171,7 +171,7 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
                 told = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
                 assert {key: reader[key] for key in same} == told
                 assert writer.keys() - reader.keys() <= OF_TRAINING
-                exact = {"dtype": None, "quantization": None}
+                exact = dict.fromkeys(("dtype", "quantization", "block_size"))
                 assert reader.get("llm", {}) | exact == writer.get("llm", {}) | exact
 
 
@@ -187,12 +187,14 @@ def test_what_a_prompt_shows_is_set_once_for_all_tests_of_one_model(name: str) -
     for module in tested.values():
         for key in ("max_length", "creator", "years", "prompt", "adapter"):
             assert module[key] == trained[key]
-        exact = {"dtype": None, "quantization": None}
+        exact = dict.fromkeys(("dtype", "quantization", "block_size"))
         assert module["llm"] | exact == trained["llm"] | exact
     if name.endswith("precisions"):
-        kept = {n: (m["llm"]["dtype"], m["llm"]["quantization"]) for n, m in tested.items()}
-        assert kept == {"evaluate": ("auto", None), "nf4": ("auto", "nf4-dq"),
-                        "bfloat16": ("bfloat16", None)}  # fmt: skip
+        asked = ("dtype", "quantization", "block_size")
+        kept = {n: tuple(m["llm"].get(key, 64) for key in asked) for n, m in tested.items()}
+        assert kept == {"evaluate": ("auto", None, 64), "nf4": ("auto", "nf4-dq", 64),
+                        "nf4_blocks_of_32": ("auto", "nf4-dq", 32),
+                        "bfloat16": ("bfloat16", None, 64)}  # fmt: skip
 
 
 # ---------------------------------------------------------------- what users mistype

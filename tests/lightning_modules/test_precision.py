@@ -42,8 +42,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llm(tmp_path_factory.mktemp("llama"))
 
 
-def _spec(folder: Path, mode: Any = "nf4", dtype: Any = "float32") -> BackboneSpec:
-    return BackboneSpec(str(folder), dtype=dtype, quantization=mode, max_length=LONGEST)
+def _spec(
+    folder: Path, mode: Any = "nf4", dtype: Any = "float32", block_size: int = 64
+) -> BackboneSpec:
+    return BackboneSpec(
+        str(folder), dtype=dtype, quantization=mode, block_size=block_size, max_length=LONGEST
+    )
 
 
 def _load(spec: BackboneSpec) -> tuple[Any, QLoRAPrecision]:
@@ -117,12 +121,14 @@ def _with_lora(model: Any) -> tuple[Tensor, Tensor]:
     return found.logits.detach(), torch.cat([g.flatten() for g in grads(found.loss, trained)])
 
 
-@pytest.mark.parametrize("mode", ["nf4", "nf4-dq", "fp4"])
+@pytest.mark.parametrize(
+    ("mode", "block_size"), [("nf4", 64), ("nf4-dq", 64), ("fp4", 64), ("nf4-dq", 32)]
+)
 def test_gradients_are_those_of_a_dense_model_with_the_unpacked_weights(
-    tiny: Path, mode: Any
+    tiny: Path, mode: Any, block_size: int
 ) -> None:
     dense = load_causal_lm(BackboneSpec(str(tiny), dtype="float32", max_length=LONGEST), "cpu")
-    model, plugin = _load(_spec(tiny, mode))
+    model, plugin = _load(_spec(tiny, mode, block_size=block_size))
     plugin.convert_module(model)
     for name, layer in quantized_layers(model):
         weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
@@ -146,6 +152,35 @@ def test_outputs_and_gradients_are_near_those_of_float32(
     assert 0 < (found - logits).norm() / logits.norm() < bound
     assert 0 < (approximate - gradient).norm() / gradient.norm() < 2 * bound  # forward and backward
     assert torch.cosine_similarity(gradient, approximate, dim=0) > 1 - bound
+
+
+@pytest.mark.parametrize(("block_size", "wide"), [(32, 96), (64, 128), (32, 65)])
+def test_the_weights_of_a_block_share_a_scale(tmp_path: Path, block_size: int, wide: int) -> None:
+    """QLoRA's equation 1 by hand: each weight is the nearest of 16 values times the block's largest."""
+    folder = write_tiny_llm(tmp_path, intermediate_size=wide)
+    dense = load_causal_lm(BackboneSpec(str(folder), dtype="float32", max_length=LONGEST), "cpu")
+    values = bnb.functional.get_4bit_type("nf4", device="cpu")
+    for name, layer in quantized_layers(_load(_spec(folder, "nf4", block_size=block_size))[0]):
+        weight = dense.get_submodule(name).weight
+        blocks = weight.reshape(-1, block_size)
+        scales = blocks.abs().amax(1, keepdim=True)
+        nearest = ((blocks / scales)[..., None] - values).abs().argmin(-1)
+        found = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        expected = (values[nearest] * scales).reshape(weight.shape)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"quantization": "nf4", "block_size": 48}, "block_size must be 32 or 64"),
+        ({"quantization": None, "block_size": 32}, "these are not quantized"),
+        ({"quantization": "int8", "block_size": 32}, "these are int8"),
+    ],
+)
+def test_blocks_that_no_kernel_or_no_weight_has_are_refused(settings: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        BackboneSpec("folder", **settings)
 
 
 def test_a_layer_computes_with_what_its_weight_unpacks_to(tiny: Path) -> None:
@@ -241,9 +276,20 @@ def test_a_state_dict_is_not_corrupted_by_an_eval_pass(tiny: Path) -> None:
         assert torch.equal(model(TOKENS).logits, expected)
 
 
-def test_widths_that_no_block_divides_work_in_both_modes(tmp_path: Path) -> None:
-    folder = write_tiny_llm(tmp_path, intermediate_size=100, hidden_size=40, head_dim=10)
-    model, plugin = _load(_spec(folder))
+def test_rows_that_end_inside_a_block_are_refused_on_a_cpu(tmp_path: Path) -> None:
+    """Unpacked weights would be others: 0.24 away from the model's own, in place of 0.09."""
+    folder = write_tiny_llm(tmp_path, intermediate_size=96)
+    with pytest.raises(ModelError, match=r"mlp.down_proj has 96 inputs, .* of 64 weights"):
+        _load(_spec(folder))
+    with pytest.raises(ModelError, match=r"smaller llm\.block_size"):
+        _load(_spec(folder, block_size=128))
+    _load(_spec(folder, block_size=32))
+    _load(_spec(folder, mode="int8"))
+
+
+def test_widths_are_computed_in_both_modes_alike(tmp_path: Path) -> None:
+    folder = write_tiny_llm(tmp_path, intermediate_size=96)
+    model, plugin = _load(_spec(folder, block_size=32))
     plugin.convert_module(model)
     with torch.no_grad():
         expected = model.eval()(TOKENS).logits
@@ -349,11 +395,15 @@ def test_the_paged_optimizer_is_for_gpus_alone(monkeypatch: pytest.MonkeyPatch) 
     assert seen == [([gpu], {"lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_memory_of_weights_is_counted_by_arithmetic(tiny: Path, mode: Any) -> None:
-    model, _ = _load(_spec(tiny, mode))
+@pytest.mark.parametrize(
+    ("mode", "block_size"), [*((mode, 64) for mode in MODES), ("nf4", 32), ("fp4", 32)]
+)
+def test_the_memory_of_weights_is_counted_by_arithmetic(
+    tiny: Path, mode: Any, block_size: int
+) -> None:
+    model, _ = _load(_spec(tiny, mode, block_size=block_size))
     report = memory_report(model)
-    scales = LINEAR_PARAMETERS // 64  # one of each block of 64 weights
+    scales = LINEAR_PARAMETERS // block_size
     rows = 2 * (2 * 64 + 2 * 32 + 2 * 128 + 64)  # outputs of all layers
     # Half a byte a weight, a float32 a scale, and a table of 16 values a layer; doubly quantized, a byte a
     # scale, a float32 for every (begun) 256 of them, a table of 256 values and an offset a layer.
