@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from datamodules.exchange import exchanged_targets
 from datamodules.samplers import contains, distinct, event_keys, hashed_integers, train_keys
 from datamodules.types import TRAIN, Histories
 
@@ -122,6 +123,23 @@ def draw_candidates(
     return _drawn(seen, weights, user, target, count, (code, seed))
 
 
+def exchange_candidates(
+    histories: Histories, user: np.ndarray, target: np.ndarray, count: int, seed: int
+) -> np.ndarray:
+    """(R, count + 1) int32: each target with ``count`` of the others, in random order.
+
+    None is an item that the row's user trains on. Over all rows an item is ``count`` times as often wrong as
+    it is right. Unlike drawn negatives they depend on what rows there are.
+
+    Raises:
+        ValueError: see ``exchanged_targets``.
+    """
+    user, target = user.astype(np.int64), target.astype(np.int64)
+    keys, items = train_keys(histories), histories.num_items
+    negatives = exchanged_targets(user, target, keys, items, count, seed)
+    return _shuffled(user, target, negatives, (TRAIN, seed))
+
+
 def training_candidates(
     histories: Histories, user: np.ndarray, target: np.ndarray, count: int, epoch: int, seed: int
 ) -> np.ndarray:
@@ -162,10 +180,17 @@ def _drawn(
     stream: tuple[int, int],
 ) -> np.ndarray:
     """(R, count + 1) int32: targets and ``count`` unseen items, columns shuffled."""
-    code, seed = stream
     negatives = _negatives(seen, weights, user, target, count, stream)
+    return _shuffled(user, target, negatives, stream)
+
+
+def _shuffled(
+    user: np.ndarray, target: np.ndarray, negatives: np.ndarray, stream: tuple[int, int]
+) -> np.ndarray:
+    """(R, K + 1) int32: targets (R,) and negatives (R, K) of a row in random order."""
+    code, seed = stream
     table = np.column_stack([target, negatives])  # (R, C)
-    keys = (COLUMNS, code, user[:, None], target[:, None], np.arange(count + 1))
+    keys = (COLUMNS, code, user[:, None], target[:, None], np.arange(table.shape[1]))
     order = np.argsort(hashed_integers(2**62, *keys, seed=seed), axis=1, kind="stable")
     return np.take_along_axis(table, order, axis=1).astype(np.int32)
 

@@ -13,12 +13,12 @@ from typing import Literal, Protocol, get_args
 
 import numpy as np
 
-from datamodules.candidates import draw_candidates
+from datamodules.candidates import draw_candidates, exchange_candidates
 from datamodules.samplers import hashed_order
 from datamodules.types import TEST, TRAIN, VALID, Histories
 
 Which = Literal["all", "last"]
-Drawn = Literal["uniform", "popularity"]
+Drawn = Literal["uniform", "popularity", "exchange"]
 Balance = Literal["natural", "train", "all"]
 
 
@@ -170,8 +170,10 @@ class WithNegatives:
         length: of histories, at most; None shows them whole.
         train: events of a user that are learned from.
         seed: of the draws.
-        by: ``uniform``, each item as likely as any other, which makes what is bought often a good guess; or
-            ``popularity``, in proportion to training events, so that being bought often tells nothing.
+        by: ``uniform``, each item as likely as any other, which makes what is bought often a good guess;
+            ``popularity``, in proportion to training events, which tells less; or ``exchange``, the targets
+            of other rows that are learned from, each as often wrong as right, so that an item alone tells
+            nothing (of rows that are validated with, by popularity).
         at_least: events before one that is learned from; a short history tells little of a taste.
 
     Raises:
@@ -209,9 +211,11 @@ class WithNegatives:
         drawn = np.zeros((len(stop), self.count + 1), dtype=np.int64)  # (R, count + 1)
         for code in (TRAIN, VALID):
             at = np.flatnonzero(histories.split[stop] == code)
-            drawn[at] = draw_candidates(
-                histories, user[at], target[at], weights, self.count, code, self.seed
-            )
+            asked = (histories, user[at], target[at])
+            if self.by == "exchange" and code == TRAIN:
+                drawn[at] = exchange_candidates(*asked, self.count, self.seed)
+            else:
+                drawn[at] = draw_candidates(*asked, weights, self.count, code, self.seed)
         each = self.count + 1
         user, stop = np.repeat(user, each), np.repeat(stop, each)
         item = drawn.ravel()

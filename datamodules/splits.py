@@ -180,22 +180,25 @@ class GlobalTemporal:
 
 @dataclass(frozen=True)
 class RandomByUser:
-    """Users are split at random: held-out users are never trained on.
+    """Users are split at random: held-out users are never trained on, unless ``earlier`` says train.
 
-    The last event of a VALID (TEST) user is its target and its other events are CONTEXT. The
-    fractions are of the users with at least two events; users with a single event have no history
-    to be asked about and go to TRAIN.
+    The last event of a VALID (TEST) user is its target and its other events are CONTEXT, or TRAIN: small
+    data then teach what all users did before. The fractions are of the users with at least two events; users
+    with a single event have no history to be asked about and go to TRAIN.
 
     Raises:
-        ValueError: impossible fractions; on a call, too few users for one in each part.
+        ValueError: impossible arguments; on a call, too few users for one in each part.
     """
 
     valid: float = 0.1
     test: float = 0.1
     seed: int = 0
+    earlier: Literal["context", "train"] = "context"
 
     def __post_init__(self) -> None:
         _check_fractions("RandomByUser", self.valid, self.test)
+        if self.earlier not in ("context", "train"):
+            raise ValueError(f"RandomByUser got earlier={self.earlier!r}; give context or train.")
 
     def __call__(
         self, offsets: np.ndarray, items: np.ndarray, timestamps: np.ndarray
@@ -211,7 +214,8 @@ class RandomByUser:
             )
         drawn = users[hashed_order(len(users), seed=self.seed)]
         split = np.full(len(items), TRAIN, dtype=np.int8)
-        split[np.isin(_owners(offsets), drawn[: tests + valids])] = CONTEXT
+        if self.earlier == "context":
+            split[np.isin(_owners(offsets), drawn[: tests + valids])] = CONTEXT
         split[offsets[drawn[:tests] + 1] - 1] = TEST
         split[offsets[drawn[tests : tests + valids] + 1] - 1] = VALID
         return split

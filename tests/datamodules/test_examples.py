@@ -175,6 +175,39 @@ def test_negatives_by_popularity_hide_what_is_bought_often() -> None:
         assert wrong[1] / wrong.sum() == pytest.approx(share, rel=0.35)  # 50 and 300 draws
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 5), st.integers(1, 3), st.integers(30, 80))
+def test_exchanged_negatives_tell_nothing_by_the_item_alone(
+    seed: int, count: int, users: int
+) -> None:
+    histories = _histories([7] * users, seed, LeaveOneOut())
+    table = WithNegatives(count, by="exchange", seed=seed)(histories, _appearance([]))
+    learned = table.take(table.code == TRAIN)
+    right, wrong = (
+        np.bincount(learned.target[learned.label == is_right]) for is_right in (True, False)
+    )
+    assert (wrong == count * right).all()
+    trained = {
+        (int(u), int(i))
+        for u, i, code in zip(histories.users, histories.items, histories.split, strict=True)
+        if code == TRAIN
+    }
+    asked = list(zip(learned.user.tolist(), learned.target.tolist(), strict=True))
+    assert not trained & {
+        pair for pair, right in zip(asked, learned.label, strict=True) if not right
+    }
+    rows = learned.target.reshape(-1, count + 1)
+    assert (np.sort(rows, axis=1)[:, 1:] != np.sort(rows, axis=1)[:, :-1]).all()
+    again = WithNegatives(count, by="exchange", seed=seed)(histories, _appearance([]))
+    assert (again.target == table.target).all()
+
+
+def test_rows_of_one_user_have_nobody_to_exchange_with() -> None:
+    histories = _histories([9], 0, LeaveOneOut())
+    with pytest.raises(ValueError, match=r"user 1 took so much .* take by: popularity"):
+        WithNegatives(1, by="exchange")(histories, _appearance([]))
+
+
 def test_few_examples_keep_k_of_the_base_and_the_rest_is_context() -> None:
     histories = _histories([9] * 20, 2, LeaveOneOut())
     base = RatedTargets(3, length=2)
@@ -262,7 +295,7 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: RatedTargets(3, balance="both"), "natural, train, all"),  # type: ignore[arg-type]
         (lambda: WithNegatives(0), "count=0"),
         (lambda: WithNegatives(at_least=0), "at_least=0"),
-        (lambda: WithNegatives(by="taste"), "give one of uniform, popularity"),  # type: ignore[arg-type]
+        (lambda: WithNegatives(by="taste"), "give one of uniform, popularity, exchange"),  # type: ignore[arg-type]
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
         (lambda: FewExamples(RatedTargets(3), 4, behind=0), "behind=0"),
         (lambda: FewExamples(WithNegatives(1), 4, behind=2), "a base that tells likes"),

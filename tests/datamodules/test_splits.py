@@ -110,12 +110,13 @@ def test_temporal_needs_timestamps(stamps):
 
 
 @settings(max_examples=40, deadline=None)
-@given(TIMES, st.integers(0, 5))
-def test_random_users_are_never_trained_on(times, seed):
+@given(TIMES, st.integers(0, 5), st.sampled_from([("context", CONTEXT), ("train", TRAIN)]))
+def test_random_users_are_never_trained_on_but_on_what_they_did_before(times, seed, before):
     offsets, items, stamps = pack(times)
     eligible = [u for u, t in enumerate(times, start=1) if len(t) >= 2]
     tests, valids = max(1, round(0.3 * len(eligible))), max(1, round(0.2 * len(eligible)))
-    split_of = RandomByUser(0.2, 0.3, seed)
+    earlier, code_before = before
+    split_of = RandomByUser(0.2, 0.3, seed, earlier)
     if tests + valids >= len(eligible):
         with pytest.raises(ValueError, match="too few"):
             split_of(offsets, items, stamps)
@@ -126,7 +127,7 @@ def test_random_users_are_never_trained_on(times, seed):
     assert kinds == {VALID: valids, TEST: tests}
     for codes in users:
         held_out = len(codes) >= 2 and codes[-1] in (VALID, TEST)
-        assert codes[:-1] == [CONTEXT if held_out else TRAIN] * (len(codes) - 1)
+        assert codes[:-1] == [code_before if held_out else TRAIN] * (len(codes) - 1)
         assert held_out or codes[-1] == TRAIN
 
 
@@ -171,6 +172,7 @@ def test_few_examples_have_a_history():
         (lambda: GlobalTemporal("1.1.2020", "2019-01-01"), "ISO format"),
         (lambda: GlobalTemporal(0.1, 0.1, "newest"), "'newest'"),
         (lambda: RandomByUser(0.1, 0.0), "0 < test"),
+        (lambda: RandomByUser(0.1, 0.1, earlier="valid"), "give context or train"),
         (lambda: FewShot(LeaveOneOut()), "exactly one"),
         (lambda: FewShot(LeaveOneOut(), users=1, examples=1), "exactly one"),
         (lambda: FewShot(LeaveOneOut(), users=0), "1 or more"),
