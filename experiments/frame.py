@@ -13,7 +13,7 @@ from experiments.places import is_place
 
 # The last five are the axes of MLLM-SRec's ablations (experiments/mllm_srec).
 GROUPS = (
-    "data", "llm", "engine", "backbone", "trainer", "logger", "slurm",
+    "data", "llm", "engine", "backbone", "trainer", "logger", "slurm", "worked",
     "srec_input", "srec_steps", "srec_tuning", "srec_reasoning", "srec_probes",
 )  # fmt: skip
 STAGE_KEYS = {

@@ -64,7 +64,7 @@ def test_a_group_file_composes_as_an_override_and_binds(group: str, option: str)
     file = ROOT / group / f"{option}.yaml"
     # No llm, engine or backbone is swapped here, but added, which Hydra does from the root only.
     name, plus = ("data/movielens_100k", "+") if group in ADDED else (BASIC, "")
-    name = SREC if group.startswith("srec_") else name
+    name = SREC if group.startswith("srec_") or group == "worked" else name
     experiment = config.load(name, [f"{plus}{group}={option}"])
     assert list(check.binding_problems(experiment)) == []
     assert file.read_text(encoding="utf-8").startswith("#"), "its first line says what it is"
