@@ -193,7 +193,7 @@ def test_what_a_prompt_shows_is_set_once_for_all_tests_of_one_model(name: str) -
         asked = ("dtype", "quantization", "block_size")
         kept = {n: tuple(m["llm"].get(key, 64) for key in asked) for n, m in tested.items()}
         assert kept == {"evaluate": ("auto", None, 64), "nf4": ("auto", "nf4-dq", 64),
-                        "nf4_blocks_of_32": ("auto", "nf4-dq", 32),
+                        "nf4_blocks_of_32": ("auto", "nf4-dq", 32), "int8": ("auto", "int8", 64),
                         "bfloat16": ("bfloat16", None, 64)}  # fmt: skip
 
 
