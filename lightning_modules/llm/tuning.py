@@ -233,14 +233,16 @@ class LanguageModelModule(StageModule):
 
     def remarks(self) -> list[str]:
         """What a quantized model's weights take."""
+        told = super().remarks()
         if self.llm.quantization is None or self.model is None:
-            return []
+            return told
         report = memory_report(self.model)
         sizes = [report.total, report.dense("bfloat16"), report.dense("float32")]
         kept, half, full = (f"{size / 2**20:.0f} MiB" for size in sizes)
         return [
+            *told,
             f"{self.llm.quantization}: its weights take {kept} ({report.per_parameter:.2f} bytes each), in "
-            f"bfloat16 they would take {half}, in float32 {full}"
+            f"bfloat16 they would take {half}, in float32 {full}",
         ]
 
     def export(self, folder: Path, device: torch.device) -> dict[str, Path]:

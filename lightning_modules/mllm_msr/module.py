@@ -34,6 +34,7 @@ from lightning_modules.mllm_msr.preferences import Preferences
 from lightning_modules.mllm_msr.prompts import CANDIDATE, USER, PairPrompt
 from lightning_modules.mllm_msr.texts import Frames, ItemTexts, UserTexts
 from lightning_modules.mllm_msr.tokens import ItemParts, PairCollator, PairTable
+from lightning_modules.reranking import RerankingModule
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Asked:
     read: ReadPrompts | None
 
 
-class MLLMMSRModule(YesNoModule):
+class MLLMMSRModule(YesNoModule, RerankingModule):
     """Ye et al., "Harnessing Multimodal Large Language Models for Multimodal Sequential Recommendation", AAAI
     2025 (arXiv 2408.09698): the recommender, p = p(yes) / (p(yes) + p(no)) = sigmoid(margin).
 
@@ -62,7 +63,8 @@ class MLLMMSRModule(YesNoModule):
         years: show the year that a film's title ends with.
         pictures: of candidates, ``own`` or none; or wrong ones, to learn what a finished model reads
             (``ShownPictures``). Image tokens count as tokens of a prompt.
-        options: of the training, see ``YesNoModule``; without preferences ``max_length`` titles are shown.
+        options: of the training, see ``YesNoModule``, and of a test of the whole catalogue, see
+            ``RerankingModule``; without preferences ``max_length`` titles are shown.
 
     Raises:
         ValueError: data that do not say what their items are called; pictures that the data do not have, or
@@ -89,8 +91,9 @@ class MLLMMSRModule(YesNoModule):
         if text_tokens < 1:
             raise ValueError(f"text_tokens is {text_tokens}, expected at least 1")
         if pictures not in get_args(Shown):
-            known = ", ".join(get_args(Shown))
-            raise ValueError(f"pictures is {pictures!r}, expected one of {known}")
+            raise ValueError(
+                f"pictures is {pictures!r}, expected one of {', '.join(get_args(Shown))}"
+            )
         if pictures != "none" and (not isinstance(llm, VisionSpec) or adapter.adds_tokens):
             raise ValueError(
                 f"pictures={pictures} needs a language model that reads them, and an adapter that adds no "
@@ -135,9 +138,8 @@ class MLLMMSRModule(YesNoModule):
 
     def summaries(self, rows: Rows) -> list[str | None] | None:
         """(B,) what the prompts tell of the rows' users."""
-        if self.preferences is None:
-            return None
-        return [self.preferences.texts[i] for i in self.preferences.of(rows)]
+        known = self.preferences
+        return None if known is None else [known.texts[i] for i in known.of(rows)]
 
     @cached_property
     def reader(self) -> PictureReader:
@@ -221,19 +223,16 @@ class MLLMMSRModule(YesNoModule):
     def remarks(self) -> list[str]:
         """What preferences lost, and candidates without a picture."""
         without = 0 if self.shown is None else int((~self.shown.mask[1:]).sum())
-        counted = (
-            (self.user_texts.cut, "preferences lost their last words, which did not fit"),
-            (without, "items have no picture and are asked about without one"),
-        )
+        cut = (self.user_texts.cut, "preferences lost their last words, which did not fit")
+        counted = (cut, (without, "items have no picture and are asked about without one"))
         return [*super().remarks(), *(f"{count:,} {what}" for count, what in counted if count)]
 
     # Pictures ------------------------------------------------------------------------------------------
 
     def _shared_opening(self) -> list[int]:
         """None where image tokens have places of their own kind."""
-        if self.seen is not None and not self.seen.in_line:
-            return []
-        return super()._shared_opening()
+        apart = self.seen is not None and not self.seen.in_line
+        return [] if apart else super()._shared_opening()
 
     def _last_logits(self, batch: Batch, keep: int) -> Tensor:
         """With the pictures of the items asked about."""
