@@ -69,7 +69,7 @@ def _exchanged(
         first, second = _apart(bad[good], other[good])
         given[first], given[second] = given[second], given[first]
     for row in np.flatnonzero(~fits(everyone, given)):
-        if fits(row[None], given[row][None])[0]:
+        if fits(np.array([row]), given[[row]])[0]:
             continue  # what it held has gone to a row before it
         here = np.full(rows, row)
         able = np.flatnonzero(fits(here, given) & fits(everyone, np.full(rows, given[row])))

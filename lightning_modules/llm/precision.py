@@ -95,7 +95,7 @@ class QLoRAPrecision(Precision):
 
         if self.mode == "int8":
             return BitsAndBytesConfig(load_in_8bit=True)
-        config = BitsAndBytesConfig(
+        config: Any = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=self.mode.removesuffix("-dq"),
             bnb_4bit_use_double_quant=self.mode.endswith("-dq"),
@@ -148,8 +148,10 @@ def _blocks_of_any_size() -> str:
     class Blocks(Bnb4BitHfQuantizer):  # type: ignore[misc, unused-ignore]
         """Says the size before weights are read; each is then quantized with what its empty layer says."""
 
-        def _process_model_before_weight_loading(self, model: Any, **options: Any) -> None:
-            super()._process_model_before_weight_loading(model, **options)
+        def _process_model_before_weight_loading(
+            self, model: Any, device_map: Any, **options: Any
+        ) -> None:
+            super()._process_model_before_weight_loading(model, device_map, **options)
             for _, layer in quantized_layers(model):
                 layer.weight.blocksize = self.quantization_config.block_size  # type: ignore[attr-defined]
 

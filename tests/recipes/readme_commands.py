@@ -155,7 +155,9 @@ BLOCKS: dict[str, Way] = {
         "recipes/test_mllm_msr_pictures.py::test_the_chain_runs_and_reads_the_pictures"
     ),
     f"{MSR}toy_shop_text": Composed("the stages of test_mllm_msr on the shop"),
-    f"{MSR}toy_shop_catalogue": Composed("run tiny by test_catalogue"),
+    f"{MSR}toy_shop_catalogue": Elsewhere(
+        "recipes/test_catalogue.py::test_a_language_model_orders_what_another_method_retrieved"
+    ),
     f'{MSR}movielens_posters ARGS="data.images=TAR"': Composed(FILES),
     'make preferences NAME=mllm_msr/movielens_posters ARGS="data.images=TAR"': Elsewhere(
         "recipes/test_mllm_msr_pictures.py::test_a_page_and_a_sheet_tell_what_was_written_and_answered"
