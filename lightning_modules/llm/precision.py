@@ -148,7 +148,7 @@ def _blocks_of_any_size() -> str:
     class Blocks(Bnb4BitHfQuantizer):  # type: ignore[misc, unused-ignore]
         """Says the size before weights are read; each is then quantized with what its empty layer says."""
 
-        def _process_model_before_weight_loading(
+        def _process_model_before_weight_loading(  # type: ignore[override]
             self, model: Any, device_map: Any, **options: Any
         ) -> None:
             super()._process_model_before_weight_loading(model, device_map, **options)
