@@ -2,7 +2,9 @@
 
 A-LLMRec (Kim et al., KDD 2024, arXiv 2404.11343, 5.2.2) calls the 35 % most and least interacted
 items warm and cold, which can be read as 35 % of the items or of the interactions: both are here.
-Counts are of TRAIN events; items and users without any take part with a count of 0.
+Counts are of TRAIN events; items and users without any take part with a count of 0. Nothing is colder than
+what was trained as often: where so many ids have one count that both groups would hold some of them, the
+count alone decides, and the data report and every table say so.
 
 Legend: R evaluation rows, U users, I items, G groups.
 """
@@ -23,7 +25,10 @@ GROUP_NAMES = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
 def extremes(counts: np.ndarray, fraction: float, by: By) -> tuple[np.ndarray, np.ndarray]:
     """Which ids are among the least (cold) and the most (warm) trained.
 
-    Equal counts are ordered by internal id, lower ids counting as colder.
+    At the edge of one group equal counts are ordered by internal id, lower ids counting as colder. Ids of a
+    count that both groups would hold are all in one of them, and in none where that would be no less
+    arbitrary: they are cold where nothing has fewer events, warm where nothing has more, neither where both
+    or none of it is so. A group is then larger or smaller than its fraction.
 
     Arguments:
         counts: (I + 1,) training events of each id; entry 0 is padding and belongs to no group.
@@ -35,18 +40,47 @@ def extremes(counts: np.ndarray, fraction: float, by: By) -> tuple[np.ndarray, n
     Returns:
         cold and warm, (I + 1,) bool each.
     """
-    slack = 1e-9  # 0.29 * 100 is 28.999... in floats
-    order = 1 + np.argsort(counts[1:], kind="stable")  # coldest first
-    if by == "count":
-        colds = warms = int(fraction * len(order) + slack)
-    else:
-        share = fraction * counts[1:].sum()
-        colds = int((np.cumsum(counts[order]) <= share + slack).sum())
-        warms = int((np.cumsum(counts[order[::-1]]) < share - slack).sum()) + 1 if share else 0
+    order, colds, warms = _ends(counts, fraction, by)
+    shared = shared_count(counts, fraction, by)
+    if shared is not None:
+        own = np.arange(len(counts)) > 0
+        fewer, same, more = (
+            own & found for found in (counts < shared, counts == shared, counts > shared)
+        )
+        cold_end, warm_end = not fewer.any(), not more.any()
+        return (
+            same if cold_end and not warm_end else fewer,
+            same if warm_end and not cold_end else more,
+        )
     cold, warm = np.zeros((2, len(counts)), dtype=bool)
     cold[order[:colds]] = True
     warm[order[len(order) - warms :]] = True
     return cold, warm
+
+
+def shared_count(counts: np.ndarray, fraction: float, by: By) -> int | None:
+    """The count of so many ids that the least and the most trained share would both hold some of them.
+
+    None where there is none. Arguments as of ``extremes``.
+    """
+    order, colds, warms = _ends(counts, fraction, by)
+    if not colds or not warms:
+        return None
+    most, least = counts[order[colds - 1]], counts[order[len(order) - warms]]
+    return int(most) if most == least else None
+
+
+def _ends(counts: np.ndarray, fraction: float, by: By) -> tuple[np.ndarray, int, int]:
+    """Ids, coldest first (I,), and how many of either end the fraction takes."""
+    slack = 1e-9  # 0.29 * 100 is 28.999... in floats
+    order = 1 + np.argsort(counts[1:], kind="stable")
+    if by == "count":
+        size = int(fraction * len(order) + slack)
+        return order, size, size
+    share = fraction * counts[1:].sum()
+    colds = int((np.cumsum(counts[order]) <= share + slack).sum())
+    warms = int((np.cumsum(counts[order[::-1]]) < share - slack).sum()) + 1 if share else 0
+    return order, colds, warms
 
 
 def _check_fraction(name: str, **fractions: float) -> None:
@@ -67,8 +101,14 @@ def _mark_rows(
     return np.stack([np.ones(len(user), dtype=bool), *columns], axis=1), GROUP_NAMES
 
 
-def _sizes(members: list[np.ndarray], histories: Histories) -> dict[str, int]:
-    """Items and users in all and in each group, and the training counts at the groups' edges."""
+def _sizes(
+    members: list[np.ndarray], histories: Histories, shared: dict[str, int | None]
+) -> dict[str, int]:
+    """Items and users in all and in each group, and the training counts at the groups' edges.
+
+    Of a kind (item, user) whose ends share a count: ``tied_KIND_events``, that count, and ``tied_KIND``, how
+    many have it.
+    """
     counts = [histories.train_counts()] * 2 + [histories.user_train_counts()] * 2
     sizes = {"items": histories.num_items, "users": histories.num_users}
     for name, ids, count in zip(GROUP_NAMES[1:], members, counts, strict=True):
@@ -76,6 +116,11 @@ def _sizes(members: list[np.ndarray], histories: Histories) -> dict[str, int]:
         if ids.any():
             sizes[f"{name}_min_events"] = int(count[ids].min())
             sizes[f"{name}_max_events"] = int(count[ids].max())
+    for kind, events in shared.items():
+        if events is not None:
+            count = counts[0] if kind == "item" else counts[-1]
+            sizes[f"tied_{kind}"] = int((count[1:] == events).sum())
+            sizes[f"tied_{kind}_events"] = events
     return sizes
 
 
@@ -111,7 +156,11 @@ class QuantileGroups:
 
     def sizes(self, histories: Histories) -> dict[str, int]:
         """Members of each group (items or users) with their least and most training events."""
-        return _sizes(self._members(histories), histories)
+        shared = {
+            "item": shared_count(histories.train_counts(), self.item_fraction, self.by),
+            "user": shared_count(histories.user_train_counts(), self.user_fraction, self.by),
+        }
+        return _sizes(self._members(histories), histories, shared)
 
     def _members(self, histories: Histories) -> list[np.ndarray]:
         items = extremes(histories.train_counts(), self.item_fraction, self.by)
@@ -147,7 +196,8 @@ class ExactUserGroups:
 
     def sizes(self, histories: Histories) -> dict[str, int]:
         """Members of each group (items or users) with their least and most training events."""
-        return _sizes(self._members(histories), histories)
+        shared = {"item": shared_count(histories.train_counts(), self.item_fraction, "count")}
+        return _sizes(self._members(histories), histories, shared)
 
     def _members(self, histories: Histories) -> list[np.ndarray]:
         events = np.diff(histories.offsets)  # (U + 1,)

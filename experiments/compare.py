@@ -18,6 +18,7 @@ from pathlib import Path
 from experiments import artifacts, compared, costs, seeds
 from experiments.baseline import strength
 from experiments.compared import Tests, head, title_of, value_of
+from experiments.data_report import group_notes
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.messages import print_error, put, say
@@ -161,6 +162,7 @@ def _remarks(rows: Sequence[Row], base: Row | None, tests: Tests) -> list[str]:
             f"{BETTER} better, {WORSE} worse than {base.label} with p < {LEVEL}: paired tests of {tested} by "
             f"{by}, Holm's correction for all of the table."
         )
+    told += (f"{note}." for note in group_notes(f.parent for r in rows for f in r.scores))
     told.append(
         "Hours are of all stages of a row's chain (CPU-hours times threads, GPU-hours times devices; of a "
         "resumed stage the last attempt's), memory is the most of any of them; users/s of the test."

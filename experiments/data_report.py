@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,37 @@ def print_data_report(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
         for name, text in section:
             table.add_row(escape(str(name)), escape(str(text)))
     console.print(table)
+    for note in _notes_of(manifest):
+        console.print(escape(note), soft_wrap=True)
     console.print(f"source: {escape(manifest['source'])}\nfolder: {escape(str(folder))}")
     return manifest
+
+
+def group_notes(folders: Iterable[Path]) -> list[str]:
+    """What a table of these runs' cold and warm rows must say: where counts could not tell the two apart."""
+    kept = (m for folder in dict.fromkeys(folders) for m in read_json(folder / KEPT, list) or [])
+    return list(dict.fromkeys(note for manifest in kept for note in _notes_of(manifest)))
+
+
+def _notes_of(manifest: dict[str, Any]) -> Iterator[str]:
+    """A sentence for items and one for users, where ``groups`` found a count that both groups would hold."""
+    sizes = (manifest.get("report") or {}).get("groups", {})
+    for kind in ("item", "user"):
+        events = sizes.get(f"tied_{kind}_events")
+        if events is None:
+            continue
+        alike, every, name = sizes[f"tied_{kind}"], sizes[f"{kind}s"], manifest["recipe"]["name"]
+        has = f"{alike:,} of {every:,} {kind}s of {name} have {events:,} training event{'s' * (events != 1)}"
+        if alike == every:
+            yield f"No {kind} is cold or warm: {has}"
+            continue
+        whose = {sizes.get(f"{end}_{kind}_min_events"): end for end in ("warm", "cold")}
+        told = {
+            "cold": "all of these are cold, and those with more are warm",
+            "warm": "all of these are warm, and those with fewer are cold",
+            None: "these are neither, those with fewer are cold and those with more are warm",
+        }[whose.get(events)]
+        yield f"{has}, too many for its least and its most trained {kind}s to be told apart: {told}"
 
 
 def sections(manifest: dict[str, Any]) -> list[list[tuple[str, Any]]]:

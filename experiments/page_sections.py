@@ -77,6 +77,7 @@ def _remarks(rows: Sequence[Row]) -> Iterator[Html]:
         told.append(
             "Rows in italics have no model; a method that does not beat them has shown nothing."
         )
+    told += (f"{n}." for n in data_report.group_notes(f.parent for r in rows for f in r.scores))
     if any(r.older for r in rows):
         told.append('* made by older code; make exp with ARGS="stale=rerun" makes it anew.')
     yield tag("p", " ".join(told), class_="faint")

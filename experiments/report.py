@@ -158,7 +158,7 @@ def print_tables(
     told: Callable[[Measured, str], str],
     seeds: Callable[[Measured], str] | None = None,
 ) -> None:
-    """One table a fingerprint, and what holds for them all: rows left out, rows made by older code.
+    """One table a fingerprint, and what holds for them all: ties of groups, rows left out or of older code.
 
     Args:
         rows: what is in the tables.
@@ -171,6 +171,10 @@ def print_tables(
         here = [r for r in rows if r.fingerprint == fingerprint]
         rows_of = "validation" if "scored" in here[0].protocol else "test"
         console.print(_results_table(f"{rows_of}, fingerprint {fingerprint}", here, told, seeds))
+    from experiments.data_report import group_notes  # it prints by this module
+
+    for note in group_notes(r.scores.parent for r in rows):
+        console.print(escape(note), soft_wrap=True)
     notes = (read_json(s.folder / "metrics.json") or {} for s in stages if s.folder)
     left_out = {k: v for note in notes for k, v in note.get("left_out", {}).items()}
     for row, reason in left_out.items():

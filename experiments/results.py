@@ -13,6 +13,7 @@ from datamodules.versioning import read_json
 from experiments import config
 from experiments.artifacts import PlannedStage, done_mark
 from experiments.command import write_whole
+from experiments.data_report import group_notes
 from experiments.errors import UserError
 from experiments.intervals import over_seeds, paired
 from experiments.report import PLACES, Measured, is_labelled, measured, print_table, row_label
@@ -247,6 +248,7 @@ def _document(tables: list[Table]) -> Iterator[str]:
         ):  # fmt: skip
             if key in protocol and (key != "candidates" or not table[0][0].labelled):
                 yield f"* {key}: {_words(protocol[key])}"
+        yield from (f"* {n}" for n in group_notes(f.parent for row, _ in table for f in row.scores))
         yield ""
         columns = _columns(table)
         heads = [*(c.replace("_", " ") for c in columns), *_gain_head(table)]

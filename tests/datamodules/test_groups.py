@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodules.groups import GROUP_NAMES, ExactUserGroups, QuantileGroups, extremes
+from datamodules.groups import (
+    GROUP_NAMES,
+    ExactUserGroups,
+    QuantileGroups,
+    extremes,
+    shared_count,
+)
 from datamodules.types import CONTEXT, TEST, TRAIN, VALID, Histories
 
 
@@ -34,8 +40,9 @@ def test_share_of_the_items_with_ties_by_id():
     assert ids(cold) == [2, 4, 5]  # zeros, then the lower id of the two ones
     assert ids(warm) == [1, 3, 7]
     cold, warm = extremes(counts, 0.5, "count")
-    assert ids(cold) == [2, 4, 5, 6, 8]
-    assert ids(warm) == [1, 3, 7, 9, 10]  # of the three twos, the higher ids
+    # The halves meet among the three twos, which nothing tells apart: those with less, and with more.
+    assert ids(cold) == [2, 4, 5, 6]
+    assert ids(warm) == [1, 3, 7]
 
 
 def test_share_of_the_interactions():
@@ -44,10 +51,31 @@ def test_share_of_the_interactions():
     cold, warm = extremes(counts, 0.35, "interactions")
     assert ids(cold) == [1, 3, 5, 6, 7, 8]
     assert ids(warm) == [2]
-    # 50 % is 10: from below up to a three (9), from above 8 + 3.
+    # 50 % is 10: from below up to a three (9), from above 8 + 3; no three is in either.
     cold, warm = extremes(counts, 0.5, "interactions")
-    assert ids(cold) == [1, 3, 4, 5, 6, 7, 8]
-    assert ids(warm) == [2, 9]
+    assert ids(cold) == [1, 3, 5, 6, 7, 8]
+    assert ids(warm) == [2]
+
+
+@pytest.mark.parametrize(
+    ("counts", "cold", "warm", "shared"),
+    [
+        ([3, 3, 3, 3, 3, 3], [], [], 3),  # nothing is colder than anything
+        ([0, 0, 0, 0, 0, 0], [], [], 0),
+        ([0, 0, 0, 0, 0, 7], [0, 0, 0, 0, 0], [7], 0),  # whatever was never trained on is cold
+        ([1, 5, 5, 5, 5, 5], [1], [5, 5, 5, 5, 5], 5),
+        ([2, 2, 0, 2, 9, 2], [0], [9], 2),
+        ([0, 0, 0, 5, 5, 5], [0, 0], [5, 5], None),  # 35 % of either end
+    ],
+)
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_count_that_both_groups_would_hold_decides_alone(
+    counts: list[int], cold: list[int], warm: list[int], shared: int | None, backwards: bool
+) -> None:
+    given = np.array([99, *(counts[::-1] if backwards else counts)])
+    found = extremes(given, 0.35, "count")
+    assert [given[marks].tolist() for marks in found] == [cold, warm]  # in any order of the ids
+    assert shared_count(given, 0.35, "count") == shared
 
 
 def test_fractions_are_not_cut_by_float_error():
@@ -67,8 +95,8 @@ def test_cold_never_meets_warm(counts, fraction, by):
     assert not (cold & warm).any()
     assert not (cold | warm)[0]
     if cold.any() and warm.any():
-        assert counts[cold].max() <= counts[warm].min()
-    if by == "interactions" and counts.sum():
+        assert counts[cold].max() < counts[warm].min()
+    if by == "interactions" and counts.sum() and shared_count(counts, fraction, by) is None:
         assert counts[cold].sum() <= fraction * counts.sum() + 1e-9
         assert counts[warm].sum() >= fraction * counts.sum() - 1e-9
 
@@ -131,6 +159,12 @@ def test_sizes():
         "warm_user_min_events": 4,
         "warm_user_max_events": 4,
     }
+    # Four users with one event each; of six items two are cold with none, two warm with one or two.
+    alike = QuantileGroups().sizes(make([[(i, TRAIN)] for i in (2, 3, 6, 6)], 6))
+    assert (alike["cold_item"], alike["warm_item"]) == (2, 2)
+    assert "tied_item" not in alike
+    assert (alike["cold_user"], alike["warm_user"]) == (0, 0)
+    assert (alike["tied_user"], alike["tied_user_events"]) == (4, 1)
     exact = ExactUserGroups(events=5).sizes(HISTORIES)
     assert exact["cold_user"] == 0
     assert exact["warm_user"] == 1
