@@ -23,7 +23,7 @@ from experiments import artifacts, beyond
 from experiments.command import whole_number
 from experiments.compared import head, title_of, value_of
 from experiments.errors import UserError
-from experiments.intervals import mean_by_row, over_seeds, scores_columns
+from experiments.intervals import Interval, mean_by_row, over_seeds, scores_columns
 from experiments.results import Row
 from experiments.significance import auc_draws
 from experiments.table_text import Line, Sheet, Value
@@ -234,7 +234,9 @@ def _mean(values: Sequence[float | None]) -> Value:
     told = [v for v in values if v is not None]
     if len(told) < len(values):
         return Value(None)
-    return Value(statistics.fmean(told), over_seeds(told) if len(told) > 1 else None)
+    mean, half = statistics.fmean(told), over_seeds(told) if len(told) > 1 else 0.0
+    # Of seeds that agree there is none, and of its rows none is known.
+    return Value(mean, Interval(mean, mean - half, mean + half) if half else None)
 
 
 def _gaps(row: Row, data: Catalogue) -> dict[str, Value | str]:

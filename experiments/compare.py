@@ -20,6 +20,7 @@ from experiments.baseline import strength
 from experiments.compared import Tests, head, title_of, value_of
 from experiments.data_report import group_notes
 from experiments.errors import UserError
+from experiments.intervals import ALIKE, CHANCE
 from experiments.keys import nearest
 from experiments.messages import print_error, put, say
 from experiments.results import COLUMNS, LABELLED_COLUMNS, Row
@@ -154,7 +155,7 @@ def _remarks(rows: Sequence[Row], base: Row | None, tests: Tests) -> list[str]:
         *(["over seeds (Student's t)"] if several else []),
         *([over + " where one seed was run" * several] if single else []),
     ]
-    told = [f"± is half of the 95 % interval {' or '.join(spans)}."]
+    told = [f"± is half of the 95 % interval {' or '.join(spans)}, {ALIKE}; {CHANCE} is exact."]
     tested = " and ".join(dict.fromkeys(head(metric) for _, metric in tests))
     if base is not None and tested:
         by = "draws of users" if rows[0].labelled else "Wilcoxon's signed-rank test over users"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
 from experiments import artifacts, baseline, config
 from experiments.costs import chain
 from experiments.errors import UserError
-from experiments.intervals import over_seeds
 from experiments.keys import flatten, nearest
 from experiments.results import Row, collect, rows_of, telling
 from experiments.table_text import Value
@@ -175,12 +172,7 @@ def _shared(experiment: config.Experiment, stage: str) -> Iterator[Row]:
 
 
 def _has(row: Row, stage: str) -> bool:
-    return not stage or stage == name_in_file(row)
-
-
-def name_in_file(row: Row) -> str:
-    """What a row is called in its run: its test stage, or its name among rows without a model."""
-    return row.scores[0].name.removeprefix("scores.").removesuffix(".parquet")
+    return not stage or stage == row.name_in_file
 
 
 def _of_seeds(row: Row, seeds: Sequence[int]) -> Row | None:
@@ -216,7 +208,7 @@ def _finished(row: Row) -> str:
 def _unfinished(one: Asked, seeds: Sequence[int], everything: Sequence[Row]) -> str:
     """Why there is no row of it, and the command that makes one."""
     others = [r for r in everything if r.experiment == one.name and not r.reference]
-    stages = sorted({name_in_file(r) for r in others})
+    stages = sorted({r.name_in_file for r in others})
     if one.stage and others and one.stage not in stages:
         return f"{one.name} has no row {one.stage!r} ({', '.join(stages)})"
     given = f" SEEDS={','.join(map(str, seeds))}{',' * (len(seeds) == 1)}" if seeds else ""
@@ -252,7 +244,7 @@ def chosen_baseline(rows: Sequence[Row], name: str) -> Row | None:
     """
     if not name:
         return None
-    for told in (lambda r: r.label, lambda r: r.experiment, name_in_file):
+    for told in (lambda r: r.label, lambda r: r.experiment, lambda r: r.name_in_file):
         found = [
             r for r in rows if told(r) == name and not (r.reference and told(r) == r.experiment)
         ]
@@ -262,12 +254,6 @@ def chosen_baseline(rows: Sequence[Row], name: str) -> Row | None:
     raise UserError(
         f"BASELINE={name!r} is no row of the table ({', '.join(known)}){nearest(name, known)}"
     )
-
-
-def stored(row: Row) -> list[dict[str, Any]]:
-    """Metrics with their standard errors, one dictionary a seed, as the run folders have them."""
-    notes = [read_json(f.with_name("metrics.json")) or {} for f in row.scores]
-    return [n.get("rows", {}).get(name_in_file(row), {}) for n in notes]
 
 
 def head(metric: str) -> str:
@@ -282,15 +268,10 @@ def title_of(rows: Sequence[Row]) -> str:
 
 
 def value_of(row: Row, metric: str, tests: Tests | None = None) -> Value:
-    """The mean over seeds with its interval; of one seed with the interval over users."""
+    """The mean over seeds, and its interval."""
     told = row.values.get(metric, [])
     values = [v for v in told if v is not None]
     if not values or len(values) < len(told):
         return Value(None)
     p, gain = (tests or {}).get((row.scores[0], metric), (None, 0.0))
-    if len(values) > 1:
-        return Value(statistics.fmean(values), over_seeds(values), p=p, gain=gain)
-    (told_of,) = stored(row)
-    error = (told_of.get(metric) or {}).get("stderr")
-    half = 1.96 * error if error is not None and math.isfinite(error) else None
-    return Value(values[0], half, p=p, gain=gain)
+    return Value(statistics.fmean(values), row.interval(metric), p=p, gain=gain)

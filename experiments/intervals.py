@@ -1,4 +1,6 @@
-"""95 % intervals: of a mean over seeds, and of the paired difference of two rows of one protocol.
+"""95 % intervals: of a mean over rows or seeds, and of the paired difference of two rows of one protocol.
+
+No interval is a point: rows that are all alike (0 hits of n) have one by the share of others they may hide.
 
 Legend: R rows of a test, S seeds.
 """
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,18 +26,12 @@ if TYPE_CHECKING:
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 NORMAL = 1.960
 _KEYS = ("row", "user_id")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean difference of a metric over the rows of a test, and half of its 95 % interval."""
-
-    mean: float
-    half: float
-
-    def __str__(self) -> str:
-        """``+0.0123 [+0.0100, +0.0146]``."""
-        return f"{self.mean:+.4f} [{self.mean - self.half:+.4f}, {self.mean + self.half:+.4f}]"
+_ROUNDING = 3e-5  # standard deviation that rows alike have at most: their sums are rounded to 2^-32
+CHANCE = (
+    "random"  # the row without a model whose numbers are expectations: exact, without an interval
+)
+POOLED = "auc"  # of all rows in one list: no mean of theirs
+ALIKE = "[low, high] where all rows are alike"  # how tables call ``of_alike``
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,73 @@ class Interval:
     value: float
     low: float
     high: float
+
+    @property
+    def half(self) -> float | None:
+        """Half of its width; None where the estimate is not in its middle."""
+        half = (self.high - self.low) / 2
+        return half if math.isclose(self.value, self.low + half, abs_tol=1e-9) else None
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """Mean difference of a metric over the rows of a test."""
+
+    def __str__(self) -> str:
+        """``+0.0123 [+0.0100, +0.0146]``."""
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def of_metric(values: Mapping[str, Mapping[str, float | None]], name: str) -> Interval | None:
+    """A metric between 0 and 1 over the rows of a test: 1.96 standard errors either way, or ``of_alike``.
+
+    Args:
+        values: of one row of a ``metrics.json``: ``group/metric`` to ``value`` and ``stderr``.
+        name: the metric's.
+
+    Returns:
+        None where it was not measured, has no error, or is an AUC of which all draws agree.
+    """
+    told, (group, _, metric) = values.get(name) or {}, name.partition("/")
+    value, error = told.get("value"), told.get("stderr")
+    if value is None or error is None or not math.isfinite(error):
+        return None
+    # Of labelled rows, those are means (or draws) over users.
+    rows = (values.get(f"{group}/users") or values.get(f"{group}/n") or {}).get("value") or 0.0
+    if error * math.sqrt(rows) > _ROUNDING or (error and not rows):
+        return Interval(value, value - NORMAL * error, value + NORMAL * error)
+    return of_alike(value, int(rows)) if rows and metric != POOLED else None
+
+
+def of_alike(value: float, rows: int, least: float = 0.0) -> Interval:
+    """Mean of n values in [least, 1] that are all the same.
+
+    By Wilson's interval of 0 of n, up to z^2 / (n + z^2) of all rows are of another value, which may be
+    anything: of 0 or n hits the ends are Wilson's own.
+    """
+    others = NORMAL**2 / (rows + NORMAL**2)
+    return Interval(value, value - others * (value - least), value + others * (1 - value))
+
+
+def of_seeds(
+    runs: Sequence[Mapping[str, Mapping[str, float | None]]], name: str
+) -> Interval | None:
+    """A metric over seeds, where several were run and they differ; else over the rows of the test.
+
+    Args:
+        runs: ``values`` of ``of_metric`` of each seed.
+        name: the metric's.
+
+    Returns:
+        None where a seed lacks it, or as ``of_metric``.
+    """
+    told = [(run.get(name) or {}).get("value") for run in runs]
+    values = [v for v in told if v is not None]
+    if not values or len(values) < len(told):
+        return None
+    half = over_seeds(values) if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    return Interval(mean, mean - half, mean + half) if half else of_metric(runs[0], name)
 
 
 def over_seeds(values: Sequence[float]) -> float:
@@ -102,7 +165,9 @@ def paired(ours: Sequence[Path], theirs: Sequence[Path], k: int = 10) -> Differe
     if both is None or both.height < 2:
         return None
     gap = (both[metric] - both[f"{metric}_b"]).to_list()
-    return Difference(statistics.fmean(gap), NORMAL * statistics.stdev(gap) / math.sqrt(len(gap)))
+    mean, half = statistics.fmean(gap), NORMAL * statistics.stdev(gap) / math.sqrt(len(gap))
+    found = Interval(mean, mean - half, mean + half) if half else of_alike(mean, len(gap), least=-1)
+    return Difference(found.value, found.low, found.high)
 
 
 def paired_rows(

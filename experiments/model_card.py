@@ -11,7 +11,7 @@ from datamodules.versioning import read_json
 from experiments.artifacts import PlannedStage
 from experiments.config import Experiment, header
 from experiments.costs import cost_of
-from experiments.intervals import NORMAL
+from experiments.intervals import of_metric
 from experiments.keys import flatten
 
 METRICS = ("hit@1", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc")
@@ -98,11 +98,8 @@ def _measured(test: PlannedStage) -> Iterator[str]:
             group, _, metric = name.partition("/")
             if metric not in METRICS or told["value"] is None:
                 continue
-            half = told.get("stderr")
-            span = "-"
-            if half is not None:
-                ends = (told["value"] + side * NORMAL * half for side in (-1, 1))
-                span = "{:.4f} to {:.4f}".format(*(min(1.0, max(0.0, end)) for end in ends))
+            found = of_metric(values, name)
+            span = f"{max(0.0, found.low):.4f} to {min(1.0, found.high):.4f}" if found else "-"
             yield f"| {group} | {metric} | {told['value']:.4f} | {span} |"
         protocol = found.get("protocol") or {}
         plain = {k: v for k, v in protocol.items() if isinstance(v, (str, int, float, bool))}

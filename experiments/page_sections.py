@@ -11,7 +11,7 @@ import polars as pl
 
 from datamodules.sources import cache_root
 from datamodules.versioning import read_json
-from experiments import artifacts, compared, config, data_report, plots, report
+from experiments import artifacts, compared, config, data_report, intervals, plots, report
 from experiments.canvas import Canvas
 from experiments.errors import UserError
 from experiments.frame import PREDICTIONS
@@ -70,7 +70,7 @@ def result_table(rows: Sequence[Row]) -> Html:
 
 def _remarks(rows: Sequence[Row]) -> Iterator[Html]:
     over = "draws users anew" if rows[0].labelled else "takes rows as independent"
-    told = [f"± is half of the 95 % interval, which {over}, or over seeds where there are several."]
+    told = [f"± is half of the 95 % interval ({over}, or over seeds), {intervals.ALIKE}."]
     if rows[0].validation:
         told.append(f"These are {rows[0].protocol['scored']} rows: for choosing, not for telling.")
     if any(r.reference for r in rows):

@@ -83,8 +83,7 @@ def coloured(rows: Sequence[Row]) -> list[str]:
 def _interval(told: Value) -> Interval | None:
     if told.value is None:
         return None
-    half = told.half or 0.0
-    return Interval(told.value, told.value - half, told.value + half)
+    return told.interval or Interval(told.value, told.value, told.value)
 
 
 def cold_warm(rows: Sequence[Row]) -> Canvas:
@@ -197,7 +196,7 @@ def _curve(log: pl.DataFrame, name: str) -> list[Mark]:
 
 def _reliability(row: Row) -> list[dict[str, float]]:
     """The bins of a row's first seed, where its scores are log-odds."""
-    name = compared.name_in_file(row)
+    name = row.name_in_file
     return read_json(row.scores[0].with_name(f"reliability.{name}.json"), list) or []
 
 

@@ -16,8 +16,10 @@ from rich.table import Table
 from datamodules.versioning import read_json
 from experiments.config import Experiment, header, origin_of
 from experiments.errors import UserError
+from experiments.intervals import ALIKE, CHANCE, Interval, of_metric
 from experiments.keys import flatten
 from experiments.messages import harmless, short
+from experiments.table_text import spread
 
 COLUMNS = (
     "hit@1", "hit@3", "hit@5", "hit@10", "ndcg@10", "mrr", "auc", "uauc", "ece", "yes_rate",
@@ -71,6 +73,11 @@ class Measured:
     scores: Path
     older: bool  # made by code that has changed since
 
+    def interval(self, metric: str) -> Interval | None:
+        """Over the rows of the test; chance is exact, and has none."""
+        exact = self.reference and self.label == CHANCE
+        return None if exact else of_metric(self.values, metric)
+
 
 def measured(experiment: Experiment, stages: Sequence[Any]) -> Iterator[Measured]:
     """The rows of every test stage that has been run."""
@@ -113,8 +120,8 @@ def print_results(
     def told(row: Measured, metric: str) -> str:
         if metric.endswith("/n"):
             return f"{(row.values.get(metric) or {'value': 0})['value']:.0f}"
-        interval = console.width >= WIDE or metric.endswith(("/ndcg@10", "/auc"))
-        return cell(row.values.get(metric), interval)
+        wanted = console.width >= WIDE or metric.endswith(("/ndcg@10", "/auc"))
+        return cell(row.values.get(metric), row.interval(metric) if wanted else None)
 
     print_tables(rows, stages, told)
     console.print(escape(f"{experiment.name}: {header(experiment.name)}"), soft_wrap=True)
@@ -122,7 +129,12 @@ def print_results(
         console.print(escape(remark), soft_wrap=True)
     labelled = any(is_labelled(r.values) for r in rows)
     kind = "resamples users with their rows" if labelled else "takes rows as independent"
-    console.print(f"± is a 95 % interval that {kind}; random is the exact expectation of guessing")
+    console.print(
+        escape(
+            f"± is a 95 % interval that {kind}, {ALIKE}; {CHANCE} is the exact expectation of guessing"
+        ),
+        soft_wrap=True,
+    )
     if own := [o for o in experiment.overrides if not o.startswith(_UNTOLD)]:
         console.print(
             f"{escape(experiment.name)} is meant with {escape(' '.join(own))}", soft_wrap=True
@@ -205,14 +217,12 @@ def row_label(experiment: str, stage: str) -> str:
     return experiment if stage == "evaluate" else f"{experiment} {stage}"
 
 
-def cell(entry: dict[str, float | None] | None, interval: bool = False) -> str:
-    """A value with four digits, or a dash where nothing was measured."""
+def cell(entry: dict[str, float | None] | None, interval: Interval | None = None) -> str:
+    """A value with four digits and its interval with three, or a dash where nothing was measured."""
     value = entry["value"] if entry else None
-    if entry is None or value is None or math.isnan(value):
+    if value is None or math.isnan(value):
         return "-"
-    error = entry["stderr"] if interval else None
-    told = error is not None and not math.isnan(error)
-    return f"{value:.4f} ±{1.96 * (error or 0):.3f}" if told else f"{value:.4f}"
+    return f"{value:.4f}{spread(interval, 3)}"
 
 
 def _results_table(
@@ -237,7 +247,7 @@ def _results_table(
                 escape(row.label) + (" *" if row.older else ""),
                 told(row, f"{group}/n"),
                 *([seeds(row)] if seeds else []),
-                *(told(row, f"{group}/{c}") for c in columns),
+                *(escape(told(row, f"{group}/{c}")) for c in columns),
             )
     return table
 

@@ -15,9 +15,10 @@ from experiments.artifacts import PlannedStage, done_mark
 from experiments.command import write_whole
 from experiments.data_report import group_notes
 from experiments.errors import UserError
-from experiments.intervals import over_seeds, paired
+from experiments.intervals import ALIKE, CHANCE, Interval, of_seeds, paired
 from experiments.report import PLACES, Measured, is_labelled, measured, print_table, row_label
 from experiments.source_graph import changed_since
+from experiments.table_text import spread
 
 COLUMNS = (
     "all/hit@10",
@@ -75,14 +76,26 @@ class Row:
         """A dash for rows that draw nothing."""
         return str(len(self.seeds)) if self.seeds else "-"
 
+    @property
+    def name_in_file(self) -> str:
+        """What it is called in its run: its test stage, or its name among rows without a model."""
+        return self.scores[0].name.removeprefix("scores.").removesuffix(".parquet")
+
+    def interval(self, name: str) -> Interval | None:
+        """Over seeds or, where one was run or all agree, over the rows of the test; chance is exact."""
+        if self.reference and self.name_in_file == CHANCE:
+            return None
+        notes = [read_json(f.with_name("metrics.json")) or {} for f in self.scores]
+        return of_seeds([n.get("rows", {}).get(self.name_in_file, {}) for n in notes], name)
+
     def cell(self, name: str) -> str:
-        """Mean, with its 95 % interval over seeds where there are several; a dash without rows."""
+        """Mean, with its 95 % interval where there are several seeds; a dash without rows."""
         told = self.values.get(name, [])
         values = [v for v in told if v is not None]
         if not values or len(values) < len(told):
             return "-"
-        mean = f"{statistics.fmean(values):.4f}"
-        return f"{mean} ±{over_seeds(values):.4f}" if len(values) > 1 else mean
+        span = self.interval(name) if len(values) > 1 else None
+        return f"{statistics.fmean(values):.4f}{spread(span, 4)}"
 
 
 Runs = Mapping[int, tuple[config.Experiment, Sequence[PlannedStage]]]  # by seed
@@ -233,7 +246,8 @@ def _document(tables: list[Table]) -> Iterator[str]:
     yield "# Results"
     yield ""
     yield "Made by `make results` from the run folders. One table for each protocol fingerprint: numbers in"
-    yield "different tables must not be compared. ± is half of the 95 % interval over seeds (Student's t);"
+    yield "different tables must not be compared. ± is half of the 95 % interval over seeds (Student's t), or"
+    yield f"over rows where seeds agree, {ALIKE};"
     yield f"of ranked rows the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the"
     yield "95 % interval of the paired difference, row by row, of means over seeds. Labelled rows have AUCs"
     yield "(pooled, and the mean over users), and where scores are log-odds their calibration. * marks rows"

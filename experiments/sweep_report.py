@@ -11,6 +11,7 @@ from datamodules.versioning import read_json
 from experiments import messages, report, sweep_plots, sweep_space
 from experiments.baseline import PROTOCOL_KEYS
 from experiments.config import Experiment
+from experiments.intervals import of_metric
 from experiments.source_graph import changed_since
 from experiments.sweep_space import TEST, Space
 from experiments.sweep_study import Tried
@@ -92,12 +93,11 @@ def _value(trial: Tried | None, space: Space, aim: Target) -> Value | str:
     """A trial's value, with its interval where a test has told one; else its state."""
     if trial is None or trial.value is None:
         return trial.state if trial else "-"
-    half = None
+    span = None
     if trial.folder and not aim.fit:
         rows = (read_json(Path(trial.folder) / "metrics.json") or {}).get("rows", {})
-        error = rows.get(aim.stage, {}).get(aim.metric, {}).get("stderr")
-        half = None if error is None else 1.96 * error
-    return Value(trial.value, half, note=f"epoch {trial.epochs}" if trial.state == "pruned" else "")
+        span = of_metric(rows.get(aim.stage, {}), aim.metric)
+    return Value(trial.value, span, note=f"epoch {trial.epochs}" if trial.state == "pruned" else "")
 
 
 def _trials(

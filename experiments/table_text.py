@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from experiments.intervals import Interval
 
 FORMATS = ("markdown", "latex", "csv")
 LEVEL = 0.05  # of p, corrected for the number of tests in the table
@@ -21,13 +24,24 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?(e[+-]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for the beginning of one
 
 
+def spread(interval: Interval | None, digits: int) -> str:
+    """`` ±0.0044``, or `` [0.0000, 0.0037]`` of an uneven one; with more digits where those say 0."""
+    if interval is None:
+        return ""
+    size = interval.half or interval.high - interval.low
+    digits = max(digits, math.ceil(-math.log10(size))) if size > 0 else digits
+    if interval.half is not None:
+        return f" ±{interval.half:.{digits}f}"
+    return f" [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
 @dataclass(frozen=True)
 class Value:
     """A number in a table, or None where nothing was measured.
 
     Args:
         value: the number.
-        half: half of its 95 % interval.
+        interval: of 95 %.
         digits: behind the point; -1 for three significant ones.
         p: of no difference to the baseline, corrected for all tests of the table.
         gain: the difference to the baseline, which gives the mark its sign.
@@ -35,7 +49,7 @@ class Value:
     """
 
     value: float | None
-    half: float | None = None
+    interval: Interval | None = None
     digits: int = 4
     p: float | None = None
     gain: float = 0.0
@@ -52,9 +66,8 @@ class Value:
         """``0.1089 ±0.0044⁺``; a dash without a number."""
         if self.value is None:
             return "-"
-        half = "" if self.half is None else f" ±{self._told(self.half)}"
         note = f" ({self.note})" if self.note else ""
-        return f"{self._told(self.value)}{half}{self.mark}{note}"
+        return f"{self._told(self.value)}{spread(self.interval, self.digits)}{self.mark}{note}"
 
     def _told(self, number: float) -> str:
         if self.digits < 0:
@@ -125,7 +138,7 @@ class Sheet:
         yield r"\end{table}"
 
     def _csv(self) -> str:
-        """A column for each number; where any row has one, also for its interval's half, p and note."""
+        """A column for each number; where any row has one, also for its interval, p and note."""
         out = io.StringIO()
         write = csv.writer(out, lineterminator="\n")
         parts = [(c, part) for c in self.columns for part in self._parts(c)]
@@ -138,8 +151,12 @@ class Sheet:
     def _parts(self, column: str) -> list[str]:
         cells = [line.cells.get(column) for line in self.lines]
         found = [c for c in cells if isinstance(c, Value)]
+        spans = [c.interval for c in found if c.interval]
+        uneven = any(s.half is None for s in spans)
         told = {
-            "±": any(c.half is not None for c in found),
+            "±": any(s.half is not None for s in spans),
+            "low": uneven,
+            "high": uneven,
             "p": any(c.p is not None for c in found),
             "note": any(c.note for c in found),
         }
@@ -149,9 +166,11 @@ class Sheet:
 def _part(cell: Value | str, part: str) -> str:
     if not isinstance(cell, Value):
         return "" if part else _harmless(cell)
-    number = {"": cell.value, "±": cell.half, "p": cell.p}.get(part)
     if part == "note":
         return _harmless(cell.note)
+    span = cell.interval
+    ends = {"±": span.half, "low": span.low, "high": span.high} if span else {}
+    number = {"": cell.value, "p": cell.p, **ends}.get(part)
     return "" if number is None else f"{number:.6g}"
 
 

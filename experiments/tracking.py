@@ -21,6 +21,7 @@ from datamodules.base import SequenceDataModule
 from datamodules.stage_data import StageDataModule
 from datamodules.versioning import read_json
 from experiments import config, data_report, plots
+from experiments.intervals import CHANCE, of_metric
 from experiments.keys import flatten
 from experiments.records import peak_memory
 from experiments.report import row_label
@@ -101,9 +102,11 @@ def _tables(
     ]
     yield "data_report", (("data", "name", "value"), told)
     if results:
-        yield "results", (("group", "metric", "value", "half of the 95 % interval"), [
-            (*name.split("/"), _number(value), _number(1.96 * error))
-            for name, (value, error) in results.items()
+        found = {n: {"value": value, "stderr": error} for n, (value, error) in results.items()}
+        spans = {n: None if row == CHANCE else of_metric(found, n) for n in found}
+        yield "results", (("group", "metric", "value", "low", "high"), [
+            (*name.split("/"), _number(value), *((span.low, span.high) if span else (None, None)))
+            for (name, (value, _)), span in zip(results.items(), spans.values(), strict=True)
         ])  # fmt: skip
     samples = read_json(folder / f"samples.{row}.json", list) or []
     if samples:

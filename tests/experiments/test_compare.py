@@ -123,7 +123,9 @@ def test_all_seeds_count_or_those_asked_for(runs: Path) -> None:
     assert row.values["all/ndcg@10"] == pytest.approx([1 / math.log2(4), 1])
     told = compared.value_of(row, "all/ndcg@10")
     assert told.value == pytest.approx(0.75)
-    assert told.half == pytest.approx(12.706 * 0.25)  # s of 0.5 and 1 is 0.5 / sqrt 2, over sqrt 2
+    assert told.interval.half == pytest.approx(
+        12.706 * 0.25
+    )  # s of 0.5 and 1 is 0.5 / sqrt 2, over sqrt 2
     with pytest.raises(UserError, match=r"not finished.*\n  - make exp NAME=\S+ SEEDS=0,3$"):
         find(SASREC, seeds=(0, 3), runs=runs)
 
@@ -260,7 +262,7 @@ def test_costs_are_of_the_whole_chain(runs: Path) -> None:
 
 SHEET = Sheet(
     "A & B_1", ("ndcg@10", "note"),
-    [Line("x|y_z", {"ndcg@10": Value(0.25, 0.0125, p=0.01, gain=1), "note": "=1+1"}),
+    [Line("x|y_z", {"ndcg@10": Value(0.25, Interval(0.25, 0.2375, 0.2625), p=0.01, gain=1), "note": "=1+1"}),
      Line("random", {"ndcg@10": Value(None)}, reference=True)],
     ["100 % so"],
 )  # fmt: skip
@@ -301,6 +303,53 @@ def test_csv_has_numbers_and_no_formula() -> None:
         ["x|y_z", "0.25", "0.0125", "0.01", "'=1+1"],
         ["random", "", "", "", ""],
     ]
+
+
+def test_an_uneven_interval_is_told_by_its_ends_in_every_form() -> None:
+    even, uneven = Interval(0.25, 0.2375, 0.2625), Interval(0.0, 0.0, 0.0370)
+    lines = [Line("a", {"hit@1": Value(0.25, even)}), Line("b", {"hit@1": Value(0.0, uneven)}),
+             Line("random", {"hit@1": Value(0.0006)}, reference=True)]  # fmt: skip
+    sheet = Sheet("t", ("hit@1",), lines)
+    assert "| 0.0000 [0.0000, 0.0370] |" in sheet.told("markdown")
+    assert "b & 0.0000 [0.0000, 0.0370] \\\\" in sheet.told("latex")
+    assert list(csv.reader(io.StringIO(sheet.told("csv")))) == [
+        ["method", "hit@1", "hit@1 ±", "hit@1 low", "hit@1 high"],
+        ["a", "0.25", "0.0125", "0.2375", "0.2625"],
+        ["b", "0", "", "0", "0.037"],
+        ["random", "0.0006", "", "", ""],
+    ]
+
+
+def test_no_interval_is_told_as_zero() -> None:
+    assert str(Value(0.0, Interval(0.0, 0.0, 0.00002))) == "0.0000 [0.00000, 0.00002]"
+    assert str(Value(0.5, Interval(0.5, 0.49998, 0.50002))) == "0.5000 ±0.00002"
+
+
+def test_chance_is_exact_and_rows_that_are_alike_are_not(runs: Path) -> None:
+    """No hit of 12 rows, in each of two seeds; chance has the same standard errors."""
+    for seed in (0, 1):
+        folder = write(runs, f"a-{seed}", SASREC, {"evaluate": [50] * USERS}, seed=seed)
+        alike(folder)
+    alike(write(runs, "r-0", SASREC, {"random": [50] * USERS, "popularity": [50] * USERS}))
+    rows = {r.label: r for r in find(SASREC, runs=runs)}
+    high = 1.96**2 / (USERS + 1.96**2)
+    for label in (SASREC, "popularity"):
+        told = compared.value_of(rows[label], "all/hit@10")
+        assert told.interval == Interval(0.0, 0.0, pytest.approx(high))
+        assert str(told) == f"0.0000 [0.0000, {high:.4f}]"
+    assert rows[SASREC].cell("all/hit@10") == f"0.0000 [0.0000, {high:.4f}]"
+    assert str(compared.value_of(rows["random"], "all/hit@10")) == "0.0000"
+    told = plots._interval(compared.value_of(rows["popularity"], "all/hit@10"))
+    assert told == Interval(0.0, 0.0, pytest.approx(high))  # what a bar's whiskers are
+
+
+def alike(folder: Path) -> None:
+    """Standard errors of rows that all have the same value."""
+    note = json.loads((folder / "metrics.json").read_text())
+    for values in note["rows"].values():
+        for name in values:
+            values[name]["stderr"] = None if name.endswith("/n") else 0.0
+    (folder / "metrics.json").write_text(json.dumps(note))
 
 
 @pytest.mark.parametrize(("value", "told"), [(0.0123456, "0.0123"), (8.0, "8"), (1234.5, "1,234")])

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from experiments import intervals
 from lightning_modules.expected import expected_hit, expected_ndcg
+from lightning_modules.metrics import RankingMetrics
 
 
 def ranked(path: Path, above: list[int], ties: list[int] | None = None, first: int = 0) -> Path:
@@ -40,7 +42,7 @@ def test_a_paired_difference_by_hand(tmp_path: Path) -> None:
     gaps = [1 - second, 0.0, -1.0, 0.5]  # 1 / log2(1 + place), 0 behind the tenth
     found = intervals.paired([ours], [theirs])
     assert found is not None
-    assert found.mean == pytest.approx(statistics.fmean(gaps))
+    assert found.value == pytest.approx(statistics.fmean(gaps))
     assert found.half == pytest.approx(1.96 * statistics.stdev(gaps) / 2)
     assert str(found).startswith(f"{statistics.fmean(gaps):+.4f} [")
 
@@ -50,8 +52,11 @@ def test_seeds_are_averaged_row_by_row(tmp_path: Path) -> None:
     base = ranked(tmp_path / "b.parquet", [20, 20])
     found = intervals.paired(seeds, [base])
     assert found is not None
-    assert found.mean == pytest.approx(0.5)
-    assert found.half == 0  # each row gained one half
+    assert found.value == pytest.approx(0.5)
+    # Each row gained one half; 3.8416 / (2 + 3.8416) of all others may have lost or gained up to one.
+    others = 1.96**2 / (2 + 1.96**2)
+    assert (found.low, found.high) == pytest.approx((0.5 - 1.5 * others, 0.5 + 0.5 * others))
+    assert str(found) == "+0.5000 [-0.4864, +0.8288]"
 
 
 def test_ties_count_by_their_expectation(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_ties_count_by_their_expectation(tmp_path: Path) -> None:
     base = ranked(tmp_path / "b.parquet", [20, 20])
     found = intervals.paired([ours], [base])
     assert found is not None
-    assert found.mean == pytest.approx((1 + 1 / math.log2(3)) / 2)
+    assert found.value == pytest.approx((1 + 1 / math.log2(3)) / 2)
 
 
 def test_sampled_candidates_are_ranked_from_their_scores(tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ def test_sampled_candidates_are_ranked_from_their_scores(tmp_path: Path) -> None
     found = intervals.paired([ours], [base])
     second = (1 / math.log2(3) + 0.5) / 2
     assert found is not None
-    assert found.mean == pytest.approx((1 - 0.5 + second - 0.5) / 2)
+    assert found.value == pytest.approx((1 - 0.5 + second - 0.5) / 2)
 
 
 def test_rows_of_a_sample_that_are_there_for_a_rare_group_alone_do_not_count(
@@ -116,6 +121,80 @@ def test_the_interval_of_a_share_is_wilsons(hits: int, rows: int) -> None:
     found = intervals.of_share([1.0] * hits + [0.0] * (rows - hits))
     assert found.value == pytest.approx(hits / rows)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)  # 1.960 for 1.95996
+
+
+@pytest.mark.parametrize(("value", "rows"), [(0.0, 48), (1.0, 48), (0.0, 1), (1.0, 10_000)])
+def test_no_hits_and_nothing_but_hits_have_wilsons(value: float, rows: int) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    low, high = stats.binomtest(int(value) * rows, rows).proportion_ci(method="wilson")
+    found = intervals.of_alike(value, rows)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    assert found.value == value
+    assert found.half is None
+
+
+def entry(value: float | None, error: float | None) -> dict[str, float | None]:
+    return {"value": value, "stderr": error}
+
+
+def test_a_metric_over_rows() -> None:
+    values = {"all/n": entry(96, None), "all/hit@1": entry(0.25, 0.05), "all/hit@10": entry(0.0, 0.0),
+              "all/mrr": entry(0.5, 1e-6), "all/auc": entry(1.0, 0.0), "all/ece": entry(0.1, None),
+              "cold/n": entry(0, None), "cold/mrr": entry(None, None)}  # fmt: skip
+    found = intervals.of_metric(values, "all/hit@1")
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.25 - 0.098, 0.25 + 0.098))  # 1.96 x 0.05
+    assert found.half == pytest.approx(0.098)
+    others = 1.96**2 / (96 + 1.96**2)  # 0 of 96
+    none, alike = (intervals.of_metric(values, f"all/{m}") for m in ("hit@10", "mrr"))
+    assert none is not None
+    assert (none.low, none.high) == (0, pytest.approx(others))
+    # Every row has its target second: sums that are rounded leave an error, which is no spread.
+    assert alike is not None
+    assert (alike.low, alike.high) == pytest.approx((0.5 - others / 2, 0.5 + others / 2))
+    for told in ("all/auc", "all/ece", "cold/mrr", "all/ndcg@5"):
+        assert intervals.of_metric(values, told) is None, told
+
+
+def test_means_over_users_count_users() -> None:
+    """Of labelled rows: 40 of them, by 9 users who each like all that they are predicted to like."""
+    values = {"all/n": entry(40, None), "all/users": entry(9, None), "all/uauc": entry(1.0, 0.0)}
+    found = intervals.of_metric(values, "all/uauc")
+    assert found is not None
+    assert found.low == pytest.approx(9 / (9 + 1.96**2))
+
+
+def test_rows_that_are_alike_have_rounding_errors_below_the_bound() -> None:
+    above, ties = torch.full((3,), 2), torch.zeros(3, dtype=torch.int64)
+    for count in (3, 30, 3000):
+        metric = RankingMetrics((1, 5))
+        rows = [t.repeat(count // 3) for t in (above, ties, above + 9)]
+        metric.update(*rows, torch.ones(count, 1, dtype=torch.bool), torch.full((count,), 1 / 3))
+        values = {n: entry(m.item(), e.item()) for n, (m, e) in metric.compute_with_error().items()}
+        values["all/n"] = entry(count, None)
+        found = intervals.of_metric(values, "all/ndcg@5")  # each 1 / log2(4)
+        assert found is not None
+        assert found.high == pytest.approx(0.5 + 0.5 * 1.96**2 / (count + 1.96**2), abs=1e-6)
+        third = intervals.of_metric(values, "all/mrr")
+        assert third is not None
+        assert third.low == pytest.approx(count / (count + 1.96**2) / 3, abs=1e-6)
+
+
+def test_seeds_that_agree_have_the_interval_of_their_rows() -> None:
+    def run(value: float, error: float) -> dict[str, dict[str, float | None]]:
+        return {"all/n": entry(96, None), "all/hit@1": entry(value, error)}
+
+    unlike = intervals.of_seeds([run(0.1, 0.01), run(0.2, 0.01)], "all/hit@1")
+    assert unlike is not None
+    assert unlike.value == pytest.approx(0.15)
+    assert unlike.half == pytest.approx(
+        12.706 * 0.05
+    )  # s of 0.1 and 0.2 is 0.1 / sqrt 2, over sqrt 2
+    agreed = intervals.of_seeds([run(0.2, 0.01)] * 3, "all/hit@1")
+    assert agreed is not None
+    assert agreed.half == pytest.approx(0.0196)
+    assert intervals.of_seeds([run(0.0, 0.0)] * 3, "all/hit@1") == intervals.of_alike(0.0, 96)
+    assert intervals.of_seeds([run(0.1, 0.01), {}], "all/hit@1") is None
 
 
 def test_the_interval_of_a_change_by_hand() -> None:

@@ -14,6 +14,7 @@ from datamodules.versioning import write_json
 from experiments import beside, config, messages, report, results
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
+from experiments.intervals import Interval
 
 BASIC, OTHER = "sasrec/movielens_100k", "gru4rec/movielens_100k"
 GROUPS = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
@@ -34,6 +35,7 @@ def row(value: float, error: float = 0.01) -> dict[str, dict[str, float]]:
 def write_run(
     runs: Path, folder: str, rows: dict[str, float], *, fingerprint: str = "f1", seed: int = 0,
     overrides: tuple[str, ...] = (), finished: str = "2026-01-01 00:00:00", done: bool = True,
+    error: float = 0.01,
 ) -> Path:  # fmt: skip
     """A tested stage's files, without the run."""
     where = runs / folder
@@ -42,7 +44,7 @@ def write_run(
     job = {"experiment": BASIC, "stage": "evaluate", "overrides": list(overrides),
            "inputs": {}, "spec": {"modules": modules, "seed": seed, "run": "test"}}  # fmt: skip
     metrics = {"fingerprint": fingerprint, "protocol": protocol(),
-               "rows": {name: row(value) for name, value in rows.items()}}  # fmt: skip
+               "rows": {name: row(value, error) for name, value in rows.items()}}  # fmt: skip
     (where / "stage.json").write_text(json.dumps(job))
     (where / "metrics.json").write_text(json.dumps(metrics))
     if done:
@@ -231,6 +233,23 @@ def test_the_table_of_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nan" not in out
 
 
+def test_no_hit_of_sixty_rows_is_no_certainty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = write_run(tmp_path, "e-1", {"evaluate": 0.0}, error=0.0)
+    two = write_run(tmp_path, "r-1", {"random": 0.0625, "popularity": 1.0}, error=0.0)
+    stages = [stage("evaluate", one, "done", ""), stage("reference", two, "done", "")]
+    report.print_results(config.load(BASIC), stages)
+    lines = capsys.readouterr().out.splitlines()
+    ours, chance, most = (
+        next(x for x in lines if f"│ {n} " in x) for n in (BASIC, "random", "popularity")
+    )
+    assert ours.count("0.0000 [0.000, 0.060]") == len(NAMES)  # 3.8416 / 63.8416
+    assert most.count("1.0000 [0.940, 1.000]") == len(NAMES)
+    assert chance.count("0.0625") == len(NAMES)
+    assert not {"±", "["} & set(chance), "an expectation is exact"
+
+
 def test_rows_of_other_experiments_stand_beside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -318,8 +337,12 @@ def test_lists_and_cells(capsys: pytest.CaptureFixture[str]) -> None:
     report.print_list([("a/b", "first"), ("long/name", "second")])
     assert capsys.readouterr().out == "a/b        first\nlong/name  second\n"
     assert report.cell(None) == report.cell({"value": math.nan, "stderr": 0.1}) == "-"
-    assert report.cell({"value": 0.05, "stderr": math.nan}, interval=True) == "0.0500"
-    assert report.cell({"value": 0.05, "stderr": 0.1}, interval=True) == "0.0500 ±0.196"
+    assert report.cell({"value": 0.05, "stderr": math.nan}) == "0.0500"
+    assert (
+        report.cell({"value": 0.05}, Interval(0.05, 0.05 - 0.196, 0.05 + 0.196)) == "0.0500 ±0.196"
+    )
+    assert report.cell({"value": 0.0}, Interval(0.0, 0.0, 0.0741)) == "0.0000 [0.000, 0.074]"
+    assert report.cell({"value": 0.0}, Interval(0.0, 0.0, 0.00004)) == "0.0000 [0.00000, 0.00004]"
 
 
 def test_seeds_of_other_settings_are_not_averaged_and_old_code_is_marked(

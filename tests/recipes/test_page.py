@@ -114,20 +114,25 @@ def test_the_tables_cells_are_those_of_the_results(browser: Any, runs: Path) -> 
         for row, values in json.loads(file.read_text())["rows"].items():
             if job["experiment"] == EXPERIMENT:
                 told = EXPERIMENT if row == "evaluate" else row
-                expected |= {(told, *name.split("/")): told_as(v) for name, v in values.items()}
+                expected |= {(told, *n.split("/")): told_as(row, n, values) for n in values}
     compared = {key: text for key, text in found.items() if key[2] not in ("method", "seeds")}
     assert len(compared) > 150
     assert compared == {key: expected[key] for key in compared}
 
 
-def told_as(entry: dict[str, float | None]) -> str:
-    """A value with half of its interval, by hand."""
-    value, error = entry["value"], entry["stderr"]
+def told_as(row: str, name: str, values: dict[str, dict[str, Any]]) -> str:
+    """A value with its interval, by hand."""
+    value, error = values[name]["value"], values[name]["stderr"]
     if value is None:
         return "-"
-    if error is None:  # of counts, too
-        return f"{value:.0f}" if value == int(value) and value > 1 else f"{value:.4f}"
-    return f"{value:.4f} ±{1.96 * error:.4f}"
+    if name.endswith("/n"):
+        return f"{value:.0f}"
+    if error is None or row == "random":
+        return f"{value:.4f}"
+    if error:
+        return f"{value:.4f} ±{1.96 * error:.4f}"
+    others = 1.96**2 / (values[f"{name.partition('/')[0]}/n"]["value"] + 1.96**2)
+    return f"{value:.4f} [{value * (1 - others):.4f}, {value + others * (1 - value):.4f}]"
 
 
 @pytest.mark.slow
