@@ -30,6 +30,7 @@ from experiments.keys import flatten, nearest
 from experiments.source_graph import parameters
 
 ROOT = Path(__file__).resolve().parent
+_DATA_SETS = ("data.release", "data.category", "data.name")  # name another one of the same config
 ORIGINS = "origins.json"  # in a run folder: what ``origins`` said
 
 
@@ -100,6 +101,30 @@ def header(name: str) -> str:
         if line.startswith("#") and "@package" not in line:
             return line.lstrip("# ").strip()
     return ""
+
+
+def caption(name: str, overrides: Sequence[str] = ()) -> str:
+    """What was run, in one line: the header, or what stands in its place on other data than the file's."""
+    told = {key.lstrip("+"): value for key, _, value in (o.partition("=") for o in overrides)}
+    moved = [f"{key}={told[key]}" for key in _DATA_SETS if key in told]
+    chosen = told.get("data")
+    if chosen is not None and not _is_own_data(name, chosen):
+        moved = [f"data={chosen}", *moved]
+    if not moved:
+        return header(name)
+    own = told.get("data.name", "").strip("'\"")
+    if not own and chosen is not None and f"data/{chosen}" in data_names():
+        own = header(f"data/{chosen}").partition(":")[0]
+    where = f"{own} ({' '.join(moved)})" if own else " ".join(moved)
+    return f"the settings of {name} on {where}, not on the data of its file"
+
+
+def _is_own_data(name: str, chosen: str) -> bool:
+    """Whether a data config is what the file takes by itself."""
+    try:
+        return composed(name).config["data"] == composed(name, [f"data={chosen}"]).config["data"]
+    except UserError:  # a file that has changed since its run
+        return False
 
 
 class FrameError(UserError):

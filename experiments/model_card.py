@@ -9,7 +9,7 @@ from typing import Any
 
 from datamodules.versioning import read_json
 from experiments.artifacts import PlannedStage
-from experiments.config import Experiment, header
+from experiments.config import Experiment, caption
 from experiments.costs import cost_of
 from experiments.intervals import of_metric
 from experiments.keys import flatten
@@ -62,13 +62,14 @@ def _lines(
     assert fit.folder is not None
     done = read_json(fit.folder / "done.json") or {}
     (module,) = fit.spec["modules"].values()
-    yield from (f"# {experiment.name}", "", header(experiment.name), "")
+    yield from (f"# {experiment.name}", "", caption(experiment.name, experiment.overrides), "")
     yield from (f"- `{name}`: {what}" for name, what in files.items())
     yield from ("", "## Data", "")
     told = ", ".join(
         f"{counts[k]:,} {k}" for k in ("users", "items", "interactions") if k in counts
     )
-    yield from (f"{fit.spec['data']['_target_'].rpartition('.')[2]}: {told} after filtering.", "")
+    kind, name = fit.spec["data"]["_target_"].rpartition(".")[2], fit.spec["data"].get("name")
+    yield from (f"{f'{name} ({kind})' if name else kind}: {told} after filtering.", "")
     yield from (
         "## Training",
         "",

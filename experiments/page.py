@@ -86,7 +86,7 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
     return document(
         title,
         tag(
-            "header", tag("h1", title), *(tag("p", line) for line in _headers(names)),
+            "header", tag("h1", title), *(tag("p", line) for line in _headers(wanted)),
             tag("p", "with ", tag("code", shared)) if shared else "", _made_at(folders),
         ),
         tag("nav", *links),
@@ -111,8 +111,9 @@ def _without(row: Row, overrides: str) -> Row:
     return replace(row, label=row.label.removesuffix(f" {overrides}")) if overrides else row
 
 
-def _headers(names: Sequence[str]) -> list[Html]:
-    return [join((tag("strong", name), " ", config.header(name))) for name in names]
+def _headers(wanted: Sequence[Asked]) -> list[Html]:
+    told = dict.fromkeys((one.name, config.caption(one.name, one.overrides)) for one in wanted)
+    return [join((tag("strong", name), " ", line)) for name, line in told]
 
 
 def _made_at(folders: Sequence[Path]) -> Html:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datamodules.versioning import read_json
-from experiments.config import Experiment, header, origin_of
+from experiments.config import Experiment, caption, origin_of
 from experiments.errors import UserError
 from experiments.intervals import ALIKE, CHANCE, Interval, of_metric
 from experiments.keys import flatten
@@ -124,7 +124,8 @@ def print_results(
         return cell(row.values.get(metric), row.interval(metric) if wanted else None)
 
     print_tables(rows, stages, told)
-    console.print(escape(f"{experiment.name}: {header(experiment.name)}"), soft_wrap=True)
+    told_of = caption(experiment.name, experiment.overrides)
+    console.print(escape(f"{experiment.name}: {told_of}"), soft_wrap=True)
     for remark in remarks:
         console.print(escape(remark), soft_wrap=True)
     labelled = any(is_labelled(r.values) for r in rows)

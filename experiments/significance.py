@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.intervals import paired_rows, scores_columns
+from experiments.intervals import of_alike, paired_rows, scores_columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RANKED = ("ndcg@10", "hit@10")  # of ranked rows; labelled ones have their pooled AUC
 DRAWS = 2000
+_ROUNDING = 1e-9  # of sums of equal numbers
 _BLOCK = 4_000_000  # weights held at a time
 
 
@@ -77,7 +78,7 @@ def _compare_ranked(ours: Sequence[Path], theirs: Sequence[Path]) -> list[Compar
     draws = np.concatenate([mean_draws(sums, rows, w) for w in blocks])  # (D, M)
     return [
         Comparison(
-            metric, float(mean_a[m]), float(mean_b[m]), *interval(draws[:, m]),
+            metric, float(mean_a[m]), float(mean_b[m]), *_ends(draws[:, m], users),
             signed_rank(sums[:, m] / rows), users,
         )
         for m, metric in enumerate(RANKED)
@@ -186,6 +187,15 @@ def interval(draws: Floats) -> tuple[float, float]:
     """The 2.5 and 97.5 percentiles of the draws, (D,)."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _ends(draws: Floats, users: int) -> tuple[float, float]:
+    """The interval of a mean over users, also where they all have the same: no draw tells those apart."""
+    low, high = interval(draws)
+    if high - low > _ROUNDING:
+        return low, high
+    found = of_alike(low, users, least=-1)
+    return found.low, found.high
 
 
 def bootstrap_p(draws: Floats) -> float:

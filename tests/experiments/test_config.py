@@ -56,6 +56,28 @@ def test_an_experiment_says_what_it_is_and_how_to_run_it(name: str) -> None:
     assert "# Needs:" in text
 
 
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        ([], None),
+        (["seed=1", "data.root=/mine", "data.mask_seen=false"], None),  # of the same data
+        (["data=movielens_100k"], None),  # what the file takes by itself
+        (["data=movielens_1m"], "MovieLens-1M (data=movielens_1m)"),
+        (["data=custom", "data.interactions=/x.csv", "data.name=mine"],
+         "mine (data=custom data.name=mine)"),
+        (["data=custom", "data.interactions=/x.csv"], "Data of your own (data=custom)"),
+        (["data.release=1m"], "data.release=1m"),
+    ],
+)  # fmt: skip
+def test_a_caption_names_the_data_that_was_taken(overrides: list[str], where: str | None) -> None:
+    found = config.caption(BASIC, overrides)
+    if where is None:
+        assert found == config.header(BASIC)
+    else:
+        assert found == f"the settings of {BASIC} on {where}, not on the data of its file"
+        assert "MovieLens-100K" not in found
+
+
 ADDED = ("llm", "engine", "backbone")
 
 

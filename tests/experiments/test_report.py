@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from datamodules.versioning import write_json
-from experiments import beside, config, messages, report, results
+from experiments import beside, config, messages, page, report, results
 from experiments.artifacts import PlannedStage
+from experiments.compared import Asked
 from experiments.errors import UserError
 from experiments.intervals import Interval
+from experiments.model_card import write_card
 
 BASIC, OTHER = "sasrec/movielens_100k", "gru4rec/movielens_100k"
 GROUPS = ("all", "cold_item", "warm_item", "cold_user", "warm_user")
@@ -268,6 +270,29 @@ def test_rows_of_other_experiments_stand_beside(
     assert "0.75" not in out
     assert "not run (make exp NAME=... adds a row): group/absent" in out
     assert "not shown: group/unlike" in out
+
+
+def test_other_data_is_not_called_by_the_name_of_the_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table, the card of what is exported and the page; results.md has overrides in its labels."""
+    overrides = ("data=custom", "data.interactions=/x.csv", "data.name=mine")
+    experiment = config.load(BASIC, overrides)
+    told = config.caption(BASIC, overrides)
+    folder = write_run(tmp_path, "e-1", {"evaluate": 0.25}, overrides=overrides)
+    report.print_results(experiment, [stage("evaluate", folder, "done", "")])
+    out = capsys.readouterr().out
+    assert f"{BASIC}: {told}" in out
+    spec = {"modules": {"train": {"_target_": "x.Y"}}, "data": experiment.config["data"], "seed": 0}
+    fit = replace(stage("train", folder, "done", ""), spec=spec)
+    counts = {"users": 3, "items": 4}
+    card = write_card(tmp_path, experiment, fit, [], counts, {}).read_text()
+    assert f"# {BASIC}\n\n{told}\n" in card
+    assert "mine (CustomDataModule): 3 users, 4 items after filtering." in card
+    html = page.made([Asked(BASIC, "", overrides)], [])
+    assert told in html
+    assert config.header(BASIC) not in out + card + html
+    assert f"{BASIC} `data=custom` `data.name=mine`" in results.write_results(tmp_path).read_text()
 
 
 @pytest.mark.parametrize("sampled", [True, False])

@@ -157,14 +157,17 @@ def test_many_rows_of_few_users_count_as_few(tmp_path: Path) -> None:
     assert (often.low, often.high, often.p) == pytest.approx((once.low, once.high, once.p))
 
 
-def test_a_constant_difference_has_an_interval_without_width(tmp_path: Path) -> None:
+def test_a_constant_difference_is_no_certainty(tmp_path: Path) -> None:
     names = ["a", "a", "b", "c", "c", "c"]
     ours = ranked(tmp_path / "ours.parquet", [0] * 6, names)
     base = ranked(tmp_path / "base.parquet", [1] * 6, names)
     ndcg, hit = compare([ours], [base])
     gap = 1 - 1 / math.log2(3)
-    assert (ndcg.difference, ndcg.low, ndcg.high) == pytest.approx((gap, gap, gap))
-    assert (hit.difference, hit.low, hit.high, hit.p) == (0, 0, 0, 1)
+    # Three users: by Wilson's interval 3.8416 / 6.8416 of all others may differ by anything in -1 to 1.
+    others = 1.96**2 / (3 + 1.96**2)
+    ends = (gap - others * (gap + 1), gap + others * (1 - gap))
+    assert (ndcg.difference, ndcg.low, ndcg.high) == pytest.approx((gap, *ends))
+    assert (hit.difference, hit.low, hit.high, hit.p) == pytest.approx((0, -others, others, 1))
 
 
 def test_labelled_rows_are_compared_by_the_mean_of_the_seeds_aucs(tmp_path: Path) -> None:
