@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.reduction import mean_in_float64
+from tests.ranks import in_ranks
 
 RANKS, WIDE = 4, 257
 
@@ -27,11 +27,7 @@ class Backwards(nn.Module):
         return x.square().mean()
 
 
-def one_rank(rank: int, port: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS
-    )
+def one_rank(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     model = Backwards()
     x = torch.randn(16, WIDE, generator=torch.Generator().manual_seed(rank))  # (rows, WIDE)
@@ -44,20 +40,10 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
         ddp(x).backward()
         found[step] = [p.grad.clone() for p in model.parameters()]
     torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_the_mean_of_four_ranks_has_one_value_in_every_step(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=one_rank, args=(r, port, tmp_path)) for r in range(RANKS)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    in_ranks(RANKS, one_rank, tmp_path)
     told = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
     for place in range(6):
         own = np.stack([t["own"][place].numpy().astype(np.float64) for t in told])  # (RANKS, ...)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import socket
 from pathlib import Path
 
 import ir_measures
@@ -21,6 +20,7 @@ from lightning_modules.auc import bootstrap_errors
 from lightning_modules.calibration import Calibration
 from lightning_modules.metrics import LogitAUC, RankingMetrics, list_metrics, row_metrics
 from lightning_modules.ranking import rank_candidates
+from tests.ranks import in_ranks
 
 KS = (1, 2, 3, 10)
 
@@ -317,12 +317,8 @@ def calibrated(rows: Tensor) -> Calibration:
     return metric
 
 
-def one_rank(rank: int, port: int, folder: Path) -> None:
+def one_rank(rank: int, folder: Path) -> None:
     """Rank 0 holds every third row, rank 1 the others; ``lopsided`` has no row at all on rank 1."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
     rows = torch.arange(1_001)
     ranking, auc = filled(rows[rows % 3 == 0] if rank == 0 else rows[rows % 3 != 0])
     _, lopsided = filled(rows if rank == 0 else rows[:0])
@@ -336,21 +332,11 @@ def one_rank(rank: int, port: int, folder: Path) -> None:
         ).compute(),
     }
     torch.save(results, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_two_processes_equal_one_to_the_last_bit(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=one_rank, args=(r, port, tmp_path)) for r in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(timeout=120)
-        assert process.exitcode == 0
+    in_ranks(2, one_rank, tmp_path)
     ranking, auc = filled(torch.arange(1_001))
     expected = {
         "errors": ranking.stderr(),

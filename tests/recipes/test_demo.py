@@ -23,6 +23,7 @@ from experiments.errors import UserError
 from experiments.recommender import Recommender
 from experiments.titles import ItemNames
 from tests.conftest import REPO
+from tests.ranks import free_port
 from tests.recipes.conftest import EXPERIMENT, chromium
 
 PAGE = Path(os.environ.get("LLMREC_DEMO_PYTHON") or REPO / ".venv-demo" / "bin" / "python")
@@ -146,9 +147,7 @@ def address(
     """A page that is served."""
     if not PAGE.is_file():
         pytest.skip("no Gradio: make .venv-demo/.ready")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     told = {"PORT": str(port), "LLMREC_DEMO_PYTHON": str(PAGE)}
     words = [sys.executable, "-m", "experiments.demo", EXPERIMENT, *tiny]
     process = subprocess.Popen(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from experiments import config
 from experiments.source_graph import REPO
 from tests.lightning_modules.tiny_bert import write_tiny_bert
+from tests.ranks import start_ranks
 
 SCRIPT = Path(__file__).with_name("fit_models.py")
 # CTRL's first stage contrasts the rows of a batch, and refuses two devices.
@@ -37,35 +35,17 @@ JOBS = [
 ON_FOUR = [job for job in JOBS if job[0] == "sasrec/movielens_100k"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _start(
     out: Path, root: Path, world: int, cache: Path, jobs: Sequence[list[str]]
 ) -> dict[str, dict[str, float]]:
     """Run the jobs in ``world`` processes and read what the first has written."""
-    port = str(free_port())
-    running = []
-    for rank in range(world):
-        environment = {**os.environ, "LLMREC_CACHE": str(cache), "PYTHONPATH": str(REPO)}
-        environment["TINY_BERT"] = str(out.with_name("bert"))
-        if world > 1:
-            environment |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                "LOCAL_WORLD_SIZE": str(world), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
-            }  # fmt: skip
-        command = [sys.executable, str(SCRIPT), str(out), str(root), json.dumps(jobs)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        running.append(
-            subprocess.Popen(command, env=environment, cwd=out.parent, text=True, **pipes)
-        )
-    told = [process.communicate(timeout=900)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n".join(t[-3000:] for t in told)
+    told = {
+        "LLMREC_CACHE": str(cache),
+        "PYTHONPATH": str(REPO),
+        "TINY_BERT": str(out.with_name("bert")),
+    }
+    command = [sys.executable, str(SCRIPT), str(out), str(root), json.dumps(jobs)]
+    start_ranks(world, command, out.parent, told)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +21,9 @@ from lightning_modules.stage_module import StageModule
 from lightning_modules.tallrec.listwise import ListwiseModule
 from lightning_modules.tallrec.module import TALLRecModule
 from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.ranks import start_ranks
 from tests.recipes.fit_language_models import fit
 from tests.recipes.test_instruction_stage import write_instructions
-from tests.recipes.test_two_devices import free_port
 
 SCRIPT = Path(__file__).with_name("fit_language_models.py")
 # name -> (stage, strategy, overrides)
@@ -57,23 +55,9 @@ def _words(root: Path, movielens: Path) -> list[str]:
 
 def _fit_on_two(folder: Path, jobs: dict[str, Any]) -> Any:
     """Run the jobs in two processes and read what the first has written."""
-    out, port, running = folder / "two.pt", str(free_port()), []
-    for rank in "01":
-        environment = {
-            **os.environ, "PYTHONPATH": str(REPO), "RANK": rank, "LOCAL_RANK": rank,
-            "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test",
-        }  # fmt: skip
-        running.append(subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(out), json.dumps(jobs)], env=environment,
-            cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ))  # fmt: skip
-    try:
-        told = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert all(process.returncode == 0 for process in running), "\n".join(t[-3000:] for t in told)
+    out = folder / "two.pt"
+    command = [sys.executable, str(SCRIPT), str(out), json.dumps(jobs)]
+    start_ranks(2, command, folder, {"PYTHONPATH": str(REPO)}, seconds=300)
     return torch.load(out, weights_only=True)
 
 
