@@ -115,8 +115,9 @@ def caption(name: str, overrides: Sequence[str] = ()) -> str:
     own = told.get("data.name", "").strip("'\"")
     if not own and chosen is not None and f"data/{chosen}" in data_names():
         own = header(f"data/{chosen}").partition(":")[0]
-    where = f"{own} ({' '.join(moved)})" if own else " ".join(moved)
-    return f"the settings of {name} on {where}, not on the data of its file"
+    words = " ".join(m for m in moved if not own or not m.startswith("data.name="))
+    where = f"{own} ({words})" if own and words else own or words
+    return f"its method and settings on {where}, not on the data of its file"
 
 
 def _is_own_data(name: str, chosen: str) -> bool:

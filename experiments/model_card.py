@@ -99,8 +99,8 @@ def _measured(test: PlannedStage) -> Iterator[str]:
             group, _, metric = name.partition("/")
             if metric not in METRICS or told["value"] is None:
                 continue
-            found = of_metric(values, name)
-            span = f"{max(0.0, found.low):.4f} to {min(1.0, found.high):.4f}" if found else "-"
+            ends = of_metric(values, name)
+            span = f"{max(0.0, ends.low):.4f} to {min(1.0, ends.high):.4f}" if ends else "-"
             yield f"| {group} | {metric} | {told['value']:.4f} | {span} |"
         protocol = found.get("protocol") or {}
         plain = {k: v for k, v in protocol.items() if isinstance(v, (str, int, float, bool))}

@@ -59,7 +59,8 @@ class Verdict:
         """As ``COLUMNS``."""
         mean = f"{statistics.fmean(self.ours):.4f}" if self.ours else "-"
         if len(self.ours) > 1:
-            mean += f" ±{over_seeds(self.ours):.4f} ({len(self.ours)} seeds)"
+            half = over_seeds(self.ours)  # 0 where all agree, which is no certainty
+            mean += f"{f' ±{half:.4f}' if half else ''} ({len(self.ours)} seeds)"
         return [
             self.experiment, self.metric, f"{'≥ ' if self.at_least else ''}{self.value:g} ({self.source})",
             mean + (f" ({self.budget})" if self.budget else "") + ("*" if self.older else ""),

@@ -64,7 +64,8 @@ def test_an_experiment_says_what_it_is_and_how_to_run_it(name: str) -> None:
         (["data=movielens_100k"], None),  # what the file takes by itself
         (["data=movielens_1m"], "MovieLens-1M (data=movielens_1m)"),
         (["data=custom", "data.interactions=/x.csv", "data.name=mine"],
-         "mine (data=custom data.name=mine)"),
+         "mine (data=custom)"),
+        (["data.name=mine"], "mine"),
         (["data=custom", "data.interactions=/x.csv"], "Data of your own (data=custom)"),
         (["data.release=1m"], "data.release=1m"),
     ],
@@ -74,7 +75,7 @@ def test_a_caption_names_the_data_that_was_taken(overrides: list[str], where: st
     if where is None:
         assert found == config.header(BASIC)
     else:
-        assert found == f"the settings of {BASIC} on {where}, not on the data of its file"
+        assert found == f"its method and settings on {where}, not on the data of its file"
         assert "MovieLens-100K" not in found
 
 

@@ -252,6 +252,19 @@ def test_no_hit_of_sixty_rows_is_no_certainty(
     assert not {"±", "["} & set(chance), "an expectation is exact"
 
 
+def test_a_model_card_has_the_ends_of_its_intervals(tmp_path: Path) -> None:
+    spec = {"modules": {"train": {"_target_": "x.Y"}}, "data": {"_target_": "a.B"}, "seed": 0}
+    for name, value, error in (("none", 0.0, 0.0), ("some", 0.25, 0.01)):
+        folder = write_run(tmp_path, name, {"evaluate": value}, error=error)
+        made = replace(stage("evaluate", folder, "done", ""), spec=spec)
+        card = write_card(folder, config.load(BASIC), made, [made], {}, {}).read_text()
+        told = {0.0: "0.0000 to 0.0602", 0.25: "0.2304 to 0.2696"}[
+            value
+        ]  # 3.8416 / 63.8416; 1.96 x 0.01
+        assert f"| all | hit@1 | {value:.4f} | {told} |" in card
+        assert "Protocol: name = movielens-100k; split = LeaveOneOut()" in card
+
+
 def test_rows_of_other_experiments_stand_beside(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

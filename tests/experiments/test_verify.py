@@ -29,6 +29,14 @@ def test_verdicts(ours: tuple[float, ...], tolerance: float, at_least: bool, tol
     assert verdict.told == told
 
 
+def test_seeds_that_agree_are_no_certainty() -> None:
+    means = [
+        verify.Verdict("e", "all/mrr", 0.5, "s", 0.0, False, ours).cells()[3]
+        for ours in ((0.5, 0.5, 0.5), (0.4, 0.6))
+    ]
+    assert means == ["0.5000 (3 seeds)", "0.5000 ±1.2706 (2 seeds)"]  # 12.706 x 0.1
+
+
 def test_a_run_that_had_no_time_to_end_is_told_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
