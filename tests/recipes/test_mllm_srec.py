@@ -40,7 +40,7 @@ def scores_of(run: Any, stage: str) -> pl.DataFrame:
 def test_the_chain_runs_and_its_probes_change_what_they_are_about(finished: Any) -> None:
     (metrics,) = finished.json("evaluate", "metrics.json")["rows"].values()
     own = scores_of(finished, "evaluate")
-    assert own.height == CANDIDATES * metrics["all/n"]["value"] == CANDIDATES * SHOPPERS * 0.6
+    assert own.height == CANDIDATES * metrics["all/n"]["value"] == CANDIDATES * SHOPPERS * 0.4
     expected = roc_auc_score(own["is_target"], own["score"])
     assert metrics["all/auc"]["value"] == pytest.approx(expected, abs=1e-9)
     for stage in WRITERS[:2]:
@@ -70,7 +70,7 @@ def test_an_axis_runs_anew_what_it_touches_and_nothing_else(
     assert [name.split("-")[0] for name in made] == ["mllm_srec.evaluate"]
     folder = again.runs / made.pop()
     (file,) = folder.glob("scores.*.parquet")
-    assert pl.read_parquet(file).height == CANDIDATES * SHOPPERS * 0.6
+    assert pl.read_parquet(file).height == CANDIDATES * SHOPPERS * 0.4
     written = list(folder.glob("generations.*.jsonl"))
     assert written
     assert finished.folder("sft").is_dir()
