@@ -24,12 +24,16 @@ class Calibration(Metric):
     1950). ``log_loss``: mean -log p(y) in nats, from the margin itself, so that nothing is clipped.
     ``yes_rate``: share of rows with a margin above 0.
 
+    ``refusal_rate``: share of rows that were not answered, where ``refusals`` asks for it. Their margins
+    count in all the others, as in AUC.
+
     Once computed, ``curve`` is the reliability curve of all ranks' rows; a bin without rows has no line.
 
     Sums are of numbers on a grid (``on_grid``), so that they do not depend on order or devices.
 
     Args:
         bins: M.
+        refusals: whether rows tell if they were answered.
 
     Raises:
         ValueError: no bin.
@@ -40,24 +44,30 @@ class Calibration(Metric):
     names = (*lower_is_better, "yes_rate")
     per_bin: Tensor
     totals: Tensor
+    refused: Tensor
 
-    def __init__(self, bins: int = 15, **kwargs: object) -> None:
+    def __init__(self, bins: int = 15, refusals: bool = False, **kwargs: object) -> None:
         super().__init__(**kwargs)
         if bins < 1:
             raise ValueError(f"calibration needs at least 1 bin, got {bins}")
-        self.bins = bins
+        self.bins, self.refusals = bins, refusals
         zeros = torch.zeros(bins, 3, dtype=torch.float64)  # (M, 3): rows, probability, liked
         self.add_state("per_bin", zeros, dist_reduce_fx="sum")
         self.add_state("totals", zeros[0].clone(), dist_reduce_fx="sum")  # Brier, log loss, yes
+        self.add_state("refused", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.curve: list[dict[str, float]] = []
 
-    def update(self, margins: Tensor, labels: Tensor) -> None:
-        """Add rows: log-odds (N,) and labels (N,), bool or 0/1.
+    def update(self, margins: Tensor, labels: Tensor, answered: Tensor | None = None) -> None:
+        """Add rows: log-odds (N,), labels (N,), bool or 0/1, and whether each was answered (N,), bool.
 
         Raises:
-            ValueError: a margin is NaN.
+            ValueError: a margin is NaN, or ``answered`` is missing where refusals count.
         """
         require_no_nan(margins[:, None])
+        if self.refusals:
+            if answered is None:
+                raise ValueError("refusals are counted, and rows do not tell if they were answered")
+            self.refused += (~answered).sum()
         m, y = margins.detach().double(), labels.double()
         p = m.sigmoid()
         edges = torch.arange(1, self.bins, dtype=torch.float64, device=p.device) / self.bins
@@ -69,7 +79,7 @@ class Calibration(Metric):
         self.totals += each.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """``names`` -> () float64; NaN without rows."""
+        """``names``, and ``refusal_rate`` if asked for -> () float64; NaN without rows."""
         rows, probability, liked = self.per_bin.unbind(1)
         count = rows.sum()
         brier, loss, yes = (self.totals / count).unbind()
@@ -86,7 +96,8 @@ class Calibration(Metric):
             for m, (n, p, y) in enumerate(self.per_bin.tolist())
             if n
         ]
-        return dict(zip(self.names, (ece, brier, loss, yes), strict=True))
+        found = dict(zip(self.names, (ece, brier, loss, yes), strict=True))
+        return {**found, "refusal_rate": self.refused / count} if self.refusals else found
 
 
 class AnswerRates(Metric):

@@ -104,16 +104,27 @@ def last_logits(model: Any, tokens: Tensor, mask: Tensor, keep: int = 1) -> Tens
 
 
 @contextmanager
-def only_tokens(model: Any, ids: Sequence[int]) -> Iterator[None]:
+def only_tokens(
+    model: Any, ids: Sequence[int], answered: list[Tensor] | None = None
+) -> Iterator[None]:
     """Within it the model's logits are those of the tokens ``ids`` (N,) alone, (..., N), float32.
 
     A head in bfloat16 rounds a logit of 20 to the next eighth, which ties what a margin should tell apart.
     The states that come to it are taken as they are.
+
+    Args:
+        model: a causal language model of transformers, with or without an adapter.
+        ids: the tokens.
+        answered: of each pass takes a bool (...): whether the token that greedy writing would choose there,
+            of the whole vocabulary and by the head's own rounding, is one of ``ids``.
     """
     head = model.get_output_embeddings()
+    written = head.forward
 
     def forward(states: Tensor) -> Tensor:
         asked = torch.as_tensor(ids, device=states.device)
+        if answered is not None:
+            answered.append(torch.isin(written(states).argmax(-1), asked))
         bias = None if getattr(head, "bias", None) is None else head.bias[asked].float()
         with torch.autocast(states.device.type, enabled=False):
             return F.linear(states.float(), head.weight[asked].float(), bias)

@@ -37,6 +37,7 @@ from lightning_modules.llm.guards import (
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, refuse_sharding
+from lightning_modules.llm.reloading import Reloaded, tell_written
 from lightning_modules.llm.sharding import ShardedStrategy, shard
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
@@ -96,6 +97,7 @@ class LanguageModelModule(StageModule):
         self.recomputes = False  # activations, in the backward pass
         self._begun: dict[str, str] = {}  # digests of what is trained, before any step
         self._frozen: dict[str, str] = {}  # and of what is not
+        self._reloaded: Reloaded | None = None  # what was read, until it has been looked at
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -178,13 +180,19 @@ class LanguageModelModule(StageModule):
         self._keep_pace(self.trainer.num_val_batches)
 
     def on_test_start(self) -> None:
-        """Ranks keep pace, and what is tested was trained."""
-        require_trained(self.model, self.adapter, self.source)
+        """Ranks keep pace, and what is tested was trained, see ``on_predict_start``."""
+        self._require_trained()
         self._keep_pace(self.trainer.num_test_batches)
 
     def on_predict_start(self) -> None:
-        """What is asked was trained."""
+        """What is asked was trained, and is as it was saved."""
+        self._require_trained()
+
+    def _require_trained(self, ask: bool = True) -> None:
         require_trained(self.model, self.adapter, self.source)
+        if self._reloaded is not None:
+            self._reloaded.require(self, ask)
+            self._reloaded = None  # once is enough
 
     def _keep_pace(self, batches: list[int | float]) -> None:
         """Read a token for each batch that other ranks have more: split layers run on all ranks or none."""
@@ -251,7 +259,7 @@ class LanguageModelModule(StageModule):
         plugin = QLoRAPrecision.for_spec(self.llm) if quantized else None
         config = plugin.quantization_config(device) if plugin else None
         self._load(self.llm, device, config, seed=0)
-        require_trained(self.model, self.adapter, self.source)
+        self._require_trained(ask=False)
         return export_model(self.model, self.tokenizer, self.adapter, folder)
 
     # Checkpoints ---------------------------------------------------------------------------------------
@@ -262,18 +270,20 @@ class LanguageModelModule(StageModule):
         return self.model is not None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was trained, and what kind of adapter it is: alpha cannot be read off its weights."""
+        """Keep what was trained, of what kind it is (weights do not tell alpha), and what it answers."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[SPEC] = asdict(self.adapter)
+        tell_written(self, checkpoint)
 
     def require_same_settings(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """The adapter's, which ``on_save_checkpoint`` has kept.
+        """The adapter's, which ``on_save_checkpoint`` has kept; notes what must be found later.
 
         Raises:
-            ModelError: see ``require_same_adapter``.
+            ModelError: see ``require_same_adapter`` and ``Reloaded``.
         """
         super().require_same_settings(path, checkpoint)
         require_same_adapter(path, checkpoint.get(SPEC), self.adapter)
+        self._reloaded = Reloaded.of(path, checkpoint, self)
 
     # Training ------------------------------------------------------------------------------------------
 
@@ -292,6 +302,7 @@ class LanguageModelModule(StageModule):
 
     def on_fit_start(self) -> None:
         """Note what must not move. Of split weights nobody holds enough to look at without gathering them."""
+        self._reloaded = None  # what was read is trained on
         self._frozen = {} if self.is_sharded else digests(self._kept())
 
     def _kept(self) -> Iterator[tuple[str, Tensor]]:

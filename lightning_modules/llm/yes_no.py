@@ -110,6 +110,7 @@ class YesNoModule(LanguageModelModule, RankingModule):
         self.loss = loss
         self._prefix: SharedPrefix | None = None  # while an evaluation or a training step runs
         self._opening: list[int] = []  # what all prompts begin with, where training shares it
+        self._answered: Tensor | None = None  # (B,) bool, of the rows that were evaluated last
 
     # What a method gives --------------------------------------------------------------------------
 
@@ -163,10 +164,12 @@ class YesNoModule(LanguageModelModule, RankingModule):
     # Training ------------------------------------------------------------------------------------------
 
     def margins(self, batch: Batch) -> Tensor:
-        """logit(yes) - logit(no) (B,)."""
+        """logit(yes) - logit(no) (B,); without gradients also notes which rows a label would answer."""
         labels = self.answer_tokens
-        with only_tokens(self.model, (labels.first, labels.second)):
+        answered: list[Tensor] | None = None if torch.is_grad_enabled() else []
+        with only_tokens(self.model, (labels.first, labels.second), answered):
             yes, no = self._last_logits(batch, 1)[:, 0].unbind(-1)  # (B,) each
+        self._answered = answered[0][:, 0] if answered else None
         return yes - no
 
     def _last_logits(self, batch: Batch, keep: int) -> Tensor:
@@ -243,8 +246,18 @@ class YesNoModule(LanguageModelModule, RankingModule):
         return super()._log(split)
 
     def label_metric(self) -> Metric | None:
-        """Margins are log-odds: as probabilities they can be right or wrong."""
-        return Calibration()
+        """Margins are log-odds: as probabilities they can be right or wrong. Refusals are counted, too.
+
+        A row is refused if the model, writing greedily, would put another token than a label's where the
+        two labels part; another spelling of a label is none. The same pass tells, of zero-shot, few-shot and
+        tuned models alike.
+        """
+        return Calibration(refusals=True)
+
+    def label_values(self, batch: Batch, scores: Tensor) -> tuple[Tensor, ...]:
+        """Margins, labels, and whether each row was answered, (B,) each; of the batch encoded last."""
+        assert self._answered is not None
+        return *super().label_values(batch, scores), self._answered
 
     def encode(self, batch: Batch) -> Tensor:
         """The margins (B,): a prompt names its item, so that nothing is left to score."""

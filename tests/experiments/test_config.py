@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -40,6 +41,45 @@ def test_there_is_something_to_test() -> None:
     assert BASIC in NAMES
     assert ("data", "movielens_1m") in GROUP_FILES
     assert not [n for n in NAMES if n.startswith(("data/", "trainer/", "logger/", "base"))]
+
+
+def _trained(stage: dict[str, Any]) -> dict[str, Any]:
+    """How a stage of TALLRec is trained, whatever items are called."""
+    module = {k: v for k, v in stage["module"].items() if k != "prompt"}
+    return {"module": module, "batch_size": stage["batch_size"], "trainer": stage["trainer"]}
+
+
+@pytest.mark.parametrize("name", ["movie_to_book", "book_to_movie", "both"])
+def test_across_domains_tallrec_has_the_recipe_of_its_64_shots(name: str) -> None:
+    own, across = (
+        config.load(f"tallrec/{n}").config for n in ("movie_64shot", f"cross_domain_{name}")
+    )
+    assert _trained(across["stages"]["train"]) == _trained(own["stages"]["train"])
+    assert across["stages"]["evaluate"]["batch_size"] == own["stages"]["evaluate"]["batch_size"]
+    drawn = [
+        {k: v for k, v in data["examples"].items() if k != "base"}
+        for data in (own["data"], *across["data"]["parts"].values())
+    ]
+    assert drawn == [drawn[0]] * 3
+    words = across["stages"]["train"]["module"]["prompt"].values()
+    assert all(w["counts"] == own["stages"]["train"]["module"]["prompt"]["counts"] for w in words)
+
+
+def test_tallrecs_curve_goes_through_its_64_shots() -> None:
+    """That stage is the very run; the others differ by the number of examples, few ones also by steps."""
+    own, curve = (config.load(f"tallrec/{n}").config for n in ("movie_64shot", "movie_k_curve"))
+    assert curve["data"] == own["data"]
+    assert curve["stages"]["train"] == own["stages"]["train"]
+    assert curve["stages"]["evaluate"] == own["stages"]["evaluate"]
+    for count in (1, 2, 4, 8, 16, 32, 128, 256, 512):
+        stage = curve["stages"][f"train_{count}"]
+        assert stage["data"]["examples"]["count"] == count
+        assert stage["data"]["examples"]["behind"] == own["data"]["examples"]["behind"] == 5
+        found, expected = _trained(stage), _trained(own["stages"]["train"])
+        if count < 16:
+            found["trainer"], steps = {**expected["trainer"]}, found["trainer"]["max_steps"]
+            assert steps == 2 * 16 * (1 + 5) // stage["batch_size"]
+        assert found == expected
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -103,6 +103,22 @@ def test_rows_that_say_nothing_are_refused_or_nan() -> None:
     assert empty.curve == []
 
 
+def test_refusals_are_counted_beside_calibration() -> None:
+    metric, plain = Calibration(refusals=True), Calibration()
+    margins, labels = torch.tensor([2.0, -1.0, 0.5, 3.0]), torch.tensor([True, False, False, True])
+    for part in (slice(0, 3), slice(3, 4)):
+        answered = torch.tensor([True, False, False, True])
+        metric.update(margins[part], labels[part], answered[part])
+        plain.update(margins[part], labels[part])
+    found = {name: value.item() for name, value in metric.compute().items()}
+    assert found.pop("refusal_rate") == 0.5
+    assert found == {name: value.item() for name, value in plain.compute().items()}
+    assert metric.curve == plain.curve
+    with pytest.raises(ValueError, match="do not tell if they were answered"):
+        metric.update(margins, labels)
+    assert Calibration(refusals=True).compute()["refusal_rate"].isnan()
+
+
 def test_rates_of_answers_by_hand() -> None:
     rates = AnswerRates()
     rates.update(torch.tensor([1.0, -1.0, 0.0]))

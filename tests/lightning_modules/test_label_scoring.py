@@ -152,6 +152,29 @@ def test_few_tokens_logits_are_not_rounded_as_the_heads_are(tiny: Any) -> None:
     assert last_logits(rounded, tokens, mask).equal(whole)  # the head is its own again
 
 
+@torch.no_grad()
+def test_a_row_is_answered_where_greedy_writing_begins_with_a_label(tiny: Any) -> None:
+    _, model = tiny
+    prompts = torch.randint(4, 300, (30, 9), generator=torch.manual_seed(0)).tolist()
+    tokens, mask = pad_left([row[: 3 + i % 7] for i, row in enumerate(prompts)], pad=3)
+    said = model.generate(
+        input_ids=tokens, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=3
+    )[:, -1]
+    kinds, counts = said.unique(return_counts=True)
+    first = int(kinds[counts.argmax()])
+    second = next(i for i in range(4, 300) if i not in kinds)  # which no row would say
+    answered: list[torch.Tensor] = []
+    with only_tokens(model, (second, first), answered):
+        few = last_logits(model, tokens, mask, keep=2)
+    assert few.shape == (30, 2, 2)
+    assert [a.shape for a in answered] == [(30, 2)]
+    assert answered[0][:, -1].equal(said == first)
+    assert answered[0][:, -1].any()
+    assert not answered[0][:, -1].all()
+    likeliest = few[said == first, -1].argmax(-1)
+    assert (likeliest == 1).all()
+
+
 def test_padding_on_the_left() -> None:
     tokens, mask = pad_left([[5, 6, 7], [], [8]], pad=3)
     assert tokens.tolist() == [[5, 6, 7], [3, 3, 3], [3, 3, 8]]

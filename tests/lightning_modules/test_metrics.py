@@ -311,9 +311,9 @@ def filled(rows: Tensor) -> tuple[RankingMetrics, LogitAUC]:
 def calibrated(rows: Tensor) -> Calibration:
     """The same data's counts as log-odds, their second group as labels."""
     above, _, _, groups, _ = random_rows(1_001)
-    metric = Calibration()
+    metric = Calibration(refusals=True)
     for part in rows.split(64):
-        metric.update((above[part] + 1).double().log() - 2, groups[part, 1])
+        metric.update((above[part] + 1).double().log() - 2, groups[part, 1], above[part] % 3 > 0)
     return metric
 
 

@@ -272,6 +272,31 @@ def test_evaluation_scores_the_item_asked_about(made: Callable[..., Any]) -> Non
         module.score(torch.zeros(3), torch.ones(3, 2))
 
 
+def test_rows_that_no_label_would_answer_are_refusals(made: Callable[..., Any]) -> None:
+    """Against transformers' own greedy writing; the labels are made two tokens that are said, or are not."""
+    module = made(AdapterSpec("none"))
+    module.model.eval()
+    batch = batch_of(module, training=False)
+    with torch.no_grad():
+        first = module.model.generate(
+            input_ids=batch.tokens, attention_mask=batch.token_mask, max_new_tokens=1,
+            do_sample=False, pad_token_id=module.tokenizer.pad_token_id,
+        )[:, -1]  # fmt: skip
+    unsaid = [i for i in range(4, 300) if i not in first]
+    for yes, no in ((unsaid[0], unsaid[1]), (unsaid[0], int(first[1]))):
+        module.answer_tokens = replace(module.answer_tokens, first=yes, second=no)
+        with torch.no_grad():
+            scores = module.score(module.encode(batch), batch.target[:, None])
+        rates = module.label_metric()
+        rates.update(*module.label_values(batch, scores))
+        found = {name: value.item() for name, value in rates.compute().items()}
+        assert found["refusal_rate"] == pytest.approx((first != no).double().mean().item())
+        assert found["yes_rate"] == pytest.approx((scores[:, 0] > 0).double().mean().item())
+    assert found["refusal_rate"] < 1
+    module.margins(batch)  # a training step counts nothing
+    assert module._answered is None
+
+
 def test_only_the_adapter_is_trained_and_kept(made: Callable[..., Any], tmp_path: Path) -> None:
     module = made()
     trained = {n for n, p in module.named_parameters() if p.requires_grad}

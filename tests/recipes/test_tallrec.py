@@ -28,8 +28,10 @@ from datamodules.types import TEST
 from experiments import build, load
 from experiments.asked import Ask
 from experiments.batching import Limits
+from experiments.errors import UserError
 from experiments.serve import about
 from experiments.service import Service
+from lightning_modules.errors import ModelError
 from tests import preloaded
 from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
 
@@ -84,6 +86,22 @@ def test_a_history_of_ones_own_is_read_whatever_was_asked_before(
     assert second == scores(models[1], ["30", "40"])
     assert all(first[item] != second[item] for item in first)
     assert first == scores(models[0], ["1", "2"])
+
+
+def test_weights_that_are_not_those_of_the_fit_answer_nobody(
+    finished: Any, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file is whole and its names and shapes are right; one number of an adapter is another."""
+    runs = tmp_path / "runs"
+    shutil.copytree(finished.runs, runs)
+    path = next(runs.glob("*.train-*")) / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    name = next(n for n in checkpoint["state_dict"] if "lora_B" in n)
+    checkpoint["state_dict"][name][0, 0] += 0.001
+    torch.save(checkpoint, path)
+    monkeypatch.setenv("LLMREC_RUNS", str(runs))
+    with pytest.raises((ModelError, UserError), match=rf"best\.ckpt is damaged: its {name}"):
+        load(NAME, *words).recommend(histories=[["1", "2"]], items=["5"])
 
 
 @pytest.fixture(scope="module")

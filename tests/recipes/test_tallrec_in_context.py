@@ -68,7 +68,9 @@ def test_shown_examples_and_the_calibration_of_their_margins(
     heads = next(line for line in run.result.stdout.splitlines() if " auc " in line)
     assert " ece " in heads
     assert " yes_rate " in heads
-    assert "refusal" not in heads
+    assert " refusal_rate " in heads
+    assert 0 < all_of(run, "evaluate")[0]["refusal_rate"] <= 1  # a random model says anything
+    assert not any("refusal_rate" in name for row in rows.values() for name in row)
 
 
 @pytest.mark.slow
@@ -81,7 +83,7 @@ def test_reasons_are_kept_and_not_written_twice(
     require_calibration_of_the_scores_file(run, "evaluate")
     found, scores = all_of(run, "evaluate")
     assert found["n"] == scores.height == 9
-    assert "refusal_rate" not in found
+    assert 0 < found["refusal_rate"] <= 1  # of the first token, read behind the reasons
 
     written, said = all_of(run, "written")
     assert written["yes_rate"] == pytest.approx((said["score"] == 1).mean())
