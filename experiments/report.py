@@ -273,4 +273,4 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 def open_console() -> Console:
     """Where tables are printed."""
     # A file or a pipe gets a width that no table has to be squeezed into.
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 220, highlight=False)

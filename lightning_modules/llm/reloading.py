@@ -85,9 +85,10 @@ def _answers(module: Any) -> Tensor:
 
 
 def _precision(module: Any) -> str:
-    """``bfloat16``, or ``bfloat16 nf4``: what a model computes in, and how its weights are kept."""
-    dtype = str(resolve_dtype(module.llm, module.model.device)).removeprefix("torch.")
-    return " ".join(filter(None, (dtype, module.llm.quantization)))
+    """``bfloat16``, or ``bfloat16 nf4 64``: what a model computes in, and how its weights are kept."""
+    dtype, llm = str(resolve_dtype(module.llm, module.model.device)), module.llm
+    kept = f" {llm.quantization} {llm.block_size}" if llm.quantization else ""
+    return dtype.removeprefix("torch.") + kept
 
 
 @dataclass(frozen=True)
