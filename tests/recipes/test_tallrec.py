@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -209,9 +210,12 @@ def test_a_finished_model_is_exported(
 
 
 @torch.no_grad()
-def test_plain_transformers_have_the_scores_of_the_run(finished: Any, exported: Path) -> None:
-    """Each row's prompt alone, whole, through the merged weights; nothing of ours computes."""
-    spec = finished.json("evaluate", "stage.json")["spec"]
+def plain_margins(run: Any, exported: Path) -> tuple[list[float], list[float], list[float]]:
+    """Of each test row: of the run, of plain transformers with the merged weights, and with the untrained.
+
+    Each row's prompt alone, whole, in float32; nothing of ours computes.
+    """
+    spec = run.json("evaluate", "stage.json")["spec"]
     (node,) = spec["modules"].values()
     data: Any = build.build(spec["data"])
     rows = EvalDataset(data.histories, data.rows(TEST), data.seed, data.liked_above).every()
@@ -229,12 +233,57 @@ def test_plain_transformers_have_the_scores_of_the_run(finished: Any, exported: 
         logits = of(torch.tensor([yes[:parted]])).logits[0, -1]
         return float(logits[yes[parted]] - logits[no[parted]])
 
-    scores = pl.read_parquet(next(finished.folder("evaluate").glob("scores.*.parquet")))
+    scores = pl.read_parquet(next(run.folder("evaluate").glob("scores.*.parquet")))
     assert scores["row"].to_list() == rows.row.tolist()
-    got = [margin(model, text) for text in texts]
-    assert got == pytest.approx(scores["score"].to_list(), abs=1e-4)
-    untrained = [margin(base, text) for text in texts]
-    assert max(abs(a - b) for a, b in zip(got, untrained, strict=True)) > 0.01
+    merged, untrained = ([margin(of, text) for text in texts] for of in (model, base))
+    return scores["score"].to_list(), merged, untrained
+
+
+def test_plain_transformers_have_the_scores_of_the_run(finished: Any, exported: Path) -> None:
+    scores, merged, untrained = plain_margins(finished, exported)
+    assert merged == pytest.approx(scores, abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(merged, untrained, strict=True)) > 0.01
+
+
+def test_a_run_in_bfloat16_is_merged_in_bfloat16(
+    finish: Callable[..., Any], words: list[str],
+    command_environment: Callable[[Path], dict[str, str]],
+) -> None:  # fmt: skip
+    """Every weight is the sum, rounded once; scores are those of the run, whose every product was rounded.
+
+    A margin is a difference of two logits, each off by about 0.4% of the length of the state behind it.
+    """
+    words = [
+        *(w for w in words if "llm.dtype" not in w),
+        "++llm.dtype=bfloat16",
+        "~stages.reference",
+    ]
+    run = finish(NAME, words)
+    own = command_environment(run.runs)
+    done = preloaded.run("experiments.export", NAME, *words, env=own)
+    assert done.returncode == 0, done.stderr[-2000:]
+    exported = run.folder("train") / "export"
+    merged = load_file(exported / "merged" / "model.safetensors")
+    assert {weight.dtype for weight in merged.values()} == {torch.bfloat16}
+    adapter = load_file(exported / "adapter" / "adapter_model.safetensors")
+    told = json.loads((exported / "adapter" / "adapter_config.json").read_text())
+    spec = run.json("train", "stage.json")["spec"]
+    (node,) = spec["modules"].values()
+    base = load_file(Path(node["llm"]["source"]) / "model.safetensors")
+    adapted = {n.partition(".lora_A")[0] for n in adapter if ".lora_A" in n}
+    assert len(adapted) == 14  # all linear layers of two blocks
+    for name in adapted:
+        plain = name.removeprefix("base_model.model.") + ".weight"
+        a, b = (adapter[f"{name}.lora_{x}.weight"].float() for x in "AB")
+        exact = base[plain].bfloat16().float() + told["lora_alpha"] / told["r"] * (b @ a)
+        # Two roundings: of the update, which may be made of rounded A and B, and of the sum.
+        bound = 2**-8 * (exact.abs() + 4 * (exact - base[plain].float()).abs()) + 1e-6
+        assert ((merged[plain].float() - exact).abs() <= bound).all(), name
+        assert not torch.equal(merged[plain], base[plain].bfloat16()), name
+    scores, again, untrained = (torch.tensor(x) for x in plain_margins(run, exported))
+    spread = (scores - untrained).std()
+    assert (again - scores).square().mean().sqrt() < 0.1 * spread
+    assert torch.corrcoef(torch.stack([again, scores]))[0, 1] > 0.99
 
 
 def test_a_quantized_model_goes_through_the_same_chain(
