@@ -155,6 +155,7 @@ BLOCKS: dict[str, Way] = {
         "recipes/test_mllm_msr_pictures.py::test_the_chain_runs_and_reads_the_pictures"
     ),
     f"{MSR}toy_shop_text": Composed("the stages of test_mllm_msr on the shop"),
+    f"{MSR}toy_shop_probes": Composed("as microlens_probes, which test_mllm_msr_pictures runs"),
     f"{MSR}toy_shop_catalogue": Elsewhere(
         "recipes/test_catalogue.py::test_a_language_model_orders_what_another_method_retrieved"
     ),
