@@ -175,6 +175,8 @@ class WithNegatives:
             of other rows that are learned from, each as often wrong as right, so that an item alone tells
             nothing (of rows that are validated with, by popularity).
         at_least: events before one that is learned from; a short history tells little of a taste.
+        pairs: learn from an event and its negatives in one batch: what an answer owes to the history alone
+            cancels then, and a step is about what tells them apart.
 
     Raises:
         ValueError: impossible arguments; on a call, a user who leaves too few items to draw from.
@@ -186,10 +188,16 @@ class WithNegatives:
     seed: int = 0
     by: Drawn = "uniform"
     at_least: int = 1
+    pairs: bool = False
 
     own_split = False
     limits_training = False
     liked_above = None
+
+    @property
+    def together(self) -> int:
+        """Rows one after the other that stand in one batch."""
+        return self.count + 1 if self.pairs else 1
 
     def __post_init__(self) -> None:
         _check_choice("WithNegatives", "train", self.train, get_args(Which))

@@ -197,15 +197,26 @@ def _check_shards(batch_size: int, rank: int, world_size: int, micro_batches: in
 
 
 def global_batches(
-    lengths: np.ndarray, batch_size: int, seed: int, epoch: int, shuffle: bool, bucket: bool
+    lengths: np.ndarray,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool,
+    bucket: bool,
+    together: int = 1,
 ) -> list[np.ndarray]:
     """Every row once, in batches of ``batch_size`` (the last one cut may be smaller), longest rows first.
 
     With ``bucket``, pools of ``POOL_BATCHES`` batches of the shuffled order are sorted by length
     before they are cut, and the batches are shuffled afterwards. Where a row has a loss at every
     position this must not be done: a batch of short rows would weigh as much as one of long rows, and
-    each step would see histories of one length alone.
+    each step would see histories of one length alone. Rows that follow one another stay ``together``, as
+    many as it says.
     """
+    if together > 1:
+        longest = lengths.reshape(-1, together).max(axis=1)
+        groups = global_batches(longest, batch_size // together, seed, epoch, shuffle, bucket)
+        return [(g[:, None] * together + np.arange(together)).ravel() for g in groups]
     rows = len(lengths)
     order = hashed_order(rows, SHUFFLE_ROWS, epoch, seed=seed) if shuffle else np.arange(rows)
     pool = np.arange(rows) // (POOL_BATCHES * batch_size if bucket else batch_size)
@@ -228,6 +239,7 @@ class GlobalBatchSampler:
         lengths: (R,) length of each row, in whatever unit is padded (events or tokens).
         batch_size: rows of one optimizer step over ALL ranks and micro batches.
         target_counts: (R,) positions with a loss in each row; None means one each.
+        together: rows one after the other that stand in one batch.
 
     Raises:
         ValueError: no rows, impossible sizes, or a row without targets.
@@ -244,8 +256,15 @@ class GlobalBatchSampler:
         world_size: int = 1,
         micro_batches: int = 1,
         target_counts: np.ndarray | None = None,
+        together: int = 1,
     ) -> None:
         _check_shards(batch_size, rank, world_size, micro_batches)
+        if together < 1 or batch_size % together or len(lengths) % together:
+            raise ValueError(
+                f"{together} rows each are to stand in one batch, but there are {len(lengths)} rows in "
+                f"batches of {batch_size}: give a batch size that is a multiple of {together}."
+            )
+        self.together = together
         self.lengths = np.asarray(lengths, dtype=np.int64)
         counts = np.ones(len(lengths)) if target_counts is None else np.asarray(target_counts)
         if not len(lengths) or len(counts) != len(lengths) or counts.min() < 1:
@@ -274,8 +293,9 @@ class GlobalBatchSampler:
 
     def _every(self) -> Iterator[RowBatch]:
         for batch in global_batches(
-            self.lengths, self.batch_size, self.seed, self.epoch, self.shuffle, self.bucket
-        ):
+            self.lengths, self.batch_size, self.seed, self.epoch, self.shuffle, self.bucket,
+            self.together,
+        ):  # fmt: skip
             total = float(self.target_counts[batch].sum())
             normaliser = total / (self.world_size * self.micro_batches)
             # Ranks deal out neighbours in length, so that none waits for another's long rows.

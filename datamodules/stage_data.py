@@ -78,7 +78,11 @@ class StageDataModule(pl.LightningDataModule):
         return DataLoader(_Numbers(), batch_size=None, sampler=batches or [[]])
 
     def _train_batches(
-        self, lengths: np.ndarray, target_counts: np.ndarray, bucket: bool = False
+        self,
+        lengths: np.ndarray,
+        target_counts: np.ndarray,
+        bucket: bool = False,
+        together: int = 1,
     ) -> GlobalBatchSampler:
         """Global batches of shuffled training rows, the same on every number of devices.
 
@@ -86,6 +90,7 @@ class StageDataModule(pl.LightningDataModule):
             lengths: (R,) of the rows.
             target_counts: (R,) what of each carries a loss.
             bucket: batches of like lengths.
+            together: rows one after the other that stand in one batch.
         """
         trainer = self._trainer()
         return GlobalBatchSampler(
@@ -98,6 +103,7 @@ class StageDataModule(pl.LightningDataModule):
             world_size=trainer.world_size,
             micro_batches=trainer.accumulate_grad_batches,
             target_counts=target_counts,
+            together=together,
         )
 
     def _eval_batches(self, lengths: np.ndarray) -> EvalBatchSampler:

@@ -392,6 +392,26 @@ def test_a_trainer_gets_each_example_once_with_its_label(
     assert ("all/auc" in module.results) != ranked
 
 
+def test_a_step_sees_an_event_with_its_negatives(tiny_movielens: Path, tmp_path: Path) -> None:
+    data = MovieLensDataModule(
+        root=str(tiny_movielens), cache=str(tmp_path), examples=WithNegatives(1, pairs=True)
+    )
+    data.batch_size = 4
+    module = _Recorder()
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, default_root_dir=tmp_path, limit_val_batches=0,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert len(module.batches) > 2
+    for batch in module.batches:
+        assert batch.label is not None
+        own = {user: [] for user in batch.user.tolist()}  # type: dict[int, list[bool]]
+        for user, liked in zip(batch.user.tolist(), batch.label.tolist(), strict=True):
+            own[user].append(liked)
+        assert all(sum(labels) * 2 == len(labels) for labels in own.values())
+
+
 def test_rows_that_ask_the_same_have_one_protocol_however_many_are_learned_from(
     tiny_movielens: Path, tmp_path: Path
 ) -> None:

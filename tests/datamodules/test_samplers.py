@@ -259,6 +259,28 @@ def test_rows_meet_other_rows_in_every_epoch():
     assert len(composed(0) & composed(1)) < samplers.POOL_BATCHES
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    groups=st.integers(1, 40), together=st.integers(1, 4), size=st.integers(1, 3),
+    bucket=st.booleans(), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_rows_that_belong_together_stand_in_one_batch(groups, together, size, bucket, seed):
+    lengths = np.random.default_rng(seed).integers(1, 30, groups * together)
+    sampler = GlobalBatchSampler(lengths, size * together, seed, bucket=bucket, together=together)
+    batches = [b.row for b in sampler]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(groups * together))
+    assert len(batches) == len(sampler)
+    for batch in batches:
+        assert len(batch) <= size * together
+        assert (np.bincount(batch // together)[batch // together] == together).all()
+
+
+def test_rows_that_cannot_stay_together_are_refused():
+    for rows, size in ((7, 4), (8, 3)):
+        with pytest.raises(ValueError, match="a batch size that is a multiple of 2"):
+            GlobalBatchSampler(np.ones(rows), size, together=2)
+
+
 def test_filler_and_normaliser_by_hand():
     # One global batch of 2 rows with 3 + 5 targets on 2 ranks x 2 micro batches: 8 / 4 = 2.
     ranks = all_ranks([9, 7], 4, (2, 2), False, True, 0, target_counts=np.array([3, 5]))
