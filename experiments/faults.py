@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
+from datamodules.versioning import read_json
 from experiments.messages import short
 from experiments.source_graph import PACKAGES
 
@@ -74,8 +75,15 @@ def left_by(folder: Path | None) -> str:
     """How a stage that was stopped goes on, as the end of a sentence; nothing of what has no run folder."""
     if folder is None:
         return ""
-    saved = (folder / "last.ckpt").is_file()
-    return f"; the same command goes on {'from the last checkpoint' if saved else 'where it stood'}"
+    if (folder / "last.ckpt").is_file():
+        return "; the same command goes on from the last checkpoint"
+    stage = read_json(folder / "stage.json") or {}
+    if (stage.get("spec") or {}).get("run") == "fit":
+        return (
+            "; no epoch had ended, so that the same command begins this stage again (kill -USR1 in place of "
+            "Ctrl-C saves inside an epoch)"
+        )
+    return "; the same command goes on where it stood"
 
 
 def missing_package(error: ModuleNotFoundError) -> str | None:

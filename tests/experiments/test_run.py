@@ -54,17 +54,20 @@ def test_a_stale_stage_that_another_driver_has_just_made_anew_is_not_made_once_m
 @pytest.mark.parametrize(
     ("stage", "checkpoint", "told"),
     [
-        (False, False, "stopped"),
-        (True, False, "stopped; the same command goes on where it stood"),
-        (True, True, "stopped; the same command goes on from the last checkpoint"),
+        (None, False, "stopped"),
+        ("predict", False, "stopped; the same command goes on where it stood"),
+        ("fit", False, "stopped; no epoch had ended, so that the same command begins this stage again (kill "
+         "-USR1 in place of Ctrl-C saves inside an epoch)"),
+        ("fit", True, "stopped; the same command goes on from the last checkpoint"),
     ],
-)
+)  # fmt: skip
 def test_what_was_stopped_goes_on_from_a_checkpoint_only_where_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    stage: bool, checkpoint: bool, told: str,
+    stage: str | None, checkpoint: bool, told: str,
 ) -> None:  # fmt: skip
     if checkpoint:
         (tmp_path / "last.ckpt").touch()
+    (tmp_path / "stage.json").write_text(json.dumps({"spec": {"run": stage}}))
     folder = tmp_path if stage else None
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers here are pytest's
     monkeypatch.setattr(run.lock, "add_child", lambda *_: None)
