@@ -40,9 +40,8 @@ def extremes(counts: np.ndarray, fraction: float, by: By) -> tuple[np.ndarray, n
     Returns:
         cold and warm, (I + 1,) bool each.
     """
-    order, colds, warms = _ends(counts, fraction, by)
-    shared = shared_count(counts, fraction, by)
-    if shared is not None:
+    order, colds, warms = ends = _ends(counts, fraction, by)
+    if (shared := _shared(counts, *ends)) is not None:
         own = np.arange(len(counts)) > 0
         fewer, same, more = (
             own & found for found in (counts < shared, counts == shared, counts > shared)
@@ -63,7 +62,11 @@ def shared_count(counts: np.ndarray, fraction: float, by: By) -> int | None:
 
     None where there is none. Arguments as of ``extremes``.
     """
-    order, colds, warms = _ends(counts, fraction, by)
+    return _shared(counts, *_ends(counts, fraction, by))
+
+
+def _shared(counts: np.ndarray, order: np.ndarray, colds: int, warms: int) -> int | None:
+    """``shared_count`` of what ``_ends`` gives."""
     if not colds or not warms:
         return None
     most, least = counts[order[colds - 1]], counts[order[len(order) - warms]]

@@ -34,7 +34,7 @@ from lightning_modules.llm.label_scoring import (
 from lightning_modules.llm.packing import pack, packed_logits, require_rows_apart
 from lightning_modules.llm.precision import QLoRAPrecision
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from tests.lightning_modules.tiny_llm import write_tiny_llm
+from tests.lightning_modules.tiny_llm import write_wide_llm
 
 LONGEST = 160
 DEVICES = [
@@ -76,11 +76,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, wide enough for kernels' blocks; weights small enough not to saturate anything."""
-    return write_tiny_llm(
-        tmp_path_factory.mktemp("llama"), longest=LONGEST, hidden_size=256,
-        intermediate_size=512, initializer_range=0.05,
-    )  # fmt: skip
+    return write_wide_llm(tmp_path_factory.mktemp("llama"), LONGEST)
 
 
 @pytest.fixture(params=DEVICES)

@@ -31,7 +31,7 @@ from lightning_modules.llm.label_scoring import last_logits, pad_left
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, quantized_layers
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
-from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm
+from tests.lightning_modules.tiny_llm import tallrec_words, write_tiny_llm, write_wide_llm
 
 DEVICE = "cuda"
 LONGEST = 160
@@ -48,11 +48,7 @@ two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two C
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers, wide enough for kernels' blocks; weights small enough not to saturate anything."""
-    return write_tiny_llm(
-        tmp_path_factory.mktemp("llama"), longest=LONGEST, hidden_size=256,
-        intermediate_size=512, initializer_range=0.05,
-    )  # fmt: skip
+    return write_wide_llm(tmp_path_factory.mktemp("llama"), LONGEST)
 
 
 def load(folder: Path, dtype: Any = "float32", mode: Any = None, **settings: Any) -> Any:

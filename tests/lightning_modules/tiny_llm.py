@@ -34,6 +34,13 @@ def write_tiny_llm(
     return folder
 
 
+def write_wide_llm(folder: Path, longest: int) -> Path:
+    """Two layers, wide enough for kernels' blocks; weights small enough not to saturate anything."""
+    return write_tiny_llm(
+        folder, longest=longest, hidden_size=256, intermediate_size=512, initializer_range=0.05
+    )
+
+
 def write_tiny_opt(folder: Path, seed: int = 0, longest: int = LONGEST) -> Path:
     """Save an OPTForCausalLM: layer norms, biases, and feed-forward layers called fc1 and fc2."""
     import torch
