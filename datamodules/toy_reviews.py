@@ -14,9 +14,7 @@ from typing import Any
 
 from datamodules.toy_pictures import BACKGROUNDS, COLOURS, MARKS, PATTERNS, SHAPES, Look
 
-# How much a product draws that fits a taste in shape and colour, in shape, or in colour: what shape is bought
-# next, two purchases tell mostly, so that a picture is worth looking at.
-_BOTH, _SHAPE, _COLOUR = 6.0, 3.0, 1.0
+_BOTH, _ONE = 3.0, 1.0  # how much a product that fits a taste in shape and colour, or in one, draws
 _DAY = 86_400_000  # milliseconds
 _OPENED = 1_577_836_800_000  # 2020-01-01
 _KINDS = (
@@ -110,9 +108,7 @@ def make_reviews(
 
 
 def _fit(look: Look, colour: str, shape: str) -> float:
-    if look.shape == shape:
-        return _BOTH if look.colour == colour else _SHAPE
-    return _COLOUR if look.colour == colour else 0.0
+    return (0.0, _ONE, _BOTH)[(look.colour == colour) + (look.shape == shape)]
 
 
 def _review(user: str, item: str, stars: int, time: int, chance: random.Random) -> dict[str, Any]:

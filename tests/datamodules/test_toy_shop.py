@@ -170,7 +170,7 @@ def test_who_knows_the_pictures_ranks_and_popularity_does_not(tmp_path: Path) ->
         history = histories.items[histories.offsets[user] : stop]
         for values in known:
             shared[row] += (values[candidates[row]][:, None] == values[history]).sum(1)
-    assert preference(shared, is_target) > 0.8
+    assert preference(shared, is_target) > 0.75
     unpictured = np.array(["", *looks["background"]])
     same = (unpictured[candidates][:, :, None] == unpictured[rows.target][:, None, None]).sum(2)
     assert preference(same, is_target) > 0.6  # the measure itself can be misled by a leak
