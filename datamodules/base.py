@@ -283,8 +283,10 @@ class SequenceDataModule(StageDataModule):
         method = self._method()
         dataset = ExampleDataset(self.histories, examples, self.seed, self.liked_above)
         lengths = method.row_lengths(dataset[RowBatch.every(len(examples))])
-        together = getattr(self.recipe.examples, "together", 1)
-        sampler = self._train_batches(lengths, np.ones(len(examples), np.int64), True, together)
+        assert self.recipe.examples is not None
+        sampler = self._train_batches(
+            lengths, np.ones(len(examples), np.int64), True, self.recipe.examples.together
+        )
         return self._loader(dataset, sampler, AttachLabels(method.collator(training=True)))
 
     row_histories = property(row_histories)  # by split, for modules that write of each history

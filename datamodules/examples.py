@@ -62,6 +62,11 @@ class Examples(Protocol):
         """Events rated above it are likes; None where every event is one."""
         ...
 
+    @property
+    def together(self) -> int:
+        """Training rows one after the other that stand in one batch; 1 where rows stand alone."""
+        ...
+
     def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
         """The table; ``first_row`` (U + 1,) is where the file first names each user."""
         ...
@@ -87,6 +92,7 @@ class SlidingWindows:
 
     own_split = True
     limits_training = True
+    together = 1
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.newest < 1:
@@ -141,6 +147,7 @@ class RatedTargets:
 
     own_split = False
     limits_training = False
+    together = 1
 
     def __post_init__(self) -> None:
         _check_choice("RatedTargets", "train", self.train, get_args(Which))

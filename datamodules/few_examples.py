@@ -36,8 +36,14 @@ class FewExamples:
     behind: int | None = None
 
     limits_training = True
+    together = 1
 
     def __post_init__(self) -> None:
+        if self.base.together > 1:
+            raise ValueError(
+                f"FewExamples draws rows one by one, and its base puts {self.base.together} into one step: "
+                "take pairs=false."
+            )
         if self.count < 1 or (self.valid is not None and self.valid < 1):
             raise ValueError(
                 f"FewExamples got count={self.count}, valid={self.valid}; expected 1 or more."
@@ -118,6 +124,11 @@ class SampledTest:
     def liked_above(self) -> float | None:
         """That of the base."""
         return self.base.liked_above
+
+    @property
+    def together(self) -> int:
+        """That of the base, whose training rows are all kept."""
+        return self.base.together
 
     def __call__(self, histories: Histories, first_row: np.ndarray) -> ExampleTable:
         """The base's table with fewer test rows, the kept ones in their order."""

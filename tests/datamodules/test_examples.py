@@ -269,6 +269,8 @@ def test_a_sample_of_the_test_leaves_the_rest_as_it_is() -> None:
     assert _tuples(SampledTest(base, 20)(histories, _appearance([]))) == _tuples(every)
     assert _tuples(SampledTest(base, 5, seed=2)(histories, _appearance([]))) != _tuples(table)
     assert (sample.own_split, sample.limits_training, sample.liked_above) == (False, False, 3)
+    assert sample.together == 1
+    assert SampledTest(WithNegatives(count=2, pairs=True), 5).together == 3
     with pytest.raises(
         ValueError, match="SampledTest was asked for 21 test examples, but there are 20"
     ):
@@ -297,6 +299,7 @@ def test_events_of_windows_are_never_trained_on_and_tested() -> None:
         (lambda: WithNegatives(at_least=0), "at_least=0"),
         (lambda: WithNegatives(by="taste"), "give one of uniform, popularity, exchange"),  # type: ignore[arg-type]
         (lambda: FewExamples(WithNegatives(1), 0), "count=0"),
+        (lambda: FewExamples(WithNegatives(1, pairs=True), 5), "take pairs=false"),
         (lambda: FewExamples(RatedTargets(3), 4, behind=0), "behind=0"),
         (lambda: FewExamples(WithNegatives(1), 4, behind=2), "a base that tells likes"),
         (lambda: SampledTest(RatedTargets(3), 0), "SampledTest got count=0"),
