@@ -160,6 +160,7 @@ BLOCKS: dict[str, Way] = {
         "recipes/test_catalogue.py::test_a_language_model_orders_what_another_method_retrieved"
     ),
     f'{MSR}movielens_posters ARGS="data.images=TAR"': Composed(FILES),
+    f'{MSR}movielens_posters_probes ARGS="data.images=TAR"': Composed(FILES),
     'make preferences NAME=mllm_msr/movielens_posters ARGS="data.images=TAR"': Elsewhere(
         "recipes/test_mllm_msr_pictures.py::test_a_page_and_a_sheet_tell_what_was_written_and_answered"
     ),
