@@ -177,6 +177,9 @@ BLOCKS: dict[str, Way] = {
     f"{SREC}toy_shop": Elsewhere(
         "recipes/test_mllm_srec.py::test_the_chain_runs_and_its_probes_change_what_they_are_about"
     ),
+    f'{SREC}toy_shop ARGS="srec_probes=both"': Elsewhere(
+        "recipes/test_mllm_srec.py::test_the_chain_runs_and_its_probes_change_what_they_are_about"
+    ),
     f'{SREC}toy_shop ARGS="srec_input=image srec_steps=viu srec_tuning=zero_shot '
     'srec_reasoning=in_one"': Elsewhere(
         "recipes/test_mllm_srec.py::test_an_axis_runs_anew_what_it_touches_and_nothing_else"

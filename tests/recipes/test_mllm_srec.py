@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(finish: Callable[..., Any], runs: Path) -> Any:
-    return finish(NAME, [*TINY, "~stages.evaluate_blank"], runs)
+    return finish(NAME, [*TINY, "srec_probes=both", "~stages.evaluate_blank"], runs)
 
 
 def scores_of(run: Any, stage: str) -> pl.DataFrame:
@@ -60,7 +60,7 @@ def test_an_axis_runs_anew_what_it_touches_and_nothing_else(
 ) -> None:
     """The steps in one prompt without tuning, of the pictures alone: texts of pictures are there already."""
     before = {f.name for f in runs.iterdir()}
-    words = ["srec_tuning=zero_shot", "srec_reasoning=in_one", "srec_steps=viu", "srec_probes=none"]
+    words = ["srec_tuning=zero_shot", "srec_reasoning=in_one", "srec_steps=viu"]
     again = finish(
         NAME,
         [*TINY, *words, "srec_input=image", "+stages.evaluate.module.reasoning_tokens=6"],
