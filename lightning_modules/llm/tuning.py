@@ -215,7 +215,7 @@ class LanguageModelModule(StageModule):
         self.add_parts(device, seed)
         self.take_weights()
         if self._weights is None and self.start is not None:
-            start_adapter(self.model, self.adapter, self.start)
+            self._reloaded = start_adapter(self, self.start)
         # Not at the fit's start: a fit that is resumed begins elsewhere.
         self._begun = digests(some(self._adapted()))
 
