@@ -14,25 +14,33 @@ from torch import Tensor
 
 from datamodules.sources import DataSourceError
 from lightning_modules.llm.adapters import CONFIG, WEIGHTS, peft_settings, peft_weights
+from lightning_modules.llm.reloading import Reloaded
 from lightning_modules.llm.sharding import whole
 from lightning_modules.llm.specs import AdapterSpec
 
 SPEC = "adapter"  # the key of a checkpoint that holds the fields of its AdapterSpec
 _LISTED = 6  # names of layers in a message
+# PEFT's beginnings of LoRA that also move what is frozen: the adapter is one of those moved weights.
+_MOVING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
-def start_adapter(model: Any, spec: AdapterSpec, path: Path) -> None:
-    """Give the adapter of ``model`` the weights that lie in ``path``; it is trained as before.
+def start_adapter(module: Any, path: Path) -> Reloaded | None:
+    """Give the adapter of ``module`` the weights that lie in ``path``; it is trained as before.
 
     Args:
-        model: from ``attach_adapter(..., spec)``.
-        spec: its adapter.
+        module: a ``LanguageModelModule`` with its model.
         path: a folder with ``adapter_model.safetensors`` and ``adapter_config.json``, or a checkpoint.
+
+    Returns:
+        What must be found again where these weights are used as they are; None of a folder, which does not
+        tell.
 
     Raises:
         DataSourceError: there is no such adapter, it cannot be read, or it is another kind of adapter: other
-            rank, alpha or layers. All differences are named.
+            rank, alpha or layers, or frozen weights that its beginning has moved. All differences are named.
+        ModelError: a checkpoint is damaged, see ``Reloaded``.
     """
+    model, spec = module.model, module.adapter
     if path.is_dir() and spec.method == "full":
         raise DataSourceError(
             f"{path} is a folder of an adapter, but adapter full trains the weights themselves: start from a "
@@ -49,10 +57,12 @@ def start_adapter(model: Any, spec: AdapterSpec, path: Path) -> None:
         )
     if path.is_dir():
         peft_weights(model, stored)
-        return
+        return None
+    read = Reloaded.of(path, _checkpoint(path), module)
     with torch.no_grad():
         for name, weight in stored.items():
             own[name].copy_(weight)
+    return read
 
 
 def starts_like(model: Any, path: Path) -> bool:
@@ -108,6 +118,12 @@ def _other_settings(model: Any, spec: AdapterSpec, path: Path) -> Iterator[str]:
     """What must agree and cannot be read off the weights (and the rank, which is easier said than shapes)."""
     if path.is_dir():
         own, stored = peft_settings(model), _json(path / CONFIG)
+        begun = str(stored.get("init_lora_weights")).lower()
+        if begun.startswith(_MOVING):
+            yield (
+                f"its init_lora_weights is {begun}, which has moved the frozen weights, too (PEFT's "
+                "save_pretrained writes it without, given path_initial_model_for_weight_conversion)"
+            )
     else:
         lora = spec.method in ("lora", "rslora", "dora")
         names = ("method", "rank", "alpha") if lora else ("method",)

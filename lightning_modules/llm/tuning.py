@@ -41,6 +41,7 @@ from lightning_modules.llm.reloading import Reloaded, tell_written
 from lightning_modules.llm.sharding import ShardedStrategy, shard
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
+from lightning_modules.loss_settings import refuse_rates
 from lightning_modules.schedules import Schedule, learning_rate_share, scheduled
 from lightning_modules.stage_module import StageModule
 
@@ -59,14 +60,14 @@ class LanguageModelModule(StageModule):
         optimizer: ``adamw``, or ``paged_adamw_8bit`` with a quarter of its state, which the GPU may page out
             (QLoRA, arXiv 2305.14314); for GPUs.
         learning_rate: peak of AdamW.
-        weight_decay: decoupled, on the trained matrices.
+        weight_decay: decoupled, on all that is trained.
         betas: of AdamW.
         warmup_steps: steps of linear warm-up.
         schedule: what follows.
         options: of a further base class.
 
     Raises:
-        ValueError: ``start`` without an adapter that could start there, or an unknown optimizer.
+        ValueError: ``start`` without an adapter that could start there, or an optimizer that cannot be.
     """
 
     def __init__(
@@ -86,13 +87,15 @@ class LanguageModelModule(StageModule):
         if optimizer not in get_args(OptimizerName):
             known = " or ".join(get_args(OptimizerName))
             raise ValueError(f"optimizer is {optimizer!r}, expected {known}")
+        refuse_rates(
+            betas, learning_rate=learning_rate, weight_decay=weight_decay, warmup_steps=warmup_steps
+        )
         if start and adapter.method == "none":
             raise ValueError(f"the adapter is none, so that nothing can start from {start}")
         self.llm, self.adapter = llm, adapter
         self.start = Path(start).expanduser() if start else None
         self.learning_rate, self.weight_decay, self.betas = learning_rate, weight_decay, betas
-        self.warmup_steps, self.schedule = warmup_steps, schedule
-        self.optimizer = optimizer
+        self.warmup_steps, self.schedule, self.optimizer = warmup_steps, schedule, optimizer
         self.model: Any = None
         self.recomputes = False  # activations, in the backward pass
         self._begun: dict[str, str] = {}  # digests of what is trained, before any step
@@ -215,7 +218,7 @@ class LanguageModelModule(StageModule):
         self.add_parts(device, seed)
         self.take_weights()
         if self._weights is None and self.start is not None:
-            start_adapter(self.model, self.adapter, self.start)
+            self._reloaded = start_adapter(self, self.start)
         # Not at the fit's start: a fit that is resumed begins elsewhere.
         self._begun = digests(some(self._adapted()))
 
@@ -294,10 +297,8 @@ class LanguageModelModule(StageModule):
         optimizer = make(
             trained, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay
         )
-        steps = int(self.trainer.estimated_stepping_batches)
-        share = partial(
-            learning_rate_share, steps=steps, rise=self.warmup_steps, schedule=self.schedule
-        )
+        steps, rise = int(self.trainer.estimated_stepping_batches), self.warmup_steps
+        share = partial(learning_rate_share, steps=steps, rise=rise, schedule=self.schedule)
         return scheduled(optimizer, share)
 
     def on_fit_start(self) -> None:

@@ -26,7 +26,8 @@ def balanced_draw(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """(K,) places of ``labels`` (R,) bool: half likes, half dislikes, in random order, by the seed alone.
 
     Raises:
-        ValueError: an odd ``count``, or too few of a label.
+        ValueError: an odd ``count``.
+        ModelError: too few of a label.
     """
     if count < 2 or count % 2:
         raise ValueError(f"demonstrations are half likes, half dislikes: {count} must be even")

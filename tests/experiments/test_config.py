@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def test_tallrecs_curve_goes_through_its_64_shots() -> None:
             found["trainer"], steps = {**expected["trainer"]}, found["trainer"]["max_steps"]
             assert steps == 2 * 16 * (1 + 5) // stage["batch_size"]
         assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [*((n, "data") for n in NAMES if re.search("[0-9]shot", n) and not n.endswith("_paper")),
+     ("tallrec/cross_domain_both", "data.parts.movie")],
+)  # fmt: skip
+def test_few_shots_have_no_more_labels_to_choose_an_epoch_by(name: str, place: str) -> None:
+    """Of any size: those that no file has are asked for by ``data.examples.count``."""
+    found: Any = config.load(name, [f"{place}.examples.count=5"]).config
+    for key in place.split("."):
+        found = found[key]
+    assert found["examples"]["count"] == found["examples"]["valid"] == 5
+    assert found["expected"]["valid_examples"] == 5
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,7 +27,7 @@ from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer
 from lightning_modules.llm.generation import generate
 from lightning_modules.llm.instruction_tuning import InstructionModule
-from lightning_modules.llm.label_scoring import last_logits, pad_left
+from lightning_modules.llm.label_scoring import SharedPrefix, last_logits, pad_left
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, quantized_layers
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
@@ -163,13 +163,17 @@ def test_the_memory_report_is_what_the_device_gave(tiny: Path, mode: Any) -> Non
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs flash-attn")
 def test_flash_attention_scores_like_sdpa(tiny: Path) -> None:
-    """Rows of unlike lengths, padded on the left; both in bfloat16."""
-    scores = []
+    """Rows of unlike lengths, padded on the left, also behind what all begin with; all in bfloat16."""
+    opening = list(range(110, 122))
+    behind = [x.to(DEVICE) for x in pad_left([opening + row for row in PROMPTS], 3)]
+    alone, shared = [], []
     for attention in ("sdpa", "flash_attention_2"):
         model = load(tiny, "bfloat16", attention=attention)
         with torch.no_grad():
-            scores.append(last_logits(model, *batch(), keep=2))
-    assert apart(scores[1], scores[0]) < 0.03
+            alone.append(last_logits(model, *batch(), keep=2))
+            shared.append(SharedPrefix(model, opening).last_logits(*behind))
+    assert apart(alone[1], alone[0]) < 0.03
+    assert apart(shared[1], shared[0]) < 0.03
 
 
 def test_answers_are_written_as_on_the_cpu(tiny: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -25,7 +26,7 @@ from datamodules.sources import DataSourceError
 from datamodules.types import InstructionRows
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import save_adapter
-from lightning_modules.llm.backbones import load_tokenizer
+from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer
 from lightning_modules.llm.instruction_tokens import (
     LEAST_ANSWER,
     InstructionTokens,
@@ -34,6 +35,7 @@ from lightning_modules.llm.instruction_tokens import (
 from lightning_modules.llm.instruction_tuning import InstructionModule
 from lightning_modules.llm.layouts import answered, lay_out
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
+from lightning_modules.llm.targets import linear_paths
 from tests.lightning_modules.tiny_llm import write_tiny_llm
 
 LONGEST = 160
@@ -371,6 +373,23 @@ def test_another_kind_of_adapter_is_refused(
     start = trained(kind, other)
     with pytest.raises(DataSourceError, match=told):
         made(start=str(start))
+
+
+def test_an_adapter_whose_beginning_moved_frozen_weights_is_refused(
+    spec: BackboneSpec, made: Callable[..., Any], tmp_path: Path
+) -> None:
+    """PiSSA trains the largest singular vectors of a weight, and freezes the weight without them."""
+    model = load_causal_lm(spec, "cpu")
+    before = model.model.layers[0].self_attn.q_proj.weight.clone()
+    config = LoraConfig(
+        r=4, target_modules=linear_paths(model, ADAPTER.targets), lora_alpha=ADAPTER.alpha,
+        init_lora_weights="pissa", task_type="CAUSAL_LM",
+    )  # fmt: skip
+    adapted = get_peft_model(model, config)
+    assert not torch.allclose(model.model.layers[0].self_attn.q_proj.base_layer.weight, before)
+    adapted.save_pretrained(str(tmp_path / "pissa"))
+    with pytest.raises(DataSourceError, match="its init_lora_weights is pissa, which has moved"):
+        made(start=str(tmp_path / "pissa"))
 
 
 def test_an_adapter_of_another_language_model_is_refused(

@@ -80,6 +80,14 @@ def test_an_optimizer_that_the_device_cannot_run_is_told(spec: BackboneSpec) -> 
         InstructionModule(spec, ADAPTER, optimizer=wrong)
 
 
+def test_rates_that_cannot_be_are_told_before_anything_is_loaded(spec: BackboneSpec) -> None:
+    """A rate of 0 would otherwise be found out at the end of a fit, a negative warm-up never."""
+    with pytest.raises(ValueError, match="learning_rate=0 is not above 0; weight_decay=-1 is not"):
+        InstructionModule(spec, ADAPTER, learning_rate=0, weight_decay=-1)
+    with pytest.raises(ValueError, match=r"warmup_steps=-4 is not at least 0; betas=\[0.9, 1\]"):
+        InstructionModule(spec, ADAPTER, warmup_steps=-4, betas=(0.9, 1))
+
+
 def test_float16_and_shards_do_not_go_together(tmp_path: Path) -> None:
     half = InstructionModule(BackboneSpec(str(tmp_path), dtype="float16"), ADAPTER)
     with pytest.raises(ModelError, match=r"take llm\.dtype=bfloat16"):

@@ -32,13 +32,13 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def build(
         weights: Path | None = None, adapter: AdapterSpec = LORA, source: Path = folder,
-        dtype: Any = "float32", quantization: Any = None,
+        dtype: Any = "float32", quantization: Any = None, start: Path | None = None,
     ) -> Any:  # fmt: skip
         spec = BackboneSpec(
             str(source), dtype=dtype, quantization=quantization, chat_template=False,
             max_length=LONGEST,
         )  # fmt: skip
-        module = InstructionModule(spec, adapter)
+        module = InstructionModule(spec, adapter, start=str(start) if start else None)
         plugin = module.precision_plugin("cpu", "auto")
         trainer = SimpleNamespace(
             strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=plugin,
@@ -102,8 +102,9 @@ def test_a_file_whose_weights_are_others_is_refused(
     name = next(n for n in checkpoint["state_dict"] if "lora_B" in n)
     checkpoint["state_dict"][name][0, 0] += 1e-6
     torch.save(checkpoint, path)
-    with pytest.raises(ModelError, match=rf"best\.ckpt is damaged: its {name} is not what the fit"):
-        made(path)
+    for place in ({"weights": path}, {"start": path}):
+        with pytest.raises(ModelError, match=rf"best\.ckpt is damaged: its {name} is not what the"):
+            made(**place)
 
 
 def test_weights_that_move_between_reading_and_testing_are_refused(
@@ -165,6 +166,20 @@ def test_another_language_model_under_the_same_adapter_is_refused(
         ModelError, match="does not answer as it did when they were saved: nan apart"
     ):
         nan.on_test_start()
+
+
+def test_a_start_that_is_tested_as_it_is_must_answer_as_it_did(
+    made: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One that a fit goes on from is of no meaning afterwards."""
+    start = saved(moved(made()), tmp_path / "best.ckpt")
+    made(start=start).on_test_start()
+    other = write_tiny_llm(tmp_path / "other", seed=1)
+    with pytest.raises(ModelError, match="does not answer as it did when they were saved"):
+        made(start=start, source=other).on_test_start()
+    module = made(start=start, source=other)
+    module.on_fit_start()
+    moved(module).on_test_start()
 
 
 def test_another_scale_of_the_same_adapter_is_refused(

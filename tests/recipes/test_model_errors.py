@@ -18,7 +18,7 @@ NAME = "tallrec/movie_64shot"
     ("template", "wrong", "told"),
     [(True, "++llm.max_length=60", r"tokens, but \d+ are allowed: raise llm.max_length"),
      (True, "++stages.train.module.adapter.targets=[query]", "has no layer called query; it has down_"),
-     (True, "++stages.train.module.learning_rate=0.0", "lora adapter has not moved in 6 steps"),
+     (True, "++stages.train.module.learning_rate=1e-50", "lora adapter has not moved in 6 steps"),
      (False, "++llm.chat_template=true", "no chat template: set chat_template=false")],
 )  # fmt: skip
 def test_what_a_language_model_refuses_is_a_sentence(
