@@ -191,6 +191,15 @@ def test_each_axis_is_one_override() -> None:
     assert config.load("mllm_srec/toys").stages["sft"]["module"]["quantization"] == "nf4-dq"
 
 
+def test_the_toy_shops_experiments_share_what_reads_pictures() -> None:
+    """Aligning takes minutes, and what is made up is to be counted of the model that recommends."""
+    usual = config.load("mllm_msr/toy_shop").stages
+    for name in ("mllm_msr/toy_shop_hallucinations", "mllm_msr/toy_shop_probes", SREC):
+        other = config.load(name).stages
+        assert other["align_vision"] == usual["align_vision"], name
+        assert other.get("item_pictures", usual["item_pictures"]) == usual["item_pictures"], name
+
+
 @pytest.mark.parametrize("step", ["base", "viu", "imsg", "full"])
 def test_the_engine_runs_every_stage_that_writes(step: str) -> None:
     written = {"base": 1, "viu": 1, "imsg": 2, "full": 3}[step]
