@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -83,6 +84,9 @@ class WrongImages:
     Args:
         images: the items' own.
         blank: grey ones.
+
+    Raises:
+        ValueError: one item alone has a picture, when that is to be swapped.
     """
 
     images: ItemImages
@@ -103,7 +107,7 @@ class WrongImages:
 
     def size(self, item: int) -> tuple[int, int]:
         """Width and height of the picture in pixels. Raises ValueError where there is no image."""
-        return self.images.picture(item if self.blank else self._of(item)).size
+        return self.images.size(item if self.blank else self._of(item))
 
     def digest(self, item: int) -> str:
         """Names (hex) what is shown; "" where the mask is False."""
@@ -115,7 +119,15 @@ class WrongImages:
 
     def _of(self, item: int) -> int:
         """Whose picture an item is shown with."""
+        return int(self._owners[item]) if 0 <= item < len(self._owners) else item
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        """(I + 1,) whose picture each item is shown with; itself where it has none."""
+        found = np.arange(len(self.mask))
         items = np.flatnonzero(self.mask)
-        if item not in items or len(items) < 2:
-            return item
-        return int(others(items)[np.searchsorted(items, item)])
+        if len(items) == 1:
+            raise ValueError("pictures=swapped needs two items with pictures, and there is one")
+        if len(items):
+            found[items] = others(items)
+        return found

@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
+from experiments.written import table_of_texts
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
 RUNTIME = (
@@ -235,14 +236,14 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
 
 def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:
     """The catalogue with a column more for each table of texts."""
-    import polars as pl  # a driver that only plans does without
-
     for name, file in tables.items():
-        table = pl.read_parquet(file)
+        table = table_of_texts(file, ("item", "text"))
         if len(table) != len(catalog):
             raise UserError(
                 f"{file} has texts of {len(table)} items, and the data has {len(catalog)}"
             )
+        if table["item"].to_list() != list(range(1, len(catalog) + 1)):
+            raise UserError(f"{file} does not number its items 1 to {len(catalog)}, in this order")
         catalog = catalog.with_columns(table["text"].alias(name.removeprefix(CATALOG)))
     return catalog
 

@@ -37,6 +37,7 @@ from experiments.statements import (
     counted,
     truths,
 )
+from experiments.written import table_of_texts
 from lightning_modules.item_summaries.base import WritesItemTexts
 from lightning_modules.user_summaries import UserSummariesModule
 
@@ -145,7 +146,7 @@ def _counted(stage: PlannedStage, given: Vocabulary | None) -> tuple[Words, Coun
     words = Words(own if given is None else given)
     true = truths(words, data.prepared.items, shown)
     assert stage.folder is not None
-    table = pl.read_parquet(stage.folder / TABLE)
+    table = table_of_texts(stage.folder / TABLE, ("text",))
     return words, counted(words, _pairs(stage, table, data, true))
 
 

@@ -20,6 +20,7 @@ from datamodules.types import Rows
 from experiments import build
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
+from experiments.written import table_of_texts
 from lightning_modules.llm.yes_no import YesNoModule
 from lightning_modules.user_summaries import UserSummariesModule
 from lightning_modules.user_summaries.blocks import Cut, Plan
@@ -173,8 +174,9 @@ def _key(rows: Rows, row: int) -> tuple[int, int, int]:
 
 def _texts(file: Path) -> dict[tuple[int, int, int], list[str]]:
     """The texts after each call, by user, start and stop."""
-    table = pl.read_parquet(file, columns=["user", "start", "stop", "steps"])
-    return {(user, start, stop): steps for user, start, stop, steps in table.iter_rows()}
+    columns = ("user", "start", "stop", "steps")
+    lines = table_of_texts(file, columns).select(columns).iter_rows()
+    return {(user, start, stop): steps for user, start, stop, steps in lines}
 
 
 def _answers(folder: Path, rows: Rows, data: SequenceDataModule) -> list[list[Answer]]:

@@ -6,9 +6,9 @@ Legend: I items.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Literal, get_args
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Any, Literal, TypeVar, get_args
 
 import polars as pl
 
@@ -19,6 +19,7 @@ from lightning_modules.llm.engines import Engine
 from lightning_modules.llm.specs import VisionSpec
 
 Asks = Literal["together", "apart"]
+Found = TypeVar("Found")
 # The paper names category, colour and brand, and features; these are what we take them to be.
 ATTRIBUTES = {
     "category": "what kind of {item} it is",
@@ -34,7 +35,8 @@ class ItemAttributesModule(ItemPicturesModule):
 
     ``together`` asks once for a JSON object of all attributes; an answer that is none, or has other fields,
     is asked for once more in other words. ``apart`` asks a question for each attribute, as small models need
-    it. What is still no answer is ``unknown``, and ``valid`` says so; ``unknown`` is always allowed.
+    it, and once more where the answer is more than a few words. What is still no answer is ``unknown``, and
+    ``valid`` says so; ``unknown`` is always allowed.
 
     The table has ``text`` for later prompts (null where nothing is known), the values as JSON in
     ``attributes`` (null without a picture), and ``valid``.
@@ -80,12 +82,13 @@ class ItemAttributesModule(ItemPicturesModule):
         example = json.dumps(dict.fromkeys(self.attributes, "..."))
         return f"{asked} It must look like this: {example}" if again else asked
 
-    def question_apart(self, name: str) -> str:
-        """For one attribute."""
-        return (
+    def question_apart(self, name: str, again: bool) -> str:
+        """For one attribute; ``again`` after an answer that was too long."""
+        asked = (
             f"Look at the picture of this {self.item_words.singular} and say {self._meaning(name)}, in a few "
             f'words, or "{UNKNOWN}".'
         )
+        return f"{asked} Answer in three words at most." if again else asked
 
     def _meaning(self, name: str) -> str:
         return self.attributes[name].replace("{item}", self.item_words.singular)
@@ -95,33 +98,41 @@ class ItemAttributesModule(ItemPicturesModule):
         first = next(iter(self.attributes))
         together = self.asks == "together"
         return self.tokens_of(
-            number, self.question_together(False) if together else self.question_apart(first)
+            number, self.question_together(False) if together else self.question_apart(first, False)
         )
 
     # What is answered ----------------------------------------------------------------------------------
 
     def answers(self, numbers: Sequence[int]) -> list[str]:
-        """JSON objects; "" where there was no answer."""
-        found = self._together(numbers) if self.asks == "together" else self._apart(numbers)
-        return ["" if one is None else json.dumps(one, ensure_ascii=False) for one in found]
+        """JSON objects of what was answered; "" where nothing was."""
+        found: list[Any]
+        if self.asks == "together":
+            found = self._answered(numbers, self.question_together, self._object)
+        else:
+            found = [{} for _ in numbers]
+            for name in self.attributes:
+                ask = partial(self.question_apart, name)
+                said = self._answered(numbers, ask, short_answer)
+                for known, value in zip(found, said, strict=True):
+                    known |= {} if value is None else {name: value}
+        return [json.dumps(one, ensure_ascii=False) if one else "" for one in found]
 
-    def _together(self, numbers: Sequence[int]) -> list[dict[str, str] | None]:
-        names = list(self.attributes)
-        first = self._asked(numbers, self.question_together(False))
-        found = {n: parsed(text, names) for n, text in zip(numbers, first, strict=True)}
-        if lost := [number for number, values in found.items() if values is None]:
-            second = self._asked(lost, self.question_together(True))
-            found |= {n: parsed(text, names) for n, text in zip(lost, second, strict=True)}
+    def _object(self, text: str) -> dict[str, str] | None:
+        return parsed(text, list(self.attributes))
+
+    def _answered(
+        self,
+        numbers: Sequence[int],
+        ask: Callable[[bool], str],
+        read: Callable[[str], Found | None],
+    ) -> list[Found | None]:
+        """(B,) what is read of the answers; what cannot be read is asked for once more."""
+        first = self._asked(numbers, ask(False))
+        found = {n: read(text) for n, text in zip(numbers, first, strict=True)}
+        if lost := [number for number, value in found.items() if value is None]:
+            second = self._asked(lost, ask(True))
+            found |= {n: read(text) for n, text in zip(lost, second, strict=True)}
         return [found[number] for number in numbers]
-
-    def _apart(self, numbers: Sequence[int]) -> list[dict[str, str] | None]:
-        each = {name: self._asked(numbers, self.question_apart(name)) for name in self.attributes}
-        found: list[dict[str, str] | None] = []
-        for row in range(len(numbers)):
-            values = {name: short_answer(texts[row]) for name, texts in each.items()}
-            right = {name: value for name, value in values.items() if value is not None}
-            found.append(right if len(right) == len(values) else None)
-        return found
 
     def _asked(self, numbers: Sequence[int], question: str) -> list[str]:
         prompts = [self.tokens_of(number, question) for number in numbers]
@@ -131,15 +142,21 @@ class ItemAttributesModule(ItemPicturesModule):
     # What is kept --------------------------------------------------------------------------------------
 
     @cached_property
+    def answered(self) -> dict[int, dict[str, str]]:
+        """What was answered for each item that has a picture."""
+        return {n: json.loads(text) if text else {} for n, text in self.written.items()}
+
+    @cached_property
     def values(self) -> list[dict[str, str] | None]:
         """(I,) of each item; None without a picture."""
         unknown = dict.fromkeys(self.attributes, UNKNOWN)
         return [
-            (json.loads(self.written[n]) if self.written[n] else unknown)
-            if n in self.written
-            else None
-            for n in range(self.numbered)
+            unknown | self.answered[n] if n in self.answered else None for n in range(self.numbered)
         ]
+
+    def _is_valid(self, number: int) -> bool:
+        """Whether all was answered."""
+        return len(self.answered.get(number, {})) == len(self.attributes)
 
     def table(self) -> pl.DataFrame:
         """``item``, ``text``, ``attributes`` and ``valid``, see the class."""
@@ -151,12 +168,12 @@ class ItemAttributesModule(ItemPicturesModule):
             "item": pl.Series(range(1, self.numbered + 1), dtype=pl.Int64),
             "text": pl.Series(texts, dtype=pl.String),
             "attributes": pl.Series(known, dtype=pl.String),
-            "valid": pl.Series([bool(self.written.get(n)) for n in range(self.numbered)]),
+            "valid": pl.Series([self._is_valid(n) for n in range(self.numbered)]),
         })  # fmt: skip
 
     def remarks(self) -> list[str]:
         """How many pictures were answered for, and how often an attribute is unknown."""
-        lost = sum(not text for text in self.written.values())
+        lost = sum(not self._is_valid(number) for number in self.answered)
         asked = [one for one in self.values if one is not None]
         rates = [
             f"{name} {sum(one[name] == UNKNOWN for one in asked) / len(asked):.0%}"

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -143,7 +144,7 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     """What an earlier run has left in the cache under ``name``, or what ``make`` returns, which is then kept.
 
     Another version of what cuts texts into tokens finds nothing of this one's. A second process waits for the
-    first.
+    first. A file that was cut is made again, with a warning.
     """
     folder = cache_root() / "tokens"
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,11 +152,15 @@ def kept_arrays(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[st
     digest = hashlib.sha256(f"{name} {cutters}".encode()).hexdigest()[:32]
     file = folder / f"{digest}.safetensors"
     with FileLock(f"{file}.lock"):
-        if not file.is_file():
-            whole = file.with_suffix(".part")
-            save_file(make(), whole)
-            whole.replace(file)
-    return load_file(file)
+        if file.is_file():
+            try:
+                return load_file(file)
+            except (OSError, SafetensorError) as error:
+                logger.warning("%s is damaged (%s): it is made again", file, error)
+        whole = file.with_suffix(".part")
+        save_file(make(), whole)
+        whole.replace(file)
+        return load_file(file)
 
 
 def common_beginning(texts: Sequence[np.ndarray]) -> list[int]:

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_modules.llm.backbones import decoder_layers, load_sentence_encoder
 from lightning_modules.llm.sentence_embeddings import encode_texts, pool
 from lightning_modules.llm.specs import SentenceEncoderSpec
+from lightning_modules.llm.wording import token_ids
 
 Trained = Literal["all", "last_layer", "none"]
 
@@ -86,9 +87,12 @@ class ItemTextEncoder(nn.Module):
             if getattr(model, "pooler", None) is not None:
                 model.pooler.requires_grad_(False)
             self.model = model
-            found = tokenizer(self.texts, truncation=True, max_length=self.spec.max_length)
+            made = token_ids(
+                tokenizer, self.texts, add_special_tokens=True, truncation=True,
+                max_length=self.spec.max_length,
+            )  # fmt: skip
             self._tokens = [torch.empty(0, dtype=torch.long)]
-            self._tokens += [torch.tensor(ids, dtype=torch.long) for ids in found["input_ids"]]
+            self._tokens += [torch.tensor(ids, dtype=torch.long) for ids in made]
             self._pad = int(tokenizer.pad_token_id)
         return int(self.model.config.hidden_size)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datamodules.types import ItemWords
 
 _PRIVATE = "[\ue000-\uf8ff]"  # code points that no text has; prompts mark places with them
+AT_ONCE = (
+    256  # texts: a tokenizer takes 160 bytes a token, and a catalogue's descriptions are millions
+)
 
 
 def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
@@ -38,22 +41,24 @@ def cut_to(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> list[s
     found, less = list(texts), 0
     while long:
         made = token_ids(tokenizer, [found[i] for i in long])
-        over = {i: ids for i, ids in zip(long, made, strict=True) if len(ids) > max(0, rooms[i])}
-        for i, ids in over.items():
-            whole = str(tokenizer.decode(ids[: max(0, rooms[i] - less)]))
-            found[i] = " ".join(whole.rstrip("\ufffd").split())  # of the last token perhaps a part
+        over = []
+        for i, ids in zip(long, made, strict=True):
+            if len(ids) > max(0, rooms[i]):
+                over.append(i)
+                whole = str(tokenizer.decode(ids[: max(0, rooms[i] - less)]))
+                found[i] = " ".join(
+                    whole.rstrip("\ufffd").split()
+                )  # of the last token perhaps a part
         # What was cut may be cut into other, more tokens.
-        long, less = list(over), less + 1
+        long, less = over, less + 1
     return found
 
 
-def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokens of each text, without special ones."""
-    if not texts:
-        return []
-    asked = list(texts)
-    ids: list[list[int]] = tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def token_ids(tokenizer: Any, texts: Sequence[str], **options: Any) -> Iterator[list[int]]:
+    """Tokens of each text, without special ones unless asked for; ``AT_ONCE`` texts are held at a time."""
+    options = {"add_special_tokens": False, "verbose": False, **options}
+    for at in range(0, len(texts), AT_ONCE):
+        yield from tokenizer(list(texts[at : at + AT_ONCE]), **options)["input_ids"]
 
 
 def required_words(words: ItemWords | None) -> ItemWords:

@@ -24,13 +24,18 @@ class Preferences:
         path: Parquet; a text is null where nothing is known of a user.
 
     Raises:
-        ValueError: the file is no such table, or tells two texts of one stretch.
+        ValueError: the file cannot be read, is no such table, or tells two texts of one stretch.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
         try:
             table = pl.read_parquet(self.path, columns=[*_KEYS, "text"])
+        except pl.exceptions.ComputeError as error:
+            raise ValueError(
+                f"{path} cannot be read ({error}): delete its folder, and make exp makes it anew; texts that "
+                "are kept are not written again"
+            ) from error
         except pl.exceptions.PolarsError as error:
             raise ValueError(
                 f"{path} is no table with columns user, start, stop and text ({error}): give inputs: "

@@ -79,7 +79,8 @@ class ProfiledUserTexts(UserTexts):
         self.reserved = profiled + identified
 
     def _length(self, text: str) -> int:
-        return len(token_ids(self.tokenizer, [text])[0])
+        (ids,) = token_ids(self.tokenizer, [text])
+        return len(ids)
 
     def _known(self, rows: Rows, skip: np.ndarray) -> list[str]:
         about = super()._known(rows, skip)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.item_texts import item_texts
+from lightning_modules.llm.wording import token_ids
 
 CLS, KEY, VALUE = (
     0,
@@ -71,10 +72,8 @@ class ItemTokens(nn.Module):
         for field in fields:
             texts = item_texts(catalog, [field])  # (I,)
             key = tokenizer(field, add_special_tokens=False)["input_ids"]
-            values = tokenizer(
-                texts, add_special_tokens=False, truncation=True, max_length=attribute_tokens
-            )["input_ids"]
-            for item, (text, value) in enumerate(zip(texts, values, strict=True), start=1):
+            made = token_ids(tokenizer, texts, truncation=True, max_length=attribute_tokens)
+            for item, (text, value) in enumerate(zip(texts, made, strict=True), start=1):
                 if text:
                     ids[item] += [*key, *value][:attribute_tokens]
                     types[item] += [*[KEY] * len(key), *[VALUE] * len(value)][:attribute_tokens]

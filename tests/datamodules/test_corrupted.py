@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.corrupted import TEXTS, corrupted
+from datamodules.corrupted import TEXTS, WrongImages, corrupted
 from datamodules.samplers import others
 from datamodules.toy_shop import ToyShopDataModule
 
@@ -47,6 +47,36 @@ def test_blank_pictures_are_grey_and_of_the_same_size(cache: Path) -> None:
     assert picture.getcolors() == [(224 * 224, (128, 128, 128))]
     assert len({shown.digest(i) for i in range(1, data.num_items + 1)}) == 1
     assert shown.digest(1) != ""
+
+
+@pytest.mark.parametrize("pictures", ["swapped", "blank"])
+def test_sizes_are_read_and_names_are_known_without_decoding_a_picture(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, pictures: Any
+) -> None:
+    shown: Any = corrupted(shop(cache), pictures=pictures).item_images
+    items = range(1, len(shown.mask))
+    expected = [shown.picture(item).size for item in items]
+
+    def refuse(self: Any, item: int) -> Any:
+        raise AssertionError(item)
+
+    monkeypatch.setattr(type(shown.images), "picture", refuse)
+    assert [shown.size(item) for item in items] == expected
+    assert all(shown.digest(item) for item in items)
+
+
+def test_one_picture_alone_cannot_be_swapped() -> None:
+    class One:
+        mask = np.array([False, False, True])
+
+        def digest(self, item: int) -> str:
+            return "ab" * 32
+
+        picture = size = digest
+
+    shown: Any = WrongImages(One(), blank=False)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs two items with pictures, and there is one"):
+        shown.digest(2)
 
 
 def test_swapped_texts_are_whole_texts_of_other_items(cache: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 
 from datamodules.candidates import UniformCandidates
@@ -59,6 +61,31 @@ def test_a_table_of_texts_that_nothing_reads_is_refused() -> None:
         build.build_on(
             {"_target_": SASREC}, SimpleNamespace(num_items=3), **{"catalog.summary": "x.parquet"}
         )
+
+
+def test_a_table_of_texts_is_of_this_catalogue_and_whole(tmp_path: Path) -> None:
+    catalog = pl.DataFrame({"title": ["x", "y"]})
+    file = tmp_path / "predictions.parquet"
+
+    def told() -> list[str | None]:
+        found = build._with_texts(catalog, {"catalog.summary": str(file)})
+        return list(found["summary"])
+
+    pl.DataFrame({"item": [1, 2], "text": ["a", None]}).write_parquet(file)
+    assert told() == ["a", None]
+    for columns, words in (
+        ({"item": [1, 2, 3], "text": ["a", "b", "c"]}, "has texts of 3 items, and the data has 2"),
+        ({"item": [2, 1], "text": ["b", "a"]}, "does not number its items 1 to 2"),
+        ({"item": [1, 2]}, "has no column text: name predictions.parquet"),
+    ):
+        pl.DataFrame(columns).write_parquet(file)
+        with pytest.raises(UserError, match=words):
+            told()
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(
+        UserError, match=r"cannot be read .*: delete its folder, and make exp makes"
+    ):
+        told()
 
 
 def test_facts_go_to_nested_objects_that_ask() -> None:

@@ -206,6 +206,33 @@ def test_each_axis_is_one_override() -> None:
     assert config.load("mllm_srec/toys").stages["sft"]["module"]["quantization"] == "nf4-dq"
 
 
+def test_the_toy_shops_experiments_share_what_reads_pictures() -> None:
+    """Aligning takes minutes, and what is made up is to be counted of the model that recommends."""
+    usual = config.load("mllm_msr/toy_shop").stages
+    for name in ("mllm_msr/toy_shop_hallucinations", "mllm_msr/toy_shop_probes", SREC):
+        other = config.load(name).stages
+        assert other["align_vision"] == usual["align_vision"], name
+        assert other.get("item_pictures", usual["item_pictures"]) == usual["item_pictures"], name
+
+
+@pytest.mark.parametrize("step", ["base", "viu", "imsg", "full"])
+def test_the_engine_runs_every_stage_that_writes(step: str) -> None:
+    written = {"base": 1, "viu": 1, "imsg": 2, "full": 3}[step]
+    for name, read in (
+        ("mllm_srec/baby", "text"),
+        ("mllm_srec/toys", "image"),
+        ("mllm_srec/sports", "both"),
+    ):
+        asked = [f"srec_input={read}", f"srec_steps={step}", "engine=vllm"]
+        stages = config.load(name, asked).stages.values()
+        engines = [
+            s["module"].get("engine", {}).get("_target_") for s in stages if s["run"] == "predict"
+        ]
+        texts = read == "text" and step in ("base", "viu")  # nothing to write about
+        count = 0 if texts else written - (read == "text")
+        assert engines == ["lightning_modules.llm.engines.VLLMEngine"] * count
+
+
 @pytest.mark.parametrize("option", [o for group, o in GROUP_FILES if group == "data"])
 def test_a_data_file_replaces_the_data_and_is_an_experiment_of_its_own(option: str) -> None:
     swapped = config.load(BASIC, [f"data={option}"]).config["data"]

@@ -124,6 +124,27 @@ def test_a_question_for_each_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("colour 0%, use 100%" in line for line in made.remarks())
 
 
+def test_an_attribute_without_a_short_answer_is_asked_once_more_and_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = "Red, " * 20
+    made = asker(1, asks="apart")
+    asked = saying(made, monkeypatch, lambda text: (
+        ("red" if "three words at most" in text else long) if "colours" in text else "play"
+    ))  # fmt: skip
+    table = made.table()
+    assert ["three words at most" in text for text in asked] == [False, True, False]
+    assert table["text"].to_list() == ["colour: red; use: play"]
+    assert table["valid"].to_list() == [True]
+    made = asker(1, asks="apart")
+    saying(made, monkeypatch, lambda text: long if "colours" in text else "play")
+    table = made.table()
+    assert table["text"].to_list() == ["use: play"]
+    assert json.loads(table["attributes"][0]) == {"colour": "unknown", "use": "play"}
+    assert table["valid"].to_list() == [False]
+    assert "1 of 1 items have a picture, 1 of them without a valid answer" in made.remarks()
+
+
 def test_impossible_settings() -> None:
     spec = VisionSpec(RandomVisionModel("llava_lite"))
     with pytest.raises(ValueError, match="asks is 'often', expected one of together, apart"):

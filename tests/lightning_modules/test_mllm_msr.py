@@ -327,6 +327,10 @@ def test_a_table_of_something_else_is_refused(
     twice.write_parquet(tmp_path / "twice.parquet")
     with pytest.raises(ValueError, match="several texts of one user's stretch"):
         made(llama, preferences=str(tmp_path / "twice.parquet"))
+    whole = (tmp_path / "twice.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.parquet cannot be read .*: delete its folder"):
+        made(llama, preferences=str(tmp_path / "cut.parquet"))
 
 
 def test_other_preferences_are_other_prompts(

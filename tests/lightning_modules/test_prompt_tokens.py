@@ -104,6 +104,24 @@ def test_each_row_is_tokenised_once_and_kept_for_the_next_run(cache: Path) -> No
         assert fresh.tokenizer.asked
 
 
+@pytest.mark.parametrize("left", [0, 5, 0.5, 0.99])
+def test_a_file_that_was_cut_is_made_again(
+    cache: Path, caplog: pytest.LogCaptureFixture, left: float
+) -> None:
+    rows = rows_of((0, 6, 9), (1, 3, 8))
+    first = PromptTable(Words(), texts, limit=5, name="one")
+    first.add(rows)
+    (file,) = (cache / "tokens").glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: int(left * len(whole)) if left < 1 else int(left)])
+    words = Words()
+    again = PromptTable(words, texts, limit=5, name="one")
+    assert again.add(rows).tolist() == [5, 4]
+    assert words.asked == first.tokenizer.asked
+    assert "is damaged" in caplog.text
+    assert file.read_bytes() == whole
+
+
 def test_prompts_that_are_written_otherwise_are_tokenised_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
