@@ -25,6 +25,17 @@ def listen(*numbers: signal.Signals) -> None:
         signal.signal(number, note)
 
 
+def listen_to_interrupts() -> None:
+    """Note the first Ctrl-C; the second interrupts. Where it is ignored (in the background) it stays so."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _first_interrupt)
+
+
+def _first_interrupt(*unused: Any) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    note()
+
+
 def asked() -> bool:
     """Whether a signal has come."""
     return _requests > 0

@@ -16,7 +16,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from experiments.errors import UserError
 from experiments.keys import nearest
 from experiments.source_graph import PACKAGES
-from experiments.written import table_of_texts
 
 # Constructor arguments that the runner fills in from the data; a config never names them.
 RUNTIME = (
@@ -236,8 +235,11 @@ def build_on(node: dict[str, Any], data: Any, **extra: Any) -> Any:
 
 def _with_texts(catalog: Any, tables: dict[str, str]) -> Any:
     """The catalogue with a column more for each table of texts."""
+    # Not above: a driver that only plans does without polars.
+    from datamodules.written import read_written
+
     for name, file in tables.items():
-        table = table_of_texts(file, ("item", "text"))
+        table = read_written(file, ("item", "text"))
         if len(table) != len(catalog):
             raise UserError(
                 f"{file} has texts of {len(table)} items, and the data has {len(catalog)}"

@@ -21,8 +21,9 @@ from experiments import config
 from experiments.command import exit_status, whole_number
 from experiments.errors import UserError
 from experiments.messages import say
+from experiments.processes import in_process
 from experiments.recommend import chosen
-from experiments.run import in_process, request
+from experiments.run import request
 from experiments.source_graph import REPO
 
 PAGE = "experiments.demo_page"

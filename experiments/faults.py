@@ -80,8 +80,8 @@ def left_by(folder: Path | None) -> str:
     stage = read_json(folder / "stage.json") or {}
     if (stage.get("spec") or {}).get("run") == "fit":
         return (
-            "; no epoch had ended, so that the same command begins this stage again (kill -USR1 in place of "
-            "Ctrl-C saves inside an epoch)"
+            "; no epoch had ended, so that the same command begins this stage again (a single Ctrl-C, or "
+            "kill -USR1, saves inside an epoch)"
         )
     return "; the same command goes on where it stood"
 

@@ -21,6 +21,7 @@ from datamodules import toy_pictures
 from datamodules.base import SequenceDataModule
 from datamodules.sources import cache_root
 from datamodules.toy_shop import ToyShopDataModule
+from datamodules.written import read_written
 from experiments import artifacts, build, config, report
 from experiments.artifacts import PlannedStage
 from experiments.command import exit_status
@@ -37,7 +38,6 @@ from experiments.statements import (
     counted,
     truths,
 )
-from experiments.written import table_of_texts
 from lightning_modules.item_summaries.base import WritesItemTexts
 from lightning_modules.user_summaries import UserSummariesModule
 
@@ -146,7 +146,7 @@ def _counted(stage: PlannedStage, given: Vocabulary | None) -> tuple[Words, Coun
     words = Words(own if given is None else given)
     true = truths(words, data.prepared.items, shown)
     assert stage.folder is not None
-    table = table_of_texts(stage.folder / TABLE, ("text",))
+    table = read_written(stage.folder / TABLE, ("text",))
     return words, counted(words, _pairs(stage, table, data, true))
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datamodules.versioning import read_json
-from experiments import artifacts, compared, config, costs, seeds
+from experiments import artifacts, compared, config, costs, page_texts, seeds
 from experiments import page_sections as sections
 from experiments.command import exit_status, write_whole
 from experiments.compared import Asked
@@ -74,8 +74,8 @@ def made(wanted: Sequence[Asked], tables: Sequence[tuple[list[Row], list[Row]]])
     parts += [
         ("learning", "Learning curves", sections.learning([r for rows, _ in tables for r in rows])),
         ("stages", "Stages: speed, memory and time", sections.health(folders)),
-        ("samples", "Prompts, answers and scores", sections.samples(folders)),
-        ("texts", "Generated texts", sections.texts(folders)),
+        ("samples", "Prompts, answers and scores", page_texts.samples(folders)),
+        ("texts", "Generated texts", page_texts.texts(folders)),
         ("data", "Data", sections.data(folders)),
         ("settings", "Settings, and where each came from", sections.settings(folders)),
     ]

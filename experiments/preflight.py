@@ -42,7 +42,7 @@ def tell(experiment: Experiment, make_job: Job, in_process: Process) -> bool:
     Args:
         experiment: composed.
         make_job: what ``stage.json`` says of a stage.
-        in_process: runs one of our modules, see ``experiments.run``.
+        in_process: runs one of our modules, see ``experiments.processes``.
     """
     limit, gib = limits(os.environ)
     stages = artifacts.plan(experiment, cache_root())

@@ -24,7 +24,8 @@ from experiments.command import exit_status, whole_number
 from experiments.errors import UserError
 from experiments.messages import say
 from experiments.places import needed_by
-from experiments.run import in_process, request
+from experiments.processes import in_process
+from experiments.run import request
 
 MOST = 100  # items of a list
 CANDIDATES = 20  # that a method without a catalogue of its own chooses among, at least

@@ -10,11 +10,8 @@ from __future__ import annotations
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +41,9 @@ from experiments import (
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.command import switched
 from experiments.errors import UserError
+from experiments.processes import in_process, mark_taken
 from experiments.source_graph import REPO
 
-RESEND_SECONDS = 5.0
 VERBS = ("exp", "plan", "show", "data", "list", "results", "verify", "crossover")
 
 
@@ -191,7 +188,7 @@ def run_stage(
         secrets.refuse(experiment.config, os.environ)
         job = _job(experiment, stage)
         for mark in (stop_request.MARK, launchers.REFUSED):
-            _taken(stage.folder / mark)
+            mark_taken(stage.folder / mark)
         write_json(stage.folder / "stage.json", job)
         text = yaml.safe_dump(experiment.config, sort_keys=False, allow_unicode=True)
         (stage.folder / "config.yaml").write_text(text, encoding="utf-8")
@@ -249,83 +246,6 @@ def _begun_with(stage: PlannedStage) -> dict[str, str]:
     begun = read_json(stage.folder / "stage.json") if stage.folder else None
     sources: dict[str, str] = (begun or {}).get("sources", stage.sources)
     return sources if stage.state == PARTIAL else stage.sources
-
-
-def in_process(
-    module: str,
-    arguments: list[str],
-    folder: Path | None = None,
-    launch: dict[str, Any] | None = None,
-) -> None:
-    """Run one of our modules in a process of its own (or in several, see ``launchers``), and pass signals on.
-
-    Raises:
-        UserError: it ended badly; what it had to say stands above.
-        Stopped: it, or we, were asked to stop.
-    """
-    words = launchers.command(module, arguments, launch, os.environ)
-    child = subprocess.Popen(words, env=launchers.environment_of(launch))
-    if folder is not None:
-        lock.add_child(folder, child.pid)
-    # What has no run folder has nothing to save.
-    resend = signal.SIGUSR1 if folder is not None else signal.SIGTERM
-    try:
-        with _asking(child, resend):
-            status = child.wait()
-    except KeyboardInterrupt:  # Ctrl-C reached the child too; SIGTERM reached only us
-        _stop(child)
-        raise KeyboardInterrupt(faults.left_by(folder)) from None
-    marked = _taken(folder / stop_request.MARK) if folder else False
-    if status == stop_request.STATUS or (status not in (0, 2) and (marked or stop_request.asked())):
-        raise Stopped
-    if status == 130:
-        raise KeyboardInterrupt(faults.left_by(folder))
-    if status == 2 or (status and folder and _taken(folder / launchers.REFUSED)):
-        raise SystemExit(2)  # it has said what is wrong
-    if status < 0 or status > 128:  # srun tells of a task's signal like a shell
-        raise UserError(faults.killed(-status if status < 0 else status - 128, launch))
-    if status:
-        log = f" (logs: {messages.short(folder)})" if folder else ""
-        raise UserError(f"{module} ended with status {status}{log}; the reason stands above")
-
-
-@contextmanager
-def _asking(child: subprocess.Popen[bytes], number: signal.Signals) -> Iterator[None]:
-    """Pass a request to stop on to the child, again and again: what is just being started may not hear it."""
-
-    def send(*unused: Any) -> None:
-        if child.poll() is None:
-            child.send_signal(number)
-
-    def note(*unused: Any) -> None:
-        stop_request.note()
-        signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
-
-    signal.signal(signal.SIGALRM, send)
-    signal.signal(signal.SIGUSR1, note)
-    if stop_request.asked():  # before there was a child
-        signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        stop_request.listen(signal.SIGUSR1)
-
-
-def _taken(mark: Path) -> bool:
-    """Whether a task has left its mark; it is taken away."""
-    found = mark.is_file()
-    mark.unlink(missing_ok=True)
-    return found
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    child.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + 30
-    while child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.1)
-    child.kill()
-    child.wait()
 
 
 def _prepared_folder(data: dict[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from experiments import launchers
 SIGNALS = launchers.stopping_signals(os.environ)
 if __name__ == "__main__":  # before the slow imports
     stop_request.listen(*SIGNALS)
+    stop_request.listen_to_interrupts()
 
 import logging
 import math
@@ -304,10 +305,8 @@ def _refused(folder: Path, error: Exception) -> int:
 def main(argv: list[str]) -> int:
     """Exit status: 0 done, 2 a problem the user can mend, 75 stopped as asked, 130 stopped by a signal."""
     if signal.SIGTERM not in SIGNALS:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: resumable
-    signal.signal(
-        signal.SIGXFSZ, signal.SIG_IGN
-    )  # too large a file is then an error like any other
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends at once: resumable
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # too large a file is an error like any other
     _die_with_driver()
     quiet()
     folder = Path(argv[0])

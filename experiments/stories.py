@@ -17,10 +17,10 @@ import polars as pl
 from datamodules.base import SequenceDataModule
 from datamodules.samplers import hashed_order
 from datamodules.types import Rows
+from datamodules.written import read_written
 from experiments import build
 from experiments.artifacts import PlannedStage
 from experiments.errors import UserError
-from experiments.written import table_of_texts
 from lightning_modules.llm.yes_no import YesNoModule
 from lightning_modules.user_summaries import UserSummariesModule
 from lightning_modules.user_summaries.blocks import Cut, Plan
@@ -175,7 +175,7 @@ def _key(rows: Rows, row: int) -> tuple[int, int, int]:
 def _texts(file: Path) -> dict[tuple[int, int, int], list[str]]:
     """The texts after each call, by user, start and stop."""
     columns = ("user", "start", "stop", "steps")
-    lines = table_of_texts(file, columns).select(columns).iter_rows()
+    lines = read_written(file, columns).select(columns).iter_rows()
     return {(user, start, stop): steps for user, start, stop, steps in lines}
 
 

@@ -22,7 +22,7 @@ from datamodules.errors import DataSourceError
 from datamodules.prepared import Prepared
 from experiments.command import exit_status
 from experiments.messages import say
-from experiments.run import in_process
+from experiments.processes import in_process
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -27,6 +27,7 @@ MAY_IMPORT = {
         "datamodules.types",
         "datamodules.sources",
         "datamodules.samplers",
+        "datamodules.written",
     ),
     "callbacks": ("callbacks",),
     "experiments": OURS,

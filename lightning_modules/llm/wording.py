@@ -9,9 +9,8 @@ from typing import Any
 from datamodules.types import ItemWords
 
 _PRIVATE = "[\ue000-\uf8ff]"  # code points that no text has; prompts mark places with them
-AT_ONCE = (
-    256  # texts: a tokenizer takes 160 bytes a token, and a catalogue's descriptions are millions
-)
+# Texts: a tokenizer takes 160 bytes a token, and a catalogue's descriptions are millions.
+AT_ONCE = 256
 
 
 def as_data(texts: Sequence[str], tokenizer: Any) -> list[str]:
@@ -46,9 +45,8 @@ def cut_to(tokenizer: Any, texts: Sequence[str], rooms: Sequence[int]) -> list[s
             if len(ids) > max(0, rooms[i]):
                 over.append(i)
                 whole = str(tokenizer.decode(ids[: max(0, rooms[i] - less)]))
-                found[i] = " ".join(
-                    whole.rstrip("\ufffd").split()
-                )  # of the last token perhaps a part
+                # Of the last token perhaps a part is left.
+                found[i] = " ".join(whole.rstrip("\ufffd").split())
         # What was cut may be cut into other, more tokens.
         long, less = over, less + 1
     return found

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from datamodules.types import Rows
+from datamodules.written import read_written
 from lightning_modules.errors import ModelError
 
 _KEYS = ("user", "start", "stop")
@@ -24,23 +25,12 @@ class Preferences:
         path: Parquet; a text is null where nothing is known of a user.
 
     Raises:
-        ValueError: the file cannot be read, is no such table, or tells two texts of one stretch.
+        ValueError: see ``read_written``; or two texts of one stretch.
     """
 
     def __init__(self, path: str) -> None:
         self.path = Path(path).expanduser()
-        try:
-            table = pl.read_parquet(self.path, columns=[*_KEYS, "text"])
-        except pl.exceptions.ComputeError as error:
-            raise ValueError(
-                f"{path} cannot be read ({error}): delete its folder, and make exp makes it anew; texts that "
-                "are kept are not written again"
-            ) from error
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(
-                f"{path} is no table with columns user, start, stop and text ({error}): give inputs: "
-                "{preferences: STAGE/predictions.parquet}, of a stage that summarises users"
-            ) from error
+        table = read_written(self.path, (*_KEYS, "text"))
         self.texts: list[str | None] = table["text"].to_list()
         keys = zip(*(table[name].to_list() for name in _KEYS), strict=True)
         self._place = {key: i for i, key in enumerate(keys)}

@@ -174,3 +174,19 @@ def test_it_goes_on_with_what_was_not_learned_from(
     assert [*first.seen, *(then.seen if stopped else [])] == whole.seen
     assert torch.equal(then.weight, whole.weight)
     assert (tmp_path / "parts" / "best.ckpt").is_file()
+
+
+def test_the_first_interrupt_asks_and_the_second_interrupts() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop_request.listen_to_interrupts()
+        signal.raise_signal(signal.SIGINT)
+        assert stop_request.asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a shell's background job
+        stop_request.listen_to_interrupts()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from datamodules.candidates import UniformCandidates
+from datamodules.errors import DataFormatError
 from experiments import build
 from experiments.errors import UserError
 
@@ -79,11 +80,11 @@ def test_a_table_of_texts_is_of_this_catalogue_and_whole(tmp_path: Path) -> None
         ({"item": [1, 2]}, "has no column text: name predictions.parquet"),
     ):
         pl.DataFrame(columns).write_parquet(file)
-        with pytest.raises(UserError, match=words):
+        with pytest.raises((UserError, DataFormatError), match=words):
             told()
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(
-        UserError, match=r"cannot be read .*: delete its folder, and make exp makes"
+        DataFormatError, match=r"cannot be read .*: delete its folder, and make exp"
     ):
         told()
 

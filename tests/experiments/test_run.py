@@ -56,8 +56,8 @@ def test_a_stale_stage_that_another_driver_has_just_made_anew_is_not_made_once_m
     [
         (None, False, "stopped"),
         ("predict", False, "stopped; the same command goes on where it stood"),
-        ("fit", False, "stopped; no epoch had ended, so that the same command begins this stage again (kill "
-         "-USR1 in place of Ctrl-C saves inside an epoch)"),
+        ("fit", False, "stopped; no epoch had ended, so that the same command begins this stage again (a "
+         "single Ctrl-C, or kill -USR1, saves inside an epoch)"),
         ("fit", True, "stopped; the same command goes on from the last checkpoint"),
     ],
 )  # fmt: skip

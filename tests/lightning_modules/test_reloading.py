@@ -103,7 +103,9 @@ def test_a_file_whose_weights_are_others_is_refused(
     checkpoint["state_dict"][name][0, 0] += 1e-6
     torch.save(checkpoint, path)
     for place in ({"weights": path}, {"start": path}):
-        with pytest.raises(ModelError, match=rf"best\.ckpt is damaged: its {name} is not what the"):
+        with pytest.raises(
+            ModelError, match=rf"best\.ckpt is damaged: its {name} is not what the fit"
+        ):
             made(**place)
 
 

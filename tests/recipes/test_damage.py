@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
-from experiments import page, results, significance
+from experiments import page, page_texts, results, significance
 from experiments.errors import UserError
 from experiments.intervals import scores_columns
 from tests.recipes.conftest import EXPERIMENT, Finished
@@ -76,3 +77,19 @@ def test_scores_that_were_cut_are_named(
     assert f"{line}\n" in capsys.readouterr().err
     assert html.count(f'<p class="warn">{line}</p>') == 1
     assert "ndcg@10" in html
+
+
+def test_texts_that_were_cut_are_named_on_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / name for name in ("cut", "whole")]
+    for folder in folders:
+        folder.mkdir()
+        texts = pl.DataFrame({"text": [f"a note of {folder.name}"]})
+        texts.write_parquet(folder / "predictions.parquet")
+    cut(folders[0] / "predictions.parquet")
+    html = page_texts.texts(folders)
+    assert "a note of whole" in html
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cut/predictions.parquet cannot be read" in line
+    assert html.count(f'<p class="warn">{line}</p>') == 1

@@ -107,10 +107,10 @@ def test_killed_five_times_and_moved_ends_bit_equal(
 
 
 def start(
-    settings: list[str], environment: dict[str, str], note: Path
+    settings: list[str], environment: dict[str, str], note: Path, seconds: float = 0.5
 ) -> tuple[subprocess.Popen[str], int]:
     """Start the command; returns its process and the stage's pid once it is past a checkpoint."""
-    words = ["exp", EXPERIMENT, *settings, fault("Linger", step=12, note=note)]
+    words = ["exp", EXPERIMENT, *settings, fault("Linger", step=12, note=note, seconds=seconds)]
     driver = subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *words],
         cwd=REPO, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -128,16 +128,26 @@ def test_signals_to_the_driver_leave_a_resumable_folder(
     tmp_path: Path,
 ) -> None:
     runs = tmp_path / "runs"
-    for number in (signal.SIGTERM, signal.SIGINT):
-        driver, stage = start(settings, command_environment(runs), tmp_path / number.name)
-        driver.send_signal(number)
+    saved = []
+    # SIGTERM stops at once, and so does a second Ctrl-C; a single one saves behind the step.
+    for name, signals, seconds, status in (
+        ("terminated", [signal.SIGTERM], 0.5, 130),
+        ("impatient", [signal.SIGINT, signal.SIGINT], 20.0, 130),
+        ("interrupted", [signal.SIGINT], 0.5, 75),
+    ):
+        driver, stage = start(settings, command_environment(runs), tmp_path / name, seconds)
+        for number in signals:
+            driver.send_signal(number)
+            time.sleep(0.5)
         _, said = driver.communicate(timeout=30)
-        assert driver.returncode == 130, said
+        assert driver.returncode == status, said
         assert "Traceback" not in said, said
+        assert ("Ctrl-C again stops at once" in said) == (name != "terminated")
         assert not alive(stage), "the stage outlived its driver"
         folder = stage_folder(runs, "train")
-        assert (folder / "last.ckpt").is_file()
+        saved.append(torch.load(folder / "last.ckpt", weights_only=True)["global_step"])
         assert not (folder / ".lock").exists()
+    assert saved[0] == saved[1] < saved[2]
     # kill -9 cannot be caught: the stage has to notice by itself, and the lock has to be taken over.
     driver, stage = start(settings, command_environment(runs), tmp_path / "SIGKILL")
     refused = run_command("exp", EXPERIMENT, *settings, runs=runs)
