@@ -68,10 +68,11 @@ def test_what_nothing_supports_is_counted_for_each_stage(
     }  # fmt: skip
     own = config.load(NAME, words).config["data"]
     data: Any = build.build({**own, "cache": environment["LLMREC_CACHE"]})
-    metadata = [" ".join(_flat(row)) for row in data.prepared.items.select(
-        "title", "description", "categories", "brand").iter_rows()]  # fmt: skip
+    told_of = data.prepared.items.select("title", "description", "categories", "brand").iter_rows()
+    drawn = data.attributes().select("shape", "colour", "background", "pattern").iter_rows()
+    known_of = [" ".join(_flat((*a, *b))) for a, b in zip(told_of, drawn, strict=True)]
     for name in ("item_pictures_swapped", "item_fusion", "item_fusion_contradictory"):
-        true = [_words(text) for text in metadata]
+        true = [_words(text) for text in known_of]
         stated = sum(map(len, said[name]))
         false = sum(
             len(s - true[i - 1]) for s, i in zip(said[name], tables[name]["item"], strict=True)
@@ -84,7 +85,7 @@ def test_what_nothing_supports_is_counted_for_each_stage(
     for text, start, stop in zip(
         said["user_summaries"], users["start"], users["stop"], strict=True
     ):
-        false += len(text - _words(" ".join(metadata[i - 1] for i in items[start:stop])))
+        false += len(text - _words(" ".join(known_of[i - 1] for i in items[start:stop])))
     stated = sum(map(len, said["user_summaries"]))
     assert told["user_summaries"][6].partition(" ")[0] == (
         f"{false / stated:.3f}" if stated else "-"
