@@ -7,6 +7,7 @@ is then neither lost nor deadly.
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from typing import Any
 
 # What a process ends with that stopped because it was asked to: "try again later" (EX_TEMPFAIL).
@@ -25,15 +26,18 @@ def listen(*numbers: signal.Signals) -> None:
         signal.signal(number, note)
 
 
-def listen_to_interrupts() -> None:
-    """Note the first Ctrl-C; the second interrupts. Where it is ignored (in the background) it stays so."""
+def listen_to_interrupts(then: Callable[[], None] | None = None) -> None:
+    """Note the first Ctrl-C, or do ``then``; the second interrupts. Where it is ignored it stays so.
+
+    A shell's job in the background ignores it.
+    """
+
+    def first(*unused: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        (then or note)()
+
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _first_interrupt)
-
-
-def _first_interrupt(*unused: Any) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    note()
+        signal.signal(signal.SIGINT, first)
 
 
 def asked() -> bool:

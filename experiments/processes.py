@@ -74,16 +74,15 @@ def _asking(child: subprocess.Popen[bytes], number: signal.Signals, saves: bool)
         stop_request.note()
         signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
 
-    def interrupt(*unused: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def interrupt() -> None:
         messages.say("stopping where it can go on from; Ctrl-C again stops at once")
         note()
 
     signal.signal(signal.SIGALRM, send)
     signal.signal(signal.SIGUSR1, note)
     before = signal.getsignal(signal.SIGINT)
-    if saves and before is not signal.SIG_IGN:  # a shell's background job does not listen
-        signal.signal(signal.SIGINT, interrupt)
+    if saves:
+        stop_request.listen_to_interrupts(interrupt)
     if stop_request.asked():  # before there was a child
         signal.setitimer(signal.ITIMER_REAL, 0.01, RESEND_SECONDS)
     try:
