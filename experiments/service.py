@@ -139,19 +139,23 @@ class Service:
         user = asked.user
         if user is not None and user not in model.users:
             await self._unknown(model.user, user)
-        lists = [
-            None if names is None else tuple([await self._item(model, name) for name in names])
-            for names in (asked.history, asked.exclude, asked.items)
-        ]
         ask = Ask(
-            user, lists[0], lists[1] or (), asked.request.strip(), asked.before_target, lists[2],
+            user,
+            await self._items(model, asked.history),
+            await self._items(model, asked.exclude) or (),
+            asked.request.strip(),
+            asked.before_target,
+            await self._items(model, asked.items),
             asked.keep_seen,
-        )  # fmt: skip
+        )
         try:
             model.require_possible(ask)
         except UserError as error:
             raise HTTPException(422, str(error)) from error
         return ask
+
+    async def _items(self, model: Any, names: list[str] | None) -> tuple[str, ...] | None:
+        return None if names is None else tuple([await self._item(model, name) for name in names])
 
     async def _item(self, model: Any, name: str) -> str:
         names = model.names

@@ -108,6 +108,18 @@ def test_calls_that_belong_to_one_place_or_to_none(name: str) -> None:
         assert given.get("shell") != "True", f"line {node.lineno}"
 
 
+@pytest.mark.parametrize("name", [*FILES, *TESTS])
+def test_every_supported_python_compiles_it(name: str) -> None:
+    """Before 3.11 a comprehension that awaits may not stand in another, which no parser tells."""
+    kinds = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    for outer in (node for node in ast.walk(tree(name)) if isinstance(node, kinds)):
+        for inner in (node for node in ast.walk(outer) if node is not outer):
+            if isinstance(inner, kinds):
+                waits = any(isinstance(node, ast.Await) for node in ast.walk(inner))
+                loops = any(g.is_async for g in inner.generators)
+                assert [waits, loops] == [False, False], f"line {inner.lineno}"
+
+
 def test_a_plan_needs_neither_torch_nor_lightning() -> None:
     modules = ", ".join(f"experiments.{m}" for m in PLANNING)
     banned = ("torch", "lightning", "transformers", "pandas", "wandb", "hydra.utils")
