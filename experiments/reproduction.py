@@ -1,6 +1,6 @@
 """``experiments/REPRODUCTION.md``: one file, of sections that ``make verify`` and ``make table`` write.
 
-Whoever writes a section leaves the others as they are.
+Whoever writes a section leaves the others as they are, and numbers of it that were not measured anew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from experiments import published
+from experiments import carried, published
 from experiments.command import write_whole
 
 VERIFY = "verify"
@@ -36,12 +36,19 @@ def sections(repo: Path) -> dict[str, str]:
 
 
 def write(repo: Path, key: str, lines: Sequence[str]) -> Path:
-    """Write one section anew.
+    """Write one section anew; its rows of what was not run have the number that stood there.
+
+    Args:
+        repo: the project's folder.
+        key: the section.
+        lines: its text; a table's column ``ours`` has the numbers.
 
     Raises:
         UserError: the file cannot be written.
     """
-    told = {**sections(repo), key: "\n".join(lines)}
+    before = sections(repo)
+    merged = carried.with_numbers(lines, before.get(key, "").splitlines(), "ours")
+    told = {**before, key: "\n".join(merged)}
     write_whole(place(repo), "\n".join(_document(told)) + "\n")
     return place(repo)
 
@@ -51,7 +58,8 @@ def _document(told: dict[str, str]) -> Iterator[str]:
     yield ""
     yield "Published numbers beside what was reached here, from run folders. ± is half of the 95 % interval,"
     yield "over seeds where there are several, else over test rows; * marks runs of code that has changed"
-    yield "since. No number stands here that no run has produced."
+    yield f"since, {carried.MARK} runs that were not at hand when a table was written last. No number stands"
+    yield "here that no run has produced."
     yield ""
     yield "## Numbers that experiments expect"
     yield ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.versioning import read_json
-from experiments import config
+from experiments import carried, config
 from experiments.artifacts import PlannedStage, done_mark
 from experiments.command import write_whole
 from experiments.data_report import group_notes
@@ -107,8 +107,8 @@ def write_results(runs: Path, repo: Path | None = None) -> Path:
 
     Args:
         runs: folders of finished tests.
-        repo: whose ``experiments/results.md`` and README's table are to be of these runs and no others;
-            None writes ``reports/results.md`` among the runs.
+        repo: whose ``experiments/results.md`` and README's table get these rows, and keep those of runs that
+            are not here; None writes ``reports/results.md`` among the runs, of these alone.
 
     Raises:
         UserError: there is no finished test in ``runs``, or the README has no place for its table.
@@ -119,7 +119,11 @@ def write_results(runs: Path, repo: Path | None = None) -> Path:
     tables = _tables(rows)
     folder = runs / "reports" if repo is None else repo / "experiments"
     folder.mkdir(exist_ok=True)
-    write_whole(folder / "results.md", "\n".join(_document(tables)) + "\n")
+    lines, file = list(_document(tables)), folder / "results.md"
+    if repo is not None and file.is_file():
+        before = file.read_text(encoding="utf-8").splitlines()
+        lines = carried.with_rows(lines, before, "method", ["method"])
+    write_whole(file, "\n".join(lines) + "\n")
     if repo is not None:
         _publish(rows, repo / "README.md")
     _print(tables)
@@ -133,8 +137,10 @@ def _publish(rows: list[Row], readme: Path) -> None:
             f"README.md lacks the lines {START!r} and {END!r} that the table stands between"
         )
     before, _, rest = text.partition(START)
-    after = rest.partition(END)[2]
-    table = "\n".join(_readme_table(rows))
+    old, _, after = rest.partition(END)
+    new, names = list(_readme_table(rows)), ("experiment", "metric")
+    head, rule, *told = carried.with_rows(new, old.splitlines(), "ours", names)
+    table = "\n".join([head, rule, *sorted(told, key=lambda line: line.split(" | ")[0])])
     write_whole(readme, f"{before}{START}\n{table}\n{END}{after}")
 
 
@@ -251,7 +257,7 @@ def _document(tables: list[Table]) -> Iterator[str]:
     yield f"of ranked rows the last column but one is the gain in ndcg@10 over {COMPARED_WITH}, with the"
     yield "95 % interval of the paired difference, row by row, of means over seeds. Labelled rows have AUCs"
     yield "(pooled, and the mean over users), and where scores are log-odds their calibration. * marks rows"
-    yield "made by code that has changed since."
+    yield f"made by code that has changed since, {carried.MARK} rows of runs that were not at hand."
     for table in tables:
         protocol = table[0][0].protocol
         yield ""
