@@ -24,6 +24,7 @@ from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest,
 from lightning_modules.llm.assembled import Assembled
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.random_vision import RandomVisionModel
+from lightning_modules.llm.rounding import Rounded
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class SplitFile:
         return whole
 
 
-Made = RandomModel | RandomVisionModel | Assembled  # here, when it is first needed
+Made = RandomModel | RandomVisionModel | Assembled | Rounded  # here, when it is first needed
 Source = Wheel | SplitFile | Made | str
 
 
@@ -104,6 +105,9 @@ def source_identity(source: Source, revision: str | None = None) -> Any:
     if isinstance(source, Assembled):
         language_model = source_identity(source.language_model)
         return ["assembled", {**asdict(source), "language_model": language_model}]
+    if isinstance(source, Rounded):
+        language_model = source_identity(source.language_model, source.revision)
+        return ["rounded", {**asdict(source), "language_model": language_model}]
     if isinstance(source, Made):
         kind = "random" if isinstance(source, RandomModel) else "random vision"
         return [kind, asdict(source)]

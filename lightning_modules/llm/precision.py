@@ -158,6 +158,14 @@ def _blocks_of_any_size() -> str:
     return name
 
 
+def grid_of(quantization: str) -> Tensor:
+    """(G,) ascending values between -1 and 1 that weights of ``nf4`` or ``fp4`` have, before their scale."""
+    from bitsandbytes.functional import get_4bit_type
+
+    values: Tensor = get_4bit_type(quantization, device="cpu")
+    return values.double().unique()
+
+
 def _not_of_a_cast(record: logging.LogRecord) -> bool:
     """int8 layers cast their inputs to float16 and say so at every call."""
     return "inputs will be cast" not in record.getMessage()

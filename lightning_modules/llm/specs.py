@@ -22,6 +22,7 @@ from lightning_modules.llm.model_files import (
     SplitFile,
     source_identity,
 )
+from lightning_modules.llm.rounding import Rounded
 
 # all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
 # paraphrases; weights under Apache 2.0.
@@ -167,6 +168,13 @@ class BackboneSpec:
         if self.block_size != 64 and self.quantization in (None, "int8"):
             kept = "int8" if self.quantization else "not quantized"
             yield f"block_size is of weights in 4 bits, and these are {kept}: leave it at 64"
+        if isinstance(self.source, Rounded) and self.quantization:
+            grid, size = self.source.grid, self.source.block_size
+            if (self.quantization.removesuffix("-dq"), self.block_size) != (grid, size):
+                yield (
+                    f"source is rounded to {grid} in blocks of {size}, but quantization is "
+                    f"{self.quantization} in blocks of {self.block_size}: name the same"
+                )
         yield from _choice("chat_template", self.chat_template, (True, False))
         yield from _choice("attention", self.attention, get_args(Attention))
         if self.attention == "flash_attention_2" and self.dtype == "float32":

@@ -1,0 +1,204 @@
+"""Weights on the 4-bit grid, rounded so that errors make up for each other: by the formula, and loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_modules.errors import ModelError
+from lightning_modules.llm import rounding
+from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer
+from lightning_modules.llm.model_files import model_folder, source_identity
+from lightning_modules.llm.precision import QLoRAPrecision, grid_of, quantized_layers
+from lightning_modules.llm.random_models import RandomModel
+from lightning_modules.llm.rounding import Rounded, round_weight
+from lightning_modules.llm.specs import BackboneSpec
+
+TINY = RandomModel(seed=3)
+SMALL: dict[str, Any] = {"texts": 30, "tokens": 24}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMREC_CACHE", str(tmp_path / "cache"))
+
+
+def inputs(seed: int, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Weights (3, width), and products of inputs that depend on each other."""
+    draw = torch.Generator().manual_seed(seed)
+    few = torch.randn(rows, width // 4, generator=draw, dtype=torch.float64)
+    read = few @ torch.randn(width // 4, width, generator=draw, dtype=torch.float64)
+    read += 0.3 * torch.randn(rows, width, generator=draw, dtype=torch.float64)
+    return torch.randn(3, width, generator=draw), read.T @ read
+
+
+def lost(weight: Tensor, found: Tensor, products: Tensor) -> float:
+    """The squared error of a layer's outputs, summed over its inputs."""
+    error = (found - weight).double()
+    return float((error @ products * error).sum())
+
+
+def nearest(weight: Tensor, block: int, quantization: str = "nf4") -> Tensor:
+    """As bitsandbytes rounds."""
+    packed, state = bnb.functional.quantize_4bit(
+        weight.contiguous(), blocksize=block, quant_type=quantization
+    )
+    return bnb.functional.dequantize_4bit(packed, state)
+
+
+def by_hand(weight: Tensor, products: Tensor, grid: Tensor, block: int) -> Tensor:
+    """Optimal brain surgeon: behind each rounded column the others are set anew, by an inverse each time."""
+    width = weight.shape[1]
+    left, sizes = weight.double(), products.diagonal()
+    damped = products + rounding.DAMPING * sizes.mean() * torch.eye(width)
+    scales, ends = torch.zeros(len(weight), width // block).double(), {}
+    for row, start in ((r, s) for r in range(len(weight)) for s in range(0, width, block)):
+        values = left[row, start : start + block]
+        tried = values.abs().max() * torch.linspace(*rounding._SHARES).double()
+        near = [grid[(values[:, None] / s - grid).abs().argmin(1)] * s for s in tried]
+        worst = [float(((n - values) ** 2 * sizes[start : start + block]).sum()) for n in near]
+        scales[row, start // block] = tried[worst.index(min(worst))]
+        largest = start + int(values.abs().argmax())
+        ends[row, largest] = left[row, largest].sign()
+    found = torch.zeros_like(left)
+    remaining = sizes.argsort(descending=True, stable=True).tolist()
+    while remaining:
+        column, inverse = remaining[0], torch.linalg.inv(damped[remaining][:, remaining])
+        for row in range(len(weight)):
+            scale, value = scales[row, column // block], left[row, column]
+            code = ends.get((row, column), grid[(value / scale - grid).abs().argmin()])
+            found[row, column] = code * scale
+            left[row, remaining] -= (value - code * scale) / inverse[0, 0] * inverse[0]
+        remaining = remaining[1:]
+    return found
+
+
+@pytest.mark.parametrize("columns", [64, 5])
+@pytest.mark.parametrize("block", [4, 8])
+def test_it_is_the_optimal_surgeon_one_column_after_the_other(
+    monkeypatch: pytest.MonkeyPatch, block: int, columns: int
+) -> None:
+    monkeypatch.setattr(rounding, "_COLUMNS", columns)
+    weight, products = inputs(0, 40, 16)
+    expected = by_hand(weight, products, grid_of("nf4"), block)
+    found = round_weight(weight, products, grid_of("nf4"), block)
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(32, 32), (32, 64), (64, 64)]),
+    st.sampled_from(["nf4", "fp4"]),
+)
+def test_bitsandbytes_leaves_the_values_as_they_are(
+    seed: int, sizes: tuple[int, int], grid: str
+) -> None:
+    block, width = sizes
+    weight, products = inputs(seed, 200, width)
+    found = round_weight(weight, products, grid_of(grid), block)
+    torch.testing.assert_close(nearest(found, block, grid), found, atol=1e-6, rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_outputs_stay_nearer_than_those_of_the_nearest_values(seed: int) -> None:
+    weight, products = inputs(seed, 300, 64)
+    found = round_weight(weight, products, grid_of("nf4"), 32)
+    assert lost(weight, found, products) < 0.5 * lost(weight, nearest(weight, 32), products)
+
+
+def test_inputs_that_are_never_there_and_blocks_of_zeros_do_no_harm() -> None:
+    weight, products = inputs(0, 40, 64)
+    weight[:, 32:], products[:, 5], products[5] = 0, 0, 0
+    found = round_weight(weight, products, grid_of("nf4"), 32)
+    assert found.isfinite().all()
+    assert found[:, 32:].abs().max() < 1e-9
+
+
+# ---------------------------------------------------------------- as a model's source
+
+
+def loaded(spec: BackboneSpec) -> Any:
+    plugin = QLoRAPrecision.for_spec(spec) if spec.quantization else None
+    model = load_causal_lm(spec, "cpu", plugin.quantization_config("cpu") if plugin else None)
+    if plugin:
+        plugin.convert_module(model)
+    return model
+
+
+def spec_of(source: Any, **options: Any) -> BackboneSpec:
+    return BackboneSpec(
+        source, **{"dtype": "float32", "chat_template": False, "max_length": 64, **options}
+    )
+
+
+def test_a_rounded_model_is_loaded_as_it_was_written_and_answers_nearer_to_the_original() -> None:
+    source = Rounded(TINY, **SMALL)
+    folder = model_folder(source)
+    packed = loaded(spec_of(source, quantization="nf4", block_size=32))
+    plain = loaded(spec_of(source))
+    names = [name for name, _ in quantized_layers(packed)]
+    assert len(names) == 14  # of two layers
+    for name, layer in quantized_layers(packed):
+        weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        torch.testing.assert_close(weight, plain.get_submodule(name).weight, atol=1e-6, rtol=1e-5)
+    whole, near = loaded(spec_of(TINY)), loaded(spec_of(TINY, quantization="nf4", block_size=32))
+    others = {name for name, _ in whole.named_parameters()} - {f"{name}.weight" for name in names}
+    for name in others:
+        assert torch.equal(whole.get_parameter(name), plain.get_parameter(name)), name
+    assert load_tokenizer(spec_of(source)).get_vocab() == load_tokenizer(spec_of(TINY)).get_vocab()
+    assert sorted(f.name for f in folder.glob("*.safetensors")) == ["model.safetensors"]
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(4, 300, (16, 24), generator=draw)
+    with torch.no_grad():
+        expected, ours, theirs = (m(tokens).logits for m in (whole, packed, near))
+    assert (ours - expected).square().mean() < 0.9 * (theirs - expected).square().mean()
+
+
+def test_the_same_is_made_again_and_the_random_stream_is_kept(tmp_path: Path) -> None:
+    made = []
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        torch.manual_seed(7)
+        Rounded(TINY, **SMALL).write(tmp_path / place)
+        made.append(((tmp_path / place / "model.safetensors").read_bytes(), float(torch.rand(1))))
+    assert made[0] == made[1]
+    torch.manual_seed(7)
+    assert made[0][1] == float(torch.rand(1))
+
+
+def test_its_name_in_the_cache_is_of_its_parts() -> None:
+    kinds = [Rounded(TINY), Rounded(RandomModel(seed=4)), Rounded(TINY, grid="fp4"), Rounded(TINY, seed=1),
+             Rounded(TINY, block_size=64)]  # fmt: skip
+    told = [str(source_identity(kind)) for kind in kinds]
+    assert len(set(told)) == len(kinds)
+    assert Rounded(TINY).name == "random-2x64-nf4-32"
+    assert Rounded("some/where/model").name == "model-nf4-32"
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"grid": "int8"}, "nf4 or fp4"), ({"texts": 0}, "positive"), ({"block_size": 0}, "positive"),
+    ({"tokens": -1}, "positive"),
+])  # fmt: skip
+def test_settings_that_cannot_be_are_refused(options: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Rounded(TINY, **options)
+
+
+@pytest.mark.parametrize(("quantization", "block_size"), [("nf4", 64), ("fp4", 32), ("int8", 64)])
+def test_another_grid_than_the_sources_is_refused(quantization: Any, block_size: int) -> None:
+    with pytest.raises(ValueError, match="rounded to nf4 in blocks of 32"):
+        spec_of(Rounded(TINY), quantization=quantization, block_size=block_size)
+
+
+def test_rows_that_end_inside_a_block_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="64 inputs, no whole number of blocks of 48"):
+        Rounded(TINY, block_size=48, **SMALL).write(tmp_path)
