@@ -10,10 +10,10 @@ Legend: O outputs and I inputs of a linear layer, N texts, T tokens, G values of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -109,12 +109,18 @@ def _written(model: Any, tokenizer: Any, count: int, tokens: int, seed: int) -> 
     first = tokenizer.bos_token_id
     start = torch.full((count, 1), tokenizer.eos_token_id if first is None else first)
     start = start.to(model.device)
-    with torch.random.fork_rng(devices=[start.device] if start.is_cuda else []):
+    cuda = [start.device] if start.is_cuda else []
+    with torch.random.fork_rng(devices=cuda), _bar(tokens, "writing texts to round by") as bar:
+
+        def tick(texts: Tensor, *unused: Any, **others: Any) -> Tensor:
+            bar.update()
+            return torch.zeros(len(texts), dtype=torch.bool, device=texts.device)  # (N,) none ends
+
         torch.manual_seed(seed)
         written: Tensor = model.generate(
             input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=50,
             temperature=1.0, top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens, use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=tokenizer.pad_token_id, stopping_criteria=[tick],
         )  # fmt: skip
     return written
 
@@ -134,7 +140,6 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
         ModelError: a layer's inputs are no whole number of blocks.
     """
     import torch
-    from tqdm import tqdm
 
     from lightning_modules.llm.backbones import decoder_layers
 
@@ -148,8 +153,9 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
                 )
     with torch.inference_mode():
         states, beside = _first_inputs(model, layers, texts)
-        for layer, given in zip(tqdm(layers, "rounding", disable=None), beside, strict=True):
-            runs = [partial(layer, **options) for options in given]
+        bar = _bar(len(layers), "rounding layers")
+        for layer, given in zip(layers, beside, strict=True):
+            runs = [_run(layer, *one) for one in given]
             for group in _by_input(layer, runs[0], states[0]):
                 with _summed(group[0]) as products:
                     for run, state in zip(runs, states, strict=True):
@@ -157,6 +163,8 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
                 for part in group:
                     part.weight.copy_(round_weight(part.weight, products[0], grid, block_size))
             states = [_state(run(state)) for run, state in zip(runs, states, strict=True)]
+            bar.update()
+        bar.close()
 
 
 def round_weight(weight: Tensor, products: Tensor, grid: Tensor, block_size: int) -> Tensor:
@@ -227,23 +235,35 @@ def _nearest(values: Tensor, scale: Tensor, grid: Tensor) -> Tensor:
     return grid[torch.bucketize(values / scale, between)] * scale
 
 
+def _bar(total: int, what: str) -> Any:
+    """A bar of something that takes longer than two seconds; a log file needs few lines of it."""
+    from tqdm import tqdm
+
+    interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds
+    return tqdm(total=total, desc=what, unit="", delay=2, mininterval=interval)
+
+
 def _linear(layer: Any) -> Iterator[tuple[str, nn.Linear]]:
     from torch import nn
 
     return ((name, part) for name, part in layer.named_modules() if isinstance(part, nn.Linear))
 
 
+def _run(layer: Any, rest: tuple[Any, ...], options: dict[str, Any]) -> Callable[[Tensor], Any]:
+    return lambda state: layer(state, *rest, **options)
+
+
 def _first_inputs(
     model: Any, layers: Sequence[Any], texts: Sequence[Tensor]
-) -> tuple[list[Tensor], list[list[dict[str, Any]]]]:
-    """What the first layer reads of each batch (n, T, d), and by layer what each is given beside it."""
+) -> tuple[list[Tensor], list[list[tuple[tuple[Any, ...], dict[str, Any]]]]]:
+    """What the first layer reads of each batch (n, T, d), and by layer what each is given beside that."""
     states: list[Tensor] = []
-    beside: list[list[dict[str, Any]]] = [[] for _ in layers]
+    beside: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in layers]
 
     def note(place: int, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
         if place == 0:
             states.append(inputs[0])
-        beside[place].append(options)
+        beside[place].append((inputs[1:], options))
 
     hooks = [
         layer.register_forward_pre_hook(

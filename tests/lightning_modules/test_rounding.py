@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, OPTConfig
 
 from lightning_modules.errors import ModelError
 from lightning_modules.llm import rounding
-from lightning_modules.llm.backbones import load_causal_lm, load_tokenizer
+from lightning_modules.llm.backbones import decoder_layers, load_causal_lm, load_tokenizer
 from lightning_modules.llm.model_files import model_folder, source_identity
 from lightning_modules.llm.precision import QLoRAPrecision, grid_of, quantized_layers
 from lightning_modules.llm.random_models import RandomModel
@@ -161,6 +163,32 @@ def test_a_rounded_model_is_loaded_as_it_was_written_and_answers_nearer_to_the_o
     with torch.no_grad():
         expected, ours, theirs = (m(tokens).logits for m in (whole, packed, near))
     assert (ours - expected).square().mean() < 0.9 * (theirs - expected).square().mean()
+
+
+@pytest.mark.parametrize("kind", ["opt", "gemma3"])
+def test_layers_of_other_architectures_are_given_what_they_are_given(kind: str) -> None:
+    """OPT has biases and positions of its own, Gemma a sliding window and other rotations in some layers."""
+    config: Any = OPTConfig(vocab_size=60, hidden_size=64, ffn_dim=96, num_hidden_layers=3, init_std=0.3,
+                            num_attention_heads=4, word_embed_proj_dim=64, dropout=0.0)  # fmt: skip
+    if kind == "gemma3":
+        config = Gemma3TextConfig(vocab_size=60, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+                                  num_attention_heads=4, num_key_value_heads=2, head_dim=32, sliding_window=4,
+                                  layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                                  initializer_range=0.3)  # fmt: skip
+    torch.manual_seed(0)
+    ours = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    whole, near = copy.deepcopy(ours), copy.deepcopy(ours)
+    tokens = torch.randint(4, 60, (60, 16), generator=torch.Generator().manual_seed(1))
+    rounding.round_model(ours, tokens[:40].split(7), grid_of("nf4"), 32)
+    for layer in rounding_layers(near):
+        layer.weight.copy_(nearest(layer.weight, 32))
+    expected, found, other = (model(tokens[40:]).logits for model in (whole, ours, near))
+    assert (found - expected).square().mean() < 0.9 * (other - expected).square().mean()
+
+
+def rounding_layers(model: Any) -> list[Any]:
+    """The linear layers inside of decoder layers."""
+    return [part for layer in decoder_layers(model) for _, part in rounding._linear(layer)]
 
 
 def test_the_same_is_made_again_and_the_random_stream_is_kept(tmp_path: Path) -> None:
