@@ -21,6 +21,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation, unusable
 from lightning_modules.llm.cpu_kernels import mind_cpu_kernels
 from lightning_modules.llm.model_files import first_line, model_folder
+from lightning_modules.llm.rounding import before_rounding
 from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
     MINILM,
@@ -115,7 +116,7 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = model_folder(spec.source, spec.revision, convert_gguf)
+    folder = model_folder(*before_rounding(spec), convert_gguf)
     with _loading(folder):
         config = _config(folder).get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")

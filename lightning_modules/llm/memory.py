@@ -34,6 +34,16 @@ class MemoryReport:
         """What the same parameters would take unquantized."""
         return self.parameters * {"float32": 4, "bfloat16": 2}[dtype]
 
+    @property
+    def told(self) -> str:
+        """In words, for the terminal."""
+        sizes = [self.total, self.dense("bfloat16"), self.dense("float32")]
+        kept, half, full = (f"{size / 2**20:.0f} MiB" for size in sizes)
+        return (
+            f"its weights take {kept} ({self.per_parameter:.2f} bytes each), in bfloat16 they would take "
+            f"{half}, in float32 {full}"
+        )
+
 
 def memory_report(model: nn.Module) -> MemoryReport:
     """Count what the weights of ``model`` take; tied weights and shared code tables count once."""

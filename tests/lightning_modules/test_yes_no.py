@@ -72,6 +72,21 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calla
     return build
 
 
+def test_a_rounded_model_is_rounded_by_questions_about_items_alone(
+    made: Callable[..., Any],
+) -> None:
+    """The same for a probe and for other data of the same items, so that all tests have the same weights."""
+    asked = made().calibration_prompts()
+    assert asked == made(probe="no_history").calibration_prompts()
+    assert len(asked) == 128
+    assert len(set(asked)) > 100  # of five items some come twice
+    assert all(
+        '"Jaws (1975) by S. Spielberg"' in text for text in asked
+    )  # five items are all shown
+    longer = made(max_length=2).calibration_prompts()
+    assert {sum(title[:4] in text for title in TITLES if title) for text in longer} == {2, 3}
+
+
 def batch_of(module: TALLRecModule, training: bool = True, rows: Rows = ROWS) -> Any:
     module.row_lengths(rows)
     return AttachLabels(module.collator(training))(rows)

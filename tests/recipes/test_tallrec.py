@@ -308,3 +308,17 @@ def test_a_quantized_model_goes_through_the_same_chain(
     assert apart.min() > 0
     assert apart.mean() < whole["score"].std()  # type: ignore[operator]
     assert np.corrcoef(whole["score"], rounded["score"])[0, 1] > 0.7
+
+
+def test_weights_that_were_rounded_together_answer_nearer_to_the_model(
+    finish: Callable[..., Any], words: list[str]
+) -> None:
+    """One adapter on both; what it is rounded by are questions about the catalogue."""
+    left_out = [f"~stages.{name}" for name in ("nf4", "int8", "bfloat16", "reference")]
+    run = finish(f"{NAME}_precisions", [*words, *left_out])
+    apart = {}
+    whole = pl.read_parquet(next(run.folder("evaluate").glob("scores.*.parquet"))).sort("row")
+    for stage in ("nf4_blocks_of_32", "nf4_rounded"):
+        found = pl.read_parquet(next(run.folder(stage).glob("scores.*.parquet"))).sort("row")
+        apart[stage] = ((found["score"] - whole["score"]) ** 2).mean()
+    assert 0 < apart["nf4_rounded"] < apart["nf4_blocks_of_32"]
