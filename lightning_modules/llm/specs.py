@@ -22,7 +22,6 @@ from lightning_modules.llm.model_files import (
     SplitFile,
     source_identity,
 )
-from lightning_modules.llm.rounding import Rounded
 
 # all-MiniLM-L6-v2 (6 layers, d = 384; Wang et al., NeurIPS 2020, arXiv 2002.10957), trained to tell
 # paraphrases; weights under Apache 2.0.
@@ -46,6 +45,7 @@ SMOLVISION = Assembled(EFFICIENTNET_LITE0, SMOLLM2)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["nf4", "nf4-dq", "fp4", "int8"]
+Rounding = Literal["nearest", "gptq"]
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes has kernels for
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Method = Literal["lora", "rslora", "dora", "prompt", "prefix", "ia3", "full", "none"]
@@ -135,6 +135,8 @@ class BackboneSpec:
             Dettmers et al., NeurIPS 2023, arXiv 2305.14314). Needs ``precision.QLoRAPrecision``.
         block_size: weights in 4 bits that share a scale. Smaller blocks are nearer to the weights as they
             were, and cost more: a scale has 32 bits, or 8 with ``-dq``.
+        rounding: of weights in 4 bits: each to the nearest value, or ``gptq``, which lets others make up for
+            what one loses (``rounding``): nearer to the model, and made once, in minutes to an hour.
         chat_template: put prompts into the turns that an instruction-tuned model was trained on.
         attention: the implementation that transformers uses.
         max_length: tokens of a prompt, its answer included.
@@ -148,6 +150,7 @@ class BackboneSpec:
     dtype: DType = "auto"
     quantization: Quantization | None = None
     block_size: int = 64
+    rounding: Rounding = "nearest"
     chat_template: bool = True
     attention: Attention = "sdpa"
     max_length: int = 1024
@@ -165,16 +168,12 @@ class BackboneSpec:
         yield from _choice("dtype", self.dtype, get_args(DType))
         yield from _choice("quantization", self.quantization, (None, *get_args(Quantization)))
         yield from _choice("block_size", self.block_size, BLOCK_SIZES)
+        kept = "int8" if self.quantization else "not quantized"
         if self.block_size != 64 and self.quantization in (None, "int8"):
-            kept = "int8" if self.quantization else "not quantized"
             yield f"block_size is of weights in 4 bits, and these are {kept}: leave it at 64"
-        if isinstance(self.source, Rounded) and self.quantization:
-            grid, size = self.source.grid, self.source.block_size
-            if (self.quantization.removesuffix("-dq"), self.block_size) != (grid, size):
-                yield (
-                    f"source is rounded to {grid} in blocks of {size}, but quantization is "
-                    f"{self.quantization} in blocks of {self.block_size}: name the same"
-                )
+        yield from _choice("rounding", self.rounding, get_args(Rounding))
+        if self.rounding == "gptq" and self.quantization in (None, "int8"):
+            yield f"rounding gptq is of weights in 4 bits, and these are {kept}: take nearest"
         yield from _choice("chat_template", self.chat_template, (True, False))
         yield from _choice("attention", self.attention, get_args(Attention))
         if self.attention == "flash_attention_2" and self.dtype == "float32":
@@ -191,7 +190,10 @@ class BackboneSpec:
 
     def _settings(self) -> dict[str, Any]:
         source = source_identity(self.source, self.revision)
-        return {**asdict(self), "source": source, "conversion": CONVERSION}
+        told = {**asdict(self), "source": source, "conversion": CONVERSION}
+        if self.rounding == "nearest":
+            del told["rounding"]  # which caches of earlier versions do not know
+        return told
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ class VisionSpec(BackboneSpec):
             sizes, such as ``{size: {longest_edge: 512}}``, ``{do_image_splitting: false}``, or Qwen's
             ``{size: {shortest_edge: 3136, longest_edge: 200704}}`` in pixels.
         projector: a checkpoint of ``align_vision``, whose projector takes the place of the model's own.
-        revision, dtype, quantization, block_size, chat_template, attention, max_length: as in
+        revision, dtype, quantization, block_size, rounding, chat_template, attention, max_length: as in
             ``BackboneSpec``; only the language model is quantized, and image tokens count as tokens.
 
     Raises:

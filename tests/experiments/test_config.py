@@ -277,16 +277,8 @@ def test_every_stage_that_reads_weights_has_the_module_that_wrote_them() -> None
                 told = {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}
                 assert {key: reader[key] for key in same} == told
                 assert writer.keys() - reader.keys() <= OF_TRAINING
-                exact = dict.fromkeys(("dtype", "quantization", "block_size"))
-                assert unrounded(reader.get("llm", {})) | exact == writer.get("llm", {}) | exact
-
-
-def unrounded(llm: dict[str, Any]) -> dict[str, Any]:
-    """A spec with the model that its source is rounded from, if it is."""
-    source = llm.get("source")
-    if not isinstance(source, dict) or not source["_target_"].endswith(".Rounded"):
-        return llm
-    return llm | {"source": source["language_model"], "revision": source["revision"]}
+                exact = dict.fromkeys(("dtype", "quantization", "block_size", "rounding"))
+                assert reader.get("llm", {}) | exact == writer.get("llm", {}) | exact
 
 
 @pytest.mark.parametrize("name", ["tallrec/movie_64shot_probes", "tallrec/movie_64shot_precisions"])
@@ -301,8 +293,8 @@ def test_what_a_prompt_shows_is_set_once_for_all_tests_of_one_model(name: str) -
     for module in tested.values():
         for key in ("max_length", "creator", "years", "prompt", "adapter"):
             assert module[key] == trained[key]
-        exact = dict.fromkeys(("dtype", "quantization", "block_size"))
-        assert unrounded(module["llm"]) | exact == trained["llm"] | exact
+        exact = dict.fromkeys(("dtype", "quantization", "block_size", "rounding"))
+        assert module["llm"] | exact == trained["llm"] | exact
     if name.endswith("precisions"):
         asked = ("dtype", "quantization", "block_size")
         kept = {n: tuple(m["llm"].get(key, 64) for key in asked) for n, m in tested.items()}

@@ -18,10 +18,9 @@ from lightning_modules.errors import ModelError
 from lightning_modules.llm import gptq, rounding
 from lightning_modules.llm.backbones import decoder_layers, load_causal_lm, load_tokenizer
 from lightning_modules.llm.gptq import round_weight
-from lightning_modules.llm.model_files import model_folder, source_identity
 from lightning_modules.llm.precision import QLoRAPrecision, grid_of, quantized_layers
 from lightning_modules.llm.random_models import RandomModel
-from lightning_modules.llm.rounding import Rounded, rounded_by
+from lightning_modules.llm.rounding import Rounded
 from lightning_modules.llm.specs import BackboneSpec
 
 TINY = RandomModel(seed=3)
@@ -143,11 +142,16 @@ def spec_of(source: Any, **options: Any) -> BackboneSpec:
     )
 
 
+def rounded(**options: Any) -> Rounded:
+    return Rounded(**{"source": TINY, "revision": None, "grid": "nf4", "block_size": 32, **options})
+
+
 def test_a_rounded_model_is_loaded_as_it_was_written_and_answers_nearer_to_the_original() -> None:
-    source = Rounded(TINY, **SMALL)
-    folder = model_folder(source)
-    packed = loaded(spec_of(source, quantization="nf4", block_size=32))
-    plain = loaded(spec_of(source))
+    spec = spec_of(TINY, quantization="nf4", block_size=32, rounding="gptq")
+    folder = rounded().folder()
+    packed = loaded(spec)
+    assert [f.name for f in folder.parent.glob("gptq*")] == [folder.name], "made once"
+    plain = loaded(spec_of(str(folder)))
     names = [name for name, _ in quantized_layers(packed)]
     assert len(names) == 14  # of two layers
     for name, layer in quantized_layers(packed):
@@ -157,7 +161,6 @@ def test_a_rounded_model_is_loaded_as_it_was_written_and_answers_nearer_to_the_o
     others = {name for name, _ in whole.named_parameters()} - {f"{name}.weight" for name in names}
     for name in others:
         assert torch.equal(whole.get_parameter(name), plain.get_parameter(name)), name
-    assert load_tokenizer(spec_of(source)).get_vocab() == load_tokenizer(spec_of(TINY)).get_vocab()
     assert sorted(f.name for f in folder.glob("*.safetensors")) == ["model.safetensors"]
     draw = torch.Generator().manual_seed(1)
     tokens = torch.randint(4, 300, (16, 24), generator=draw)
@@ -197,62 +200,50 @@ def test_the_same_is_made_again_and_the_random_stream_is_kept(tmp_path: Path) ->
     for place in ("one", "other"):
         (tmp_path / place).mkdir()
         torch.manual_seed(7)
-        Rounded(TINY, **SMALL).write(tmp_path / place)
+        rounded(**SMALL).write(tmp_path / place)
         made.append(((tmp_path / place / "model.safetensors").read_bytes(), float(torch.rand(1))))
     assert made[0] == made[1]
     torch.manual_seed(7)
     assert made[0][1] == float(torch.rand(1))
 
 
-def test_prompts_take_the_place_of_own_texts(tmp_path: Path) -> None:
+def test_prompts_take_the_place_of_own_texts() -> None:
     """Joined, and cut into equal rows; the rest is left out."""
     prompts = ("Will they like one more of them?", "Yes or no:", "A, B and C")
     tokenizer = load_tokenizer(spec_of(TINY))
     ids = [i for text in prompts for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
-    source = Rounded(TINY, prompts=prompts, tokens=7)
-    assert source._read(tokenizer).tolist() == [ids[i : i + 7] for i in range(0, len(ids) - 6, 7)]
-    assert Rounded(TINY, prompts=prompts)._read(tokenizer).tolist() == [ids]
-    spec = spec_of(Rounded(TINY), quantization="nf4", block_size=32)
-    told = rounded_by(spec, lambda: prompts)
-    assert told.source == Rounded(TINY, prompts=prompts)
-    assert rounded_by(told, lambda: ("other",)) == told
-    assert rounded_by(spec_of(TINY), lambda: prompts) == spec_of(TINY)
-    own, read = tmp_path / "own", tmp_path / "read"
-    for folder, one in ((own, Rounded(TINY, **SMALL)), (read, source)):
-        folder.mkdir()
-        one.write(folder)
-    assert (own / "model.safetensors").read_bytes() != (read / "model.safetensors").read_bytes()
+    one = rounded(prompts=prompts, tokens=7)
+    assert one._read(tokenizer).tolist() == [ids[i : i + 7] for i in range(0, len(ids) - 6, 7)]
+    assert rounded(prompts=prompts)._read(tokenizer).tolist() == [ids]
+    spec = spec_of(TINY, quantization="nf4-dq", block_size=32, rounding="gptq")
+    load_causal_lm(
+        spec, "cpu", QLoRAPrecision.for_spec(spec).quantization_config("cpu"), lambda: prompts
+    )
+    assert rounded(prompts=prompts).folder() != rounded(**SMALL).folder()
+    assert len(list(rounded(prompts=prompts).folder().parent.glob("gptq*"))) == 2
 
 
-def test_a_tokenizer_needs_no_rounded_weights(tmp_path: Path) -> None:
-    load_tokenizer(spec_of(Rounded(TINY)))
-    assert not list((tmp_path / "cache").rglob("*nf4*"))
+def test_its_folder_is_named_by_its_parts() -> None:
+    changes: list[dict[str, Any]] = [{}, {"source": RandomModel(seed=4)}, {"grid": "fp4"}, {"seed": 1},
+                                     {"block_size": 64}, {"prompts": ("A?",)}]  # fmt: skip
+    kinds = [rounded(**SMALL, **change) for change in changes]
+    assert len({kind.folder() for kind in kinds}) == len(kinds)
 
 
-def test_its_name_in_the_cache_is_of_its_parts() -> None:
-    kinds = [Rounded(TINY), Rounded(RandomModel(seed=4)), Rounded(TINY, grid="fp4"), Rounded(TINY, seed=1),
-             Rounded(TINY, block_size=64), Rounded(TINY, prompts=("A?",))]  # fmt: skip
-    told = [str(source_identity(kind)) for kind in kinds]
-    assert len(set(told)) == len(kinds)
-    assert Rounded(TINY).name == "random-2x64-nf4-32"
-    assert Rounded("some/where/model").name == "model-nf4-32"
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_only_weights_in_4_bits_are_rounded_so(quantization: Any) -> None:
+    with pytest.raises(ValueError, match="rounding gptq is of weights in 4 bits, and these are"):
+        spec_of(TINY, quantization=quantization, rounding="gptq")
+    with pytest.raises(ValueError, match="rounding"):
+        spec_of(TINY, quantization="nf4", rounding="stochastic")
 
 
-@pytest.mark.parametrize(("options", "told"), [
-    ({"grid": "int8"}, "nf4 or fp4"), ({"texts": 0}, "positive"), ({"block_size": 0}, "positive"),
-    ({"tokens": -1}, "positive"),
-])  # fmt: skip
-def test_settings_that_cannot_be_are_refused(options: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        Rounded(TINY, **options)
-
-
-@pytest.mark.parametrize(("quantization", "block_size"), [("nf4", 64), ("fp4", 32), ("int8", 64)])
-def test_another_grid_than_the_sources_is_refused(quantization: Any, block_size: int) -> None:
-    with pytest.raises(ValueError, match="rounded to nf4 in blocks of 32"):
-        spec_of(Rounded(TINY), quantization=quantization, block_size=block_size)
+def test_descriptions_without_it_are_called_as_before() -> None:
+    plain, together = (spec_of(TINY, quantization="nf4", rounding=r) for r in ("nearest", "gptq"))
+    assert "rounding" not in plain._settings()
+    assert plain.digest() != together.digest()
 
 
 def test_rows_that_end_inside_a_block_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="64 inputs, no whole number of blocks of 48"):
-        Rounded(TINY, block_size=48, **SMALL).write(tmp_path)
+        rounded(block_size=48, **SMALL).write(tmp_path)
