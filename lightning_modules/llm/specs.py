@@ -217,6 +217,11 @@ class VisionSpec(BackboneSpec):
     pictures: dict[str, Any] = field(default_factory=dict)
     projector: str | None = None
 
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.rounding == "gptq":
+            yield "rounding gptq is for models that read no pictures: take nearest"
+
     def digest(self) -> str:
         """As ``BackboneSpec.digest``; of the projector its file's content.
 

@@ -21,7 +21,7 @@ from lightning_modules.llm.gptq import round_weight
 from lightning_modules.llm.precision import QLoRAPrecision, grid_of, quantized_layers
 from lightning_modules.llm.random_models import RandomModel
 from lightning_modules.llm.rounding import Rounded
-from lightning_modules.llm.specs import BackboneSpec
+from lightning_modules.llm.specs import BackboneSpec, VisionSpec
 
 TINY = RandomModel(seed=3)
 SMALL: dict[str, Any] = {"texts": 30, "tokens": 24}
@@ -236,6 +236,11 @@ def test_only_weights_in_4_bits_are_rounded_so(quantization: Any) -> None:
         spec_of(TINY, quantization=quantization, rounding="gptq")
     with pytest.raises(ValueError, match="rounding"):
         spec_of(TINY, quantization="nf4", rounding="stochastic")
+
+
+def test_models_that_read_pictures_are_not_rounded_so() -> None:
+    with pytest.raises(ValueError, match="read no pictures"):
+        VisionSpec(quantization="nf4", rounding="gptq")
 
 
 def test_descriptions_without_it_are_called_as_before() -> None:
