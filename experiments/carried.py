@@ -85,13 +85,14 @@ def with_rows(
     lines = list(_lines(new))
     known = {line.of(names) for line in lines if line.head}
     heads = {line.heading: line.head for line in lines if line.head}
+    experiments = set(config.names())
     wanted = [
         line
         for line in _lines(old)
         if line.head
         and line.of(names) not in known
         and heads.get(line.heading, line.head) == line.head
-        and _exists(line.at(names[0]).split()[0])
+        and ("/" not in (word := line.at(names[0]).split()[0]) or word in experiments)
     ]
     told: list[str] = []
     for place, line in enumerate(lines):
@@ -124,10 +125,6 @@ def _lines(texts: Sequence[str]) -> Iterator[_Line]:
         is_row = len(cells) == len(head) and not text.startswith(_RULE)
         yield _Line(text, heading, head if is_row else Key(), cells)
         head = cells if following.startswith(_RULE) else head
-
-
-def _exists(label: str) -> bool:
-    return "/" not in label or label in config.names()
 
 
 def _plain(cell: str) -> str:

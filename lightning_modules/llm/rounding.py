@@ -7,7 +7,6 @@ Legend: I inputs of a linear layer, N texts, T tokens, G values of the grid.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_modules.errors import ModelError
+from lightning_modules.llm.bars import bar_of
 from lightning_modules.llm.model_files import cached_folder, source_identity, written_once
 from lightning_modules.llm.saving import save_model
 
@@ -102,7 +102,7 @@ class Rounded:
         start = torch.full((self.texts, 1), tokenizer.eos_token_id if first is None else first)
         start = start.to(model.device)
         cuda = [start.device] if start.is_cuda else []
-        with torch.random.fork_rng(devices=cuda), _bar(self.tokens, "writing texts") as bar:
+        with torch.random.fork_rng(devices=cuda), bar_of(self.tokens, "writing texts") as bar:
 
             def tick(texts: Tensor, *unused: Any, **others: Any) -> Tensor:
                 bar.update()
@@ -154,7 +154,7 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
                 )
     with torch.inference_mode():
         states, beside = _first_inputs(model, layers, texts)
-        bar = _bar(len(layers), "rounding layers")
+        bar = bar_of(len(layers), "rounding layers")
         for layer, given in zip(layers, beside, strict=True):
             runs = [_run(layer, *one) for one in given]
             for group in _by_input(layer, runs[0], states[0]):
@@ -166,14 +166,6 @@ def round_model(model: Any, texts: Sequence[Tensor], grid: Tensor, block_size: i
             states = [_state(run(state)) for run, state in zip(runs, states, strict=True)]
             bar.update()
         bar.close()
-
-
-def _bar(total: int, what: str) -> Any:
-    """A bar of something that takes longer than two seconds; a log file needs few lines of it."""
-    from tqdm import tqdm
-
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds
-    return tqdm(total=total, desc=what, unit="", delay=2, mininterval=interval)
 
 
 def _linear(layer: Any) -> Iterator[tuple[str, nn.Linear]]:

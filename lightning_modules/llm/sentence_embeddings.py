@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +18,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from datamodules.sources import cache_root
 from lightning_modules.llm.backbones import SentenceEncoderSpec, load_sentence_encoder
+from lightning_modules.llm.bars import bar_of
 
 logger = logging.getLogger(__name__)
 _VERSION = 1  # part of a file's name: raise it when vectors are computed in another way
@@ -123,9 +122,7 @@ def _encode(
     model.to(device)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     vectors = np.empty((len(texts), model.config.hidden_size), np.float32)
-    interval = 0.1 if sys.stderr.isatty() else 10.0  # seconds; a log file needs few lines
-    bar = tqdm(total=len(texts), desc="texts", unit="", delay=2, mininterval=interval)
-    with bar, torch.inference_mode():
+    with bar_of(len(texts), "texts") as bar, torch.inference_mode():
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             tokens = tokenizer(
