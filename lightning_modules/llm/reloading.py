@@ -69,6 +69,22 @@ def tell_written(module: Any, checkpoint: dict[str, Any]) -> None:
         "answers": _answers(module),
         "precision": _precision(module),
     }
+    if module.llm.rounding == "gptq":
+        checkpoint[WRITTEN]["prompts"] = rounding_prompts(module)
+
+
+def rounding_prompts(module: Any) -> list[str]:
+    """What the language model is rounded by: as it was when the weights were trained that it takes, if any.
+
+    Whatever the catalogue has become since then: an adapter belongs to the weights that it was trained on.
+    """
+    path: Path | None = module.source
+    if path is not None and path.is_file():
+        written = torch.load(path, map_location="cpu", weights_only=True).get(WRITTEN, {})
+        if "prompts" in written:
+            return list(written["prompts"])
+    own: list[str] = module.calibration_prompts()
+    return own
 
 
 def trained(module: Any) -> dict[str, Tensor]:

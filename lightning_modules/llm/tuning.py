@@ -37,7 +37,7 @@ from lightning_modules.llm.guards import (
 from lightning_modules.llm.label_scoring import last_logits
 from lightning_modules.llm.memory import memory_report
 from lightning_modules.llm.precision import QLoRAPrecision, paged_adamw_8bit, refuse_sharding
-from lightning_modules.llm.reloading import Reloaded, tell_written
+from lightning_modules.llm.reloading import Reloaded, rounding_prompts, tell_written
 from lightning_modules.llm.sharding import ShardedStrategy, shard
 from lightning_modules.llm.specs import AdapterSpec, BackboneSpec
 from lightning_modules.llm.starts import SPEC, start_adapter, starts_like
@@ -211,7 +211,7 @@ class LanguageModelModule(StageModule):
     def _load(
         self, spec: BackboneSpec, device: torch.device, quantization_config: Any, seed: int
     ) -> None:
-        base = load_causal_lm(spec, device, quantization_config, self.calibration_prompts)
+        base = load_causal_lm(spec, device, quantization_config, partial(rounding_prompts, self))
         self.model = attach_adapter(base, self.adapter, seed)
         if self.recomputes:
             recompute_activations(self.model)
@@ -223,7 +223,9 @@ class LanguageModelModule(StageModule):
         self._begun = digests(some(self._adapted()))
 
     def calibration_prompts(self) -> list[str]:
-        """What ``llm.rounding=gptq`` rounds by, of nobody's history; nothing: by the model's own texts."""
+        """What ``llm.rounding=gptq`` rounds by, of nobody's history, unless a checkpoint tells what it was
+        rounded by; nothing: by the model's own texts.
+        """
         return []
 
     def _adapted(self) -> Iterator[tuple[str, Tensor]]:

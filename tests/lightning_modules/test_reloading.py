@@ -33,10 +33,11 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def build(
         weights: Path | None = None, adapter: AdapterSpec = LORA, source: Path = folder,
         dtype: Any = "float32", quantization: Any = None, start: Path | None = None,
+        rounding: Any = "nearest",
     ) -> Any:  # fmt: skip
         spec = BackboneSpec(
             str(source), dtype=dtype, quantization=quantization, chat_template=False,
-            max_length=LONGEST,
+            max_length=LONGEST, rounding=rounding,
         )  # fmt: skip
         module = InstructionModule(spec, adapter, start=str(start) if start else None)
         plugin = module.precision_plugin("cpu", "auto")
@@ -45,9 +46,9 @@ def made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
             datamodule=SimpleNamespace(seed=0), global_step=3, num_test_batches=[1],
         )  # fmt: skip
         monkeypatch.setattr(InstructionModule, "trainer", trainer)
-        module.configure_model()
         if weights is not None:
             module.load_weights(weights)
+        module.configure_model()
         return module
 
     return build
@@ -195,6 +196,38 @@ def test_another_scale_of_the_same_adapter_is_refused(
     made(path).on_test_start()
     with pytest.raises(ModelError, match="does not answer as it did"):
         made(path, adapter=replace(LORA, alpha=64)).on_test_start()
+
+
+def test_weights_rounded_together_stay_those_of_the_fit(
+    made: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A catalogue that has grown since then asks other questions; the adapter knows nothing of them."""
+    rounded = {"quantization": "nf4", "rounding": "gptq"}
+
+    def asks(*prompts: str) -> None:
+        monkeypatch.setattr(InstructionModule, "calibration_prompts", lambda _: list(prompts))
+
+    def frozen(module: Any) -> dict[str, torch.Tensor]:
+        return {n: w for n, w in module.state_dict().items() if "lora_" not in n}
+
+    asks("Yes", "No", "Will the user like Alien (1979)?")
+    first = moved(made(**rounded))
+    path = saved(first, tmp_path / "best.ckpt")
+    asks("The user disliked Jaws (1975).", "recommend the next film of this history")
+    assert not same(frozen(made(**rounded)), frozen(first)), "these prompts do round otherwise"
+    for module in (made(path, **rounded), again := made(start=path, **rounded)):
+        assert same(frozen(module), frozen(first))
+        module.on_test_start()
+    later = saved(moved(again), tmp_path / "later.ckpt")  # of a fit that began where one had ended
+    asks("Yes")
+    assert same(frozen(made(later, **rounded)), frozen(first))
+    plain = saved(moved(made(quantization="nf4")), tmp_path / "plain.ckpt")
+    assert "prompts" not in torch.load(plain, weights_only=True)[WRITTEN]
+    assert not same(frozen(made(plain, **rounded)), frozen(first))  # rounded for the first time
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_another_precision_is_meant_to_answer_otherwise(
