@@ -20,7 +20,7 @@ from lightning_modules.devices import multiplies_bfloat16
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import implementation, unusable
 from lightning_modules.llm.cpu_kernels import mind_cpu_kernels
-from lightning_modules.llm.model_files import first_line, model_folder
+from lightning_modules.llm.model_files import first_line, mending, model_folder
 from lightning_modules.llm.rounding import rounded_folder
 from lightning_modules.llm.saving import save_model
 from lightning_modules.llm.specs import (
@@ -305,7 +305,7 @@ def _loading(folder: Path, device: torch.device | None = None) -> Iterator[None]
     except torch.OutOfMemoryError:
         raise  # nothing is wrong with the files
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        files = f"{folder} cannot be loaded ({first_line(error)}): get the model's files anew."
+        files = f"{folder} cannot be loaded ({first_line(error)}): {mending(folder)}."
         raise unusable(error) or DataSourceError(files) from error
     finally:
         if shown:

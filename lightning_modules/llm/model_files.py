@@ -216,6 +216,13 @@ def cached_folder(name: str, identity: object) -> Path:
     return cache_root() / "models" / f"{name}-{digest[:12]}"
 
 
+def mending(folder: Path) -> str:
+    """What helps where a model's folder is damaged: one of ``cached_folder`` is made again where missing."""
+    if folder.parent == cache_root() / "models":
+        return "delete this folder, and it is made anew"
+    return "get the model's files anew"
+
+
 def _converted(
     source: Wheel | SplitFile, name: str, parts: Sequence[Path], convert: Converter | None
 ) -> Path:

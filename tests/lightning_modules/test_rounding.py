@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, OPTConfig
 
+from datamodules.sources import DataSourceError
 from lightning_modules.errors import ModelError
 from lightning_modules.llm import gptq, rounding
 from lightning_modules.llm.backbones import decoder_layers, load_causal_lm, load_tokenizer
@@ -221,6 +223,22 @@ def test_prompts_take_the_place_of_own_texts() -> None:
     )
     assert rounded(prompts=prompts).folder() != rounded(**SMALL).folder()
     assert len(list(rounded(prompts=prompts).folder().parent.glob("gptq*"))) == 2
+
+
+def test_a_damaged_folder_is_made_anew_once_it_is_gone() -> None:
+    spec = spec_of(TINY, quantization="nf4", block_size=32, rounding="gptq")
+    prompts = ("Will they like one more of them?", "A, B and C")
+    config = QLoRAPrecision.for_spec(spec).quantization_config("cpu")
+    folder = rounded(prompts=prompts).folder()
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:10_000])
+    with pytest.raises(
+        DataSourceError, match=r"cannot be loaded .*: delete this folder, and it is"
+    ):
+        load_causal_lm(spec, "cpu", config, lambda: prompts)
+    shutil.rmtree(folder)
+    load_causal_lm(spec, "cpu", config, lambda: prompts)
+    assert (folder / "model.safetensors").read_bytes() == whole
 
 
 def test_its_folder_is_named_by_its_parts() -> None:
