@@ -81,6 +81,12 @@ def _export_language_model(
         say(f"{stage.name}, {kind}: {short(place)}")
     files = {kind: LANGUAGE_MODEL[kind] for kind in written}
     notes = ["What the language model learned before this training is its maker's to tell."]
+    if module.llm.rounding == "gptq" and "adapter" in written:
+        kept = ", which `merged` has" if "merged" in written else ""
+        notes.append(
+            f"The adapter was trained on weights in 4 bits that were rounded together (GPTQ){kept}: with the "
+            "published model's own it answers otherwise."
+        )
     _card(experiment, stage, planned, data, files, notes)
 
 
