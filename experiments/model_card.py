@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.versioning import read_json
+from experiments import build
 from experiments.artifacts import PlannedStage
 from experiments.config import Experiment, caption
 from experiments.costs import cost_of
@@ -20,9 +21,14 @@ _LIMITS = (
     "filters give other numbers.",
     "It was measured offline, on what people did while another system chose what they saw; it says nothing "
     "of what an online test would.",
-    "It knows the items of its catalogue alone; one that was not trained on has a vector that says little.",
     "Histories of people are personal data: what was learned from them may let some of it be guessed.",
 )
+
+_ITEMS = {  # by whether words or pictures alone make an item
+    True: "It knows an item by its words and pictures: one that says nothing there is scored by nothing.",
+    False: "It knows the items of its catalogue alone; one that was not trained on has a vector that says "
+    "little.",
+}
 
 
 def write_card(
@@ -85,7 +91,9 @@ def _lines(
     measured = [line for test in tests for line in _measured(test)]
     yield from measured or ["No finished test of this experiment reads these weights."]
     yield from ("", "## Cost", "", *_costs(done, tests), "")
-    yield from ("## Limits", "", *(f"- {line}" for line in (*notes, *_LIMITS)))
+    of_items = getattr(build.locate(module["_target_"]), "scores_new_items", None)
+    items = [] if of_items is None else [_ITEMS[of_items]]
+    yield from ("## Limits", "", *(f"- {line}" for line in (*notes, *items, *_LIMITS)))
 
 
 def _measured(test: PlannedStage) -> Iterator[str]:

@@ -264,7 +264,8 @@ def _document(tables: list[Table]) -> Iterator[str]:
         yield f"## {protocol['name']}, fingerprint {table[0][0].fingerprint}"
         yield ""
         for key in (
-            "filters", "split", "ties", "examples", "candidates", "groups", "mask_seen", "scored",
+            "filters", "split", "ties", "examples", "candidates", "test_rows", "groups", "mask_seen",
+            "scored", "content",
         ):  # fmt: skip
             if key in protocol and (key != "candidates" or not table[0][0].labelled):
                 yield f"* {key}: {_words(protocol[key])}"

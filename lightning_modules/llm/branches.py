@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.attention import TAKE_MASKS
-from lightning_modules.llm.label_scoring import only_tokens
+from lightning_modules.llm.label_scoring import SharedPrefix, only_tokens
 from lightning_modules.llm.masks import attention_mask, layer_windows, padding_mask
 from lightning_modules.llm.pictures import positions_of
 
@@ -93,12 +93,15 @@ class ReadPrompts:
             weights must not move while this is used.
         tokens: (B, P), padded on the left.
         mask: (B, P), 1 at tokens.
+        prefix: what they all begin with, where that has been read; each has more.
 
     Raises:
         ModelError: the model takes no mask of our own (``can_branch``).
     """
 
-    def __init__(self, model: Any, tokens: Tensor, mask: Tensor) -> None:
+    def __init__(
+        self, model: Any, tokens: Tensor, mask: Tensor, prefix: SharedPrefix | None = None
+    ) -> None:
         from transformers import DynamicCache
 
         if not can_branch(model):
@@ -106,15 +109,19 @@ class ReadPrompts:
                 "this language model takes no mask of our own, so that a prompt cannot be shared: take "
                 "llm.attention=sdpa"
             )
-        self.model, self.mask = model, mask.bool()
+        self.model, known = model, 0 if prefix is None else prefix.length
         self.length = mask.sum(-1, keepdim=True)  # (B, 1)
         self.places = (mask.cumsum(-1) - 1).clamp(min=0)  # (B, P)
         # A cache of the model's own would drop what its windows no longer see at the prompt's end.
         read: Any = DynamicCache()
+        if prefix is not None:
+            read = prefix.cache(len(tokens))
+            tokens, mask, self.places = prefix.behind(tokens, mask)
+        self.mask = mask.bool()  # (B, P)
         model(
             input_ids=tokens,
-            attention_mask=padding_mask(model, mask, self.places),
-            position_ids=self.places,
+            attention_mask=padding_mask(model, mask, self.places, known),
+            position_ids=self.places[:, known:],
             past_key_values=read,
             use_cache=True,
             logits_to_keep=1,

@@ -187,14 +187,7 @@ class SharedPrefix:
 
         ``beside``: what else the model is given, such as pictures behind the prefix.
         """
-        rest = tokens[
-            :, self.length :
-        ]  # (B, L - P), where short rows still have some of the prefix
-        own = mask.sum(-1, keepdim=True) - self.length  # (B, 1) tokens behind the prefix
-        columns = torch.arange(rest.shape[1], device=mask.device)
-        kept = (columns >= rest.shape[1] - own).to(mask.dtype)  # (B, L - P)
-        seen = torch.cat([kept.new_ones(len(rest), self.length), kept], dim=1)  # (B, L)
-        positions = (seen.cumsum(-1) - 1).clamp(min=0)  # (B, L)
+        rest, seen, positions = self.behind(tokens, mask)
         out = self.model(
             input_ids=rest,
             attention_mask=padding_mask(self.model, seen, positions, self.length),
@@ -206,6 +199,18 @@ class SharedPrefix:
         )
         logits: Tensor = out.logits.float()
         return logits
+
+    def behind(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of rows (B, L) what is left to read, (B, L - P), where short ones still have some of the prefix.
+
+        And what is real and where it stands, (B, L) each, the prefix in front.
+        """
+        rest = tokens[:, self.length :]
+        own = mask.sum(-1, keepdim=True) - self.length  # (B, 1) tokens behind the prefix
+        columns = torch.arange(rest.shape[1], device=mask.device)
+        kept = (columns >= rest.shape[1] - own).to(mask.dtype)  # (B, L - P)
+        seen = torch.cat([kept.new_ones(len(rest), self.length), kept], dim=1)  # (B, L)
+        return rest, seen, (seen.cumsum(-1) - 1).clamp(min=0)
 
     def cache(self, rows: int) -> Any:
         """What was read, for so many rows; it may grow."""

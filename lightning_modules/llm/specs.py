@@ -180,6 +180,16 @@ class BackboneSpec:
             yield "attention flash_attention_2 computes in half precision: give dtype bfloat16"
         yield from _whole("max_length", self.max_length, 1)
 
+    @property
+    def kept(self) -> str:
+        """How the weights of linear layers are kept, in words; nothing where they are not quantized."""
+        if self.quantization is None:
+            return ""
+        blocks = f", blocks of {self.block_size}" if self.block_size != 64 else ""
+        return (
+            self.quantization + blocks + (", rounded together" if self.rounding == "gptq" else "")
+        )
+
     def digest(self) -> str:
         """Names the model's content and these settings, not the device that ``auto`` is resolved on.
 

@@ -253,7 +253,7 @@ class LanguageModelModule(StageModule):
         told = super().remarks()
         if self.llm.quantization is None or self.model is None:
             return told
-        return [*told, f"{self.llm.quantization}: {memory_report(self.model).told}"]
+        return [*told, f"{self.llm.kept}: {memory_report(self.model).told}"]
 
     def export(self, folder: Path, device: torch.device) -> dict[str, Path]:
         """Write the model with the weights of ``load_weights``, see ``export_model``; needs no trainer."""

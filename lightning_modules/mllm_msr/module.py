@@ -274,10 +274,8 @@ class MLLMMSRModule(YesNoModule, RerankingModule):
             )
         assert batch.tokens is not None
         assert batch.token_mask is not None
-        read = None
-        if self.shares_users:
-            read = ReadPrompts(self.model, batch.tokens, batch.token_mask)
-        return Asked(batch, read)
+        parts = (batch.tokens, batch.token_mask, self._prefix)
+        return Asked(batch, ReadPrompts(self.model, *parts) if self.shares_users else None)
 
     def score(self, state: Any, items: Tensor) -> Tensor:
         """Margins (B, C) of items (C,) or (B, C); -inf at padding."""

@@ -252,8 +252,28 @@ def test_no_hit_of_sixty_rows_is_no_certainty(
     assert not {"±", "["} & set(chance), "an expectation is exact"
 
 
+SASREC = "lightning_modules.sasrec.SASRecModule"
+
+
+def test_a_model_card_says_what_makes_an_item(tmp_path: Path) -> None:
+    ids, words = "an item by its words", "the items of its catalogue alone"
+    for number, (target, told, other) in enumerate((
+        (SASREC, words, ids),
+        ("lightning_modules.tallrec.TALLRecModule", ids, words),
+        ("lightning_modules.align_vision.AlignVisionModule", "Histories", "It knows"),
+    )):  # fmt: skip
+        spec = {"modules": {"train": {"_target_": target}}, "data": {"_target_": "a.B"}, "seed": 0}
+        folder = write_run(tmp_path, str(number), {"evaluate": 0.25})
+        fit = replace(stage("train", folder, "done", ""), spec=spec)
+        limits = (
+            write_card(folder, config.load(BASIC), fit, [], {}, {}).read_text().split("## L")[1]
+        )
+        assert told in limits
+        assert other not in limits
+
+
 def test_a_model_card_has_the_ends_of_its_intervals(tmp_path: Path) -> None:
-    spec = {"modules": {"train": {"_target_": "x.Y"}}, "data": {"_target_": "a.B"}, "seed": 0}
+    spec = {"modules": {"train": {"_target_": SASREC}}, "data": {"_target_": "a.B"}, "seed": 0}
     for name, value, error in (("none", 0.0, 0.0), ("some", 0.25, 0.01)):
         folder = write_run(tmp_path, name, {"evaluate": value}, error=error)
         made = replace(stage("evaluate", folder, "done", ""), spec=spec)
@@ -296,7 +316,9 @@ def test_other_data_is_not_called_by_the_name_of_the_files(
     report.print_results(experiment, [stage("evaluate", folder, "done", "")])
     out = capsys.readouterr().out
     assert f"{BASIC}: {told}" in out
-    spec = {"modules": {"train": {"_target_": "x.Y"}}, "data": experiment.config["data"], "seed": 0}
+    spec = {
+        "modules": {"train": {"_target_": SASREC}}, "data": experiment.config["data"], "seed": 0,
+    }  # fmt: skip
     fit = replace(stage("train", folder, "done", ""), spec=spec)
     counts = {"users": 3, "items": 4}
     card = write_card(tmp_path, experiment, fit, [], counts, {}).read_text()

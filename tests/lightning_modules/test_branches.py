@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.adapters import attach_adapter
 from lightning_modules.llm.branches import ReadPrompts, can_branch, side_by_side
-from lightning_modules.llm.label_scoring import pad_left
+from lightning_modules.llm.label_scoring import SharedPrefix, pad_left
 from lightning_modules.llm.specs import AdapterSpec
 from tests.lightning_modules.tiny_llm import TINY, write_tiny_llm
 
@@ -54,13 +54,16 @@ TOKENS = st.lists(st.integers(4, 200), min_size=1, max_size=11)
         )
     ),
     at_once=st.sampled_from([1, 8, 512]),
+    opening=st.lists(st.integers(4, 200), max_size=9),
 )  # fmt: skip
 def test_equals_one_text_at_a_time(
-    model: Any, data: list[tuple[list[int], list[list[int]]]], at_once: int
+    model: Any, data: list[tuple[list[int], list[list[int]]]], at_once: int, opening: list[int]
 ) -> None:
-    prompts, branches = [prompt for prompt, _ in data], [row for _, row in data]
+    prompts, branches = [opening + prompt for prompt, _ in data], [row for _, row in data]
+    data = list(zip(prompts, branches, strict=True))
     with torch.no_grad():
-        read = ReadPrompts(model, *pad_left(prompts, 3))
+        prefix = SharedPrefix(model, opening) if opening else None
+        read = ReadPrompts(model, *pad_left(prompts, 3), prefix)
         got = read.end_logits(branches, LABELS, 3, at_once)
         again = read.end_logits(branches, LABELS, 3)  # what was read is as it was
     assert got.shape == (len(data), len(branches[0]), 2)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from lightning_modules.item_pictures import ItemPicturesModule
 from lightning_modules.llm.backbones import load_causal_lm
+from lightning_modules.llm.label_scoring import SharedPrefix
 from lightning_modules.llm.pictures import PictureReader, read_last_logits
 from lightning_modules.llm.random_vision import Architecture, RandomVisionModel
 from lightning_modules.llm.seen_pictures import SeenPictures
@@ -96,8 +97,10 @@ def test_scores_are_those_of_one_prompt_at_a_time(
     module = made(architecture, candidate_first=first)
     assert module.shares_users == (not first)
     batch = ranked(module)
-    module._prefix = None
+    opening = module._shared_opening()
+    assert (opening == []) == architecture.startswith("qwen")
     with torch.no_grad():
+        module._prefix = SharedPrefix(module.model, opening) if opening else None
         _, scores = module.rank(batch)
     expected = [
         [naive_margin(module, plain, reader, row, i) if i else -np.inf for i in CANDIDATES[row]]

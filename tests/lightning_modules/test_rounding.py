@@ -270,3 +270,12 @@ def test_descriptions_without_it_are_called_as_before() -> None:
 def test_rows_that_end_inside_a_block_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="64 inputs, no whole number of blocks of 48"):
         rounded(block_size=48, **SMALL).write(tmp_path)
+
+
+def test_how_weights_are_kept_is_told() -> None:
+    told = [
+        spec_of(TINY).kept, spec_of(TINY, quantization="int8").kept,
+        spec_of(TINY, quantization="nf4-dq").kept,
+        spec_of(TINY, quantization="fp4", block_size=32, rounding="gptq").kept,
+    ]  # fmt: skip
+    assert told == ["", "int8", "nf4-dq", "fp4, blocks of 32, rounded together"]
