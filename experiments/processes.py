@@ -6,17 +6,40 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from callbacks import stop_request
 from callbacks.stop_request import Stopped
-from experiments import faults, launchers, lock, messages
+from experiments import faults, forked, launchers, lock, messages
 from experiments.errors import UserError
 
 RESEND_SECONDS = 5.0
+Child = subprocess.Popen[bytes] | forked.Child
+
+
+_origin: forked.Origin | None = None
+
+
+@contextmanager
+def forking(imports: Sequence[str] = ()) -> Iterator[None]:
+    """Within it processes find the slow imports done, where that is possible (see ``forked``).
+
+    Args:
+        imports: packages besides lightning that most of the processes need.
+    """
+    global _origin
+    if _origin is not None or not forked.possible(os.environ):
+        yield
+        return
+    _origin = forked.Origin(launchers.environment_of(None), imports)
+    try:
+        yield
+    finally:
+        _origin.close()
+        _origin = None
 
 
 def in_process(
@@ -31,8 +54,12 @@ def in_process(
         UserError: it ended badly; what it had to say stands above.
         Stopped: it, or we, were asked to stop.
     """
-    words = launchers.command(module, arguments, launch, os.environ)
-    child = subprocess.Popen(words, env=launchers.environment_of(launch))
+    child: Child
+    if _origin is not None:
+        child = _origin.start(module, arguments)
+    else:
+        words = launchers.command(module, arguments, launch, os.environ)
+        child = subprocess.Popen(words, env=launchers.environment_of(launch))
     if folder is not None:
         lock.add_child(folder, child.pid)
     # What has no run folder has nothing to save.
@@ -60,7 +87,7 @@ def in_process(
 
 
 @contextmanager
-def _asking(child: subprocess.Popen[bytes], number: signal.Signals, saves: bool) -> Iterator[None]:
+def _asking(child: Child, number: signal.Signals, saves: bool) -> Iterator[None]:
     """Pass a request to stop on to the child, again and again: what is just being started may not hear it.
 
     With ``saves`` the first Ctrl-C is such a request, too.
@@ -100,7 +127,7 @@ def mark_taken(mark: Path) -> bool:
     return found
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def _stop(child: Child) -> None:
     child.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + 30
     while child.poll() is None and time.monotonic() < deadline:

@@ -41,7 +41,7 @@ from experiments import (
 from experiments.artifacts import MISSING, PARTIAL, RUNNING, STALE, PlannedStage
 from experiments.command import switched
 from experiments.errors import UserError
-from experiments.processes import in_process, mark_taken
+from experiments.processes import forking, in_process, mark_taken
 from experiments.source_graph import REPO
 
 VERBS = ("exp", "plan", "show", "data", "list", "results", "verify", "crossover")
@@ -101,7 +101,8 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
     if verb in ("exp", "plan") and (asked := seeds.requested(overrides)):
         each = {seed: _load(verb, name, [*overrides, f"seed={seed}"]) for seed in asked}
         if verb == "exp":
-            return seeds.run(each, lambda experiment: finish(experiment, rerun))
+            with forking(_slow_imports(*each.values())):
+                return seeds.run(each, lambda experiment: finish(experiment, rerun))
         for seed, experiment in each.items():
             report.print_plan(f"{name} seed={seed}", artifacts.plan(experiment, cache_root()))
         return 0
@@ -114,10 +115,13 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
         return 0
     experiment = _load(verb, name, overrides)
     if verb == "exp":
-        report.print_results(experiment, finish(experiment, rerun), list(beside.find(experiment)))
+        with forking(_slow_imports(experiment)):
+            stages = finish(experiment, rerun)
+        report.print_results(experiment, stages, list(beside.find(experiment)))
         return 0
     if verb == "plan" and switched("COST"):
-        preflight.tell(experiment, _job, in_process)
+        with forking(_slow_imports(experiment)):
+            preflight.tell(experiment, _job, in_process)
     elif verb == "plan":
         report.print_plan(experiment.name, artifacts.plan(experiment, cache_root()))
     elif verb == "show":
@@ -128,6 +132,11 @@ def _run(verb: str, name: str, overrides: list[str]) -> int:
             manifest = data_report.print_data_report(_prepared_folder(data), data)
             artifacts.require_expected(experiment, data, manifest)
     return 0
+
+
+def _slow_imports(*of: config.Experiment) -> list[str]:
+    """Adapters and quantized weights: what has a language model may have both."""
+    return ["peft"] if any("llm" in experiment.config for experiment in of) else []
 
 
 def _load(verb: str, name: str, overrides: list[str]) -> config.Experiment:

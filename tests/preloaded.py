@@ -189,6 +189,9 @@ def become(words: Sequence[str], env: Mapping[str, str], base: list[str]) -> Non
     atexit._clear()
     os.environ.clear()
     os.environ.update(env)
+    os.environ["LLMREC_FORK"] = (
+        "0"  # forked from here is sooner than from a process that is yet to import
+    )
     # What a new interpreter would have begun with.
     sys.stdin, sys.stdout, sys.stderr = (
         open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115

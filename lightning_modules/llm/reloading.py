@@ -70,7 +70,7 @@ def tell_written(module: Any, checkpoint: dict[str, Any]) -> None:
         "precision": _precision(module),
     }
     if module.llm.rounding == "gptq":
-        checkpoint[WRITTEN]["prompts"] = rounding_prompts(module)
+        checkpoint[WRITTEN]["prompts"] = module.rounded_by
 
 
 def rounding_prompts(module: Any) -> list[str]:

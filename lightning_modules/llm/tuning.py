@@ -208,10 +208,8 @@ class LanguageModelModule(StageModule):
             with self.trainer.precision_plugin.forward_context():
                 last_logits(self.model, token, token)
 
-    def _load(
-        self, spec: BackboneSpec, device: torch.device, quantization_config: Any, seed: int
-    ) -> None:
-        base = load_causal_lm(spec, device, quantization_config, partial(rounding_prompts, self))
+    def _load(self, spec: BackboneSpec, device: torch.device, config: Any, seed: int) -> None:
+        base = load_causal_lm(spec, device, config, lambda: self.rounded_by)
         self.model = attach_adapter(base, self.adapter, seed)
         if self.recomputes:
             recompute_activations(self.model)
@@ -223,10 +221,13 @@ class LanguageModelModule(StageModule):
         self._begun = digests(some(self._adapted()))
 
     def calibration_prompts(self) -> list[str]:
-        """What ``llm.rounding=gptq`` rounds by, of nobody's history, unless a checkpoint tells what it was
-        rounded by; nothing: by the model's own texts.
-        """
+        """What ``llm.rounding=gptq`` rounds by, of nobody's history; nothing: by the model's own texts."""
         return []
+
+    @cached_property
+    def rounded_by(self) -> list[str]:
+        """What it does round by: of a checkpoint, what that was trained on."""
+        return rounding_prompts(self)
 
     def _adapted(self) -> Iterator[tuple[str, Tensor]]:
         """What of the language model is trained."""
