@@ -54,7 +54,7 @@ class DrawnPicture:
 
 
 class CaptionedPictures(CaptionData):
-    """Pictures drawn as the toy shop's are, none of them a product: ``a red star on a white background``.
+    """Pictures drawn as the toy shop's are, none of them a product: ``one red star on a white background``.
 
     Of all combinations of shape, colour and background, some are never learned from: every held-out picture
     shows one of these, so that naming it takes each attribute by itself.

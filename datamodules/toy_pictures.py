@@ -44,17 +44,16 @@ class Look:
     mark: str = "A"
 
     def caption(self, details: bool = False) -> str:
-        """For example ``a red star on a blue background``; with ``details`` its pattern and mark, too."""
-        told = f"{_with_article(self.colour)} {self.shape} on "
-        told += _with_article(f"{self.pattern} {self.background}" if details else self.background)
+        """For example ``one red star on a grey background``; with ``details`` its pattern and mark, too.
+
+        No word tells what comes behind it, as the ``an`` of an orange star would.
+        """
+        told = f"one {self.colour} {self.shape} on "
+        told += f"a {self.pattern} {self.background}" if details else f"a {self.background}"
         return f"{told} background" + (f" with the mark {self.mark}" if details else "")
 
 
 LOOK = tuple(field.name for field in fields(Look))  # the attributes of a picture
-
-
-def _with_article(words: str) -> str:
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
 def _regular(corners: int, inner: float = 1.0) -> list[Point]:

@@ -46,9 +46,12 @@ class ItemAttributesModule(ItemPicturesModule):
         attributes: the names, and what each is in words; ``{item}`` is what one item is called.
         asks: how.
         max_new_tokens: of an answer, at most.
+        question: is asked ``apart`` in place of our own words, which a model may have been aligned with;
+            ``{asked}`` in it is what an attribute is in words.
 
     Raises:
-        ValueError: no attributes, an unknown way to ask, or see ``ItemPicturesModule``.
+        ValueError: no attributes, an unknown way to ask, a question that cannot tell attributes apart or is
+            not asked ``apart``, or see ``ItemPicturesModule``.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ItemAttributesModule(ItemPicturesModule):
         attributes: dict[str, str] | None = None,
         asks: Asks = "together",
         max_new_tokens: int = 96,
+        question: str | None = None,
         engine: Engine | None = None,
     ) -> None:
         super().__init__(item_words, item_images, llm, max_new_tokens=max_new_tokens, engine=engine)
@@ -67,6 +71,17 @@ class ItemAttributesModule(ItemPicturesModule):
         self.attributes = ATTRIBUTES if attributes is None else dict(attributes)
         if not self.attributes:
             raise ValueError("attributes is empty: name at least one, such as {colour: its colour}")
+        if question is not None and asks != "apart":
+            raise ValueError("question is asked attribute by attribute: take asks=apart")
+        if question is not None and len(self.attributes) > 1 and "{asked}" not in question:
+            raise ValueError(
+                f"question is the same for all of {', '.join(self.attributes)}: write {{asked}} where each "
+                "is to stand, or name one"
+            )
+        self._apart = question or (
+            f"Look at the picture of this {self.item_words.singular} and say {{asked}}, in a few words, or "
+            f'"{UNKNOWN}".'
+        )
         self.asks = asks
 
     # What is asked -------------------------------------------------------------------------------------
@@ -84,10 +99,7 @@ class ItemAttributesModule(ItemPicturesModule):
 
     def question_apart(self, name: str, again: bool) -> str:
         """For one attribute; ``again`` after an answer that was too long."""
-        asked = (
-            f"Look at the picture of this {self.item_words.singular} and say {self._meaning(name)}, in a few "
-            f'words, or "{UNKNOWN}".'
-        )
+        asked = self._apart.replace("{asked}", self._meaning(name))
         return f"{asked} Answer in three words at most." if again else asked
 
     def _meaning(self, name: str) -> str:

@@ -18,7 +18,7 @@ from datamodules.sources import DataSourceError
 from lightning_modules.errors import ModelError
 from lightning_modules.llm.masks import refuse_prefix
 from lightning_modules.llm.sharding import whole
-from lightning_modules.llm.specs import AdapterSpec
+from lightning_modules.llm.specs import LORA, AdapterSpec
 from lightning_modules.llm.targets import ia3_paths, linear_paths
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_LORA = ("lora", "rslora", "dora")
 
 
 def attach_adapter(model: Any, spec: AdapterSpec, seed: int) -> Any:
@@ -115,14 +114,14 @@ def _config(model: Any, spec: AdapterSpec) -> Any:
     """PEFT's own description."""
     from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig
 
-    if spec.method in _LORA:
+    if spec.method in LORA:
         return LoraConfig(
             r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout,  # type: ignore[arg-type]
-            target_modules=linear_paths(model, spec.targets), task_type="CAUSAL_LM",
+            target_modules=linear_paths(model, spec.targets, spec.last_layers), task_type="CAUSAL_LM",
             use_rslora=spec.method == "rslora", use_dora=spec.method == "dora",
         )  # fmt: skip
     if spec.method == "ia3":
-        paths, feedforward = ia3_paths(model, spec.targets)
+        paths, feedforward = ia3_paths(model, spec.targets, spec.last_layers)
         return IA3Config(
             target_modules=paths, task_type="CAUSAL_LM", feedforward_modules=feedforward
         )

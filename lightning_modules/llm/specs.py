@@ -49,6 +49,7 @@ Rounding = Literal["nearest", "gptq"]
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # that bitsandbytes has kernels for
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 Method = Literal["lora", "rslora", "dora", "prompt", "prefix", "ia3", "full", "none"]
+LORA: tuple[Method, ...] = ("lora", "rslora", "dora")
 
 
 def _digest(settings: dict[str, object]) -> str:
@@ -270,6 +271,8 @@ class AdapterSpec:
         targets: ``all-linear``, or the last names of the layers that are adapted (``[q_proj, v_proj]``). For
             ``ia3``, ``all-linear`` means the paper's choice: keys, values and the second feed-forward layer
             (of models that compute queries, keys and values in one ``query_key_value``, all of it).
+        last_layers: only so many layers, the last, are adapted: no gradient goes through those below, which
+            saves up to half of a backward pass, and what it keeps. None adapts all.
         num_virtual_tokens: of ``prompt`` and ``prefix``.
 
     Raises:
@@ -281,6 +284,7 @@ class AdapterSpec:
     alpha: float = 16
     dropout: float = 0.05
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    last_layers: int | None = None
     num_virtual_tokens: int = 16
 
     def __post_init__(self) -> None:
@@ -303,3 +307,7 @@ class AdapterSpec:
             yield f"dropout must be at least 0 and below 1, got {self.dropout!r}"
         if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
             yield f"targets must be all-linear or a list of layer names, got {self.targets!r}"
+        if self.last_layers is not None:
+            yield from _whole("last_layers", self.last_layers, 1)
+            if self.method not in (*LORA, "ia3"):
+                yield f"last_layers is of LoRA and its kin, and of ia3; method is {self.method}"

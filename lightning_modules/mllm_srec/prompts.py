@@ -48,10 +48,7 @@ class SRecPrompt(PairPrompt):
 
     def instruction(self) -> str:
         """What is asked of everybody."""
-        task = (
-            f"Here is what is known of somebody from the {self.words.plural} that they {self.words.past}, "
-            f"and one more {self.words.singular}. Infer whether they will like it."
-        )
+        task = f"Infer from what is known of somebody whether they will like one more {self.words.singular}."
         if self.written:
             return f"{task} Write your reasons as numbered lines, then the answer."
         through = (

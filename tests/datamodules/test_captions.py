@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from datamodules.captioned_items import CaptionedItems
@@ -18,7 +21,7 @@ from datamodules.captioned_pictures import CaptionedPictures
 from datamodules.captions import CaptionRows
 from datamodules.errors import DataSourceError
 from datamodules.movielens import MovieLensDataModule
-from datamodules.toy_pictures import BACKGROUNDS, COLOURS, SHAPES
+from datamodules.toy_pictures import BACKGROUNDS, COLOURS, MARKS, PATTERNS, SHAPES, Look
 from datamodules.toy_shop import ToyShopDataModule
 from datamodules.types import TRAIN, VALID
 from tests.datamodules import pixels
@@ -47,9 +50,22 @@ def test_captions_say_what_the_pixels_show(drawn: CaptionedPictures) -> None:
         for row in rows:
             colour, background = pixels.colour_of(row.picture), pixels.background_of(row.picture)
             shape = row.attributes["shape"]
-            article = "an" if colour == "orange" else "a"
-            assert row.caption == f"{article} {colour} {shape} on a {background} background"
+            assert row.caption == f"one {colour} {shape} on a {background} background"
             assert row.attributes == {"colour": colour, "shape": shape, "background": background}
+
+
+@given(st.data())
+def test_no_word_before_a_value_tells_which_it_is(data: st.DataObject) -> None:
+    """Else the share of values that are named right behind true words says nothing of the picture."""
+    values = {
+        "shape": list(SHAPES), "colour": list(COLOURS), "background": list(BACKGROUNDS),
+        "pattern": PATTERNS, "mark": MARKS,
+    }  # fmt: skip
+    look = Look(**{name: data.draw(st.sampled_from(some)) for name, some in values.items()})
+    name = data.draw(st.sampled_from(list(values)))
+    other = replace(look, **{name: data.draw(st.sampled_from(values[name]))})
+    told, instead = look.caption(details=True), other.caption(details=True)
+    assert told.split(f" {getattr(look, name)}")[0] == instead.split(f" {getattr(other, name)}")[0]
 
 
 def test_whole_combinations_are_held_out(drawn: CaptionedPictures) -> None:

@@ -210,7 +210,6 @@ def test_every_attribute_can_be_read_off_the_pixels(shop: ToyShopDataModule) -> 
 
 def test_a_caption_says_what_is_there() -> None:
     look = Look("star", "orange", "grey", "striped", "H")
-    assert look.caption() == "an orange star on a grey background"
-    assert (
-        look.caption(details=True) == "an orange star on a striped grey background with the mark H"
-    )
+    assert look.caption() == "one orange star on a grey background"
+    told = "one orange star on a striped grey background with the mark H"
+    assert look.caption(details=True) == told

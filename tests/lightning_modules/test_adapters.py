@@ -209,6 +209,36 @@ def test_all_linear_is_every_layer_but_the_output_head(tiny: Path, tmp_path: Pat
     assert two == [f"{b}.self_attn.{n}_proj" for b in blocks for n in "qv"]
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_no_gradient_goes_below_the_last_layers(tiny: Path, method: Any) -> None:
+    model = attach_adapter(_base(tiny), AdapterSpec(method, rank=4, last_layers=1), seed=0)
+    assert all(".layers.1." in name for name in _trained(model))
+    seen: dict[str, Tensor] = {}
+    for name, layer in model.named_modules():
+        if name.endswith((".layers.0", ".layers.1")):
+            layer.register_forward_hook(lambda _, __, out, name=name: seen.update({name[-1]: out}))
+    model(TOKENS, labels=TOKENS).loss.backward()
+    assert [seen[block].requires_grad for block in "01"] == [False, True]
+    assert all(p.grad is not None for p in _trained(model).values())
+    every = attach_adapter(_base(tiny), AdapterSpec(method, rank=4, last_layers=2), seed=0)
+    assert [*_trained(every)] == [
+        *_trained(attach_adapter(_base(tiny), AdapterSpec(method), seed=0))
+    ]
+
+
+def test_last_layers_are_as_many_as_there_are() -> None:
+    for method in ("prompt", "prefix", "full", "none"):
+        with pytest.raises(ValueError, match=f"last_layers .* method is {method}"):
+            AdapterSpec(method, last_layers=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="last_layers must be a whole number of at least 1, got 0"):
+        AdapterSpec(last_layers=0)
+
+
+def test_more_last_layers_than_a_model_has_are_refused(tiny: Path) -> None:
+    with pytest.raises(ModelError, match=r"last_layers=3, but the model has 2 layers: lower it"):
+        attach_adapter(_base(tiny), AdapterSpec(last_layers=3), seed=0)
+
+
 def test_a_target_that_is_not_there_is_told_with_those_that_are(tiny: Path) -> None:
     with pytest.raises(ModelError, match=r"no layer called W_pack; it has down_proj, gate_proj, k"):
         attach_adapter(_base(tiny), AdapterSpec(targets=("q_proj", "W_pack")), seed=0)

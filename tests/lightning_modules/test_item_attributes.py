@@ -124,6 +124,17 @@ def test_a_question_for_each_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("colour 0%, use 100%" in line for line in made.remarks())
 
 
+def test_a_question_of_ones_own_is_asked_of_each_attribute(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = asker(1, asks="apart", question="Tell {asked}.")
+    asked = saying(made, monkeypatch, lambda text: "red" if "colours" in text else "x" * 61)
+    assert made.table()["text"].to_list() == ["colour: red"]
+    again = "Tell what this toy is for. Answer in three words at most."
+    for text, said in zip(
+        asked, ["Tell its colours.", "Tell what this toy is for.", again], strict=True
+    ):
+        assert f">{said}\n" in text
+
+
 def test_an_attribute_without_a_short_answer_is_asked_once_more_and_takes_no_other_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,5 +160,10 @@ def test_impossible_settings() -> None:
     spec = VisionSpec(RandomVisionModel("llava_lite"))
     with pytest.raises(ValueError, match="asks is 'often', expected one of together, apart"):
         ItemAttributesModule(WORDS, Pictures(1), spec, asks="often")  # type: ignore[arg-type]
+    for asks, question, match in (
+        ("together", "Tell {asked}.", "take asks=apart"), ("apart", "Tell.", "the same for all of"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            ItemAttributesModule(WORDS, Pictures(1), spec, asks=asks, question=question)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="attributes is empty"):
         ItemAttributesModule(WORDS, Pictures(1), spec, {})

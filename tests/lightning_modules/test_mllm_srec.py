@@ -87,7 +87,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, llama: Path) -> Callab
 def test_a_prompt_has_the_papers_fields_in_order(made: Callable[..., Any], table: str) -> None:
     text = text_of(made(preferences=table, user_id=True), 0, 1)
     fields = [
-        "Infer whether they will like it.", "User: 1\n",
+        "whether they will like one more film.", "User: 1\n",
         "Profile: watched 3 films; age 24; occupation student\n",
         "What they like: tense films about crime, told slowly\n", 'One film: "Heat (1995)"\n',
         "Will they like it?" + BEHIND,

@@ -46,7 +46,7 @@ def test_the_chain_runs_and_its_probes_change_what_they_are_about(finished: Any)
     for stage in WRITERS[:2]:
         assert pl.read_parquet(finished.folder(stage) / "predictions.parquet").height == PRODUCTS
     users = pl.read_parquet(finished.folder("user_summaries") / "predictions.parquet")
-    assert users["steps"].list.len().max() == 2  # windows of 4 events, 2 apart, of 6
+    assert users["steps"].list.len().max() == 3  # windows of 3 events, 2 apart, of 6
     for probe in ("swapped", "contradictory"):
         other = scores_of(finished, f"evaluate_{probe}")
         assert other["item_id"].to_list() == own["item_id"].to_list()
