@@ -72,9 +72,9 @@ def _commit(revision: str | None) -> Iterator[str]:
         yield f"revision must be a full commit hash (40 hex digits), got {revision!r}: a branch moves"
 
 
-def _whole(name: str, value: object, least: int) -> Iterator[str]:
+def _whole(name: str, value: object, least: int, other: str = "") -> Iterator[str]:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        yield f"{name} must be a whole number of at least {least}, got {value!r}"
+        yield f"{name} must be a whole number of at least {least}{other}, got {value!r}"
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,9 @@ class AdapterSpec:
         targets: ``all-linear``, or the last names of the layers that are adapted (``[q_proj, v_proj]``). For
             ``ia3``, ``all-linear`` means the paper's choice: keys, values and the second feed-forward layer
             (of models that compute queries, keys and values in one ``query_key_value``, all of it).
-        last_layers: only so many layers, the last, are adapted: no gradient goes through those below, which
-            saves up to half of a backward pass, and what it keeps. None adapts all.
+        last_layers: only so many layers, the last, are adapted (a number below 1 is their share, rounded
+            down to at least one): no gradient goes through those below, which saves up to half of a backward
+            pass, and what it keeps. None adapts all.
         num_virtual_tokens: of ``prompt`` and ``prefix``.
 
     Raises:
@@ -284,7 +285,7 @@ class AdapterSpec:
     alpha: float = 16
     dropout: float = 0.05
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    last_layers: int | None = None
+    last_layers: int | float | None = None
     num_virtual_tokens: int = 16
 
     def __post_init__(self) -> None:
@@ -308,6 +309,7 @@ class AdapterSpec:
         if self.targets != "all-linear" and (isinstance(self.targets, str) or not self.targets):
             yield f"targets must be all-linear or a list of layer names, got {self.targets!r}"
         if self.last_layers is not None:
-            yield from _whole("last_layers", self.last_layers, 1)
+            if not (isinstance(self.last_layers, float) and 0 < self.last_layers < 1):
+                yield from _whole("last_layers", self.last_layers, 1, " or a share between 0 and 1")
             if self.method not in (*LORA, "ia3"):
                 yield f"last_layers is of LoRA and its kin, and of ia3; method is {self.method}"

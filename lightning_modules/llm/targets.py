@@ -17,9 +17,11 @@ _BLOCK = re.compile(r"\.(\d+)\.")  # its number in a layer's full name
 
 
 def linear_paths(
-    model: Any, targets: str | tuple[str, ...] = "all-linear", last_layers: int | None = None
+    model: Any,
+    targets: str | tuple[str, ...] = "all-linear",
+    last_layers: int | float | None = None,
 ) -> list[str]:
-    """Full names of the linear layers that ``targets`` stands for, of all blocks or of the last ones alone.
+    """Full names of the linear layers that ``targets`` stands for, of all blocks or of the last alone.
 
     The output head is none of them (its gradient is as large as the vocabulary), nor is a layer of a vision
     tower or its projector: PEFT matches the ends of names, so a bare ``q_proj`` would adapt the tower's, too.
@@ -48,10 +50,12 @@ def linear_paths(
     return chosen if last_layers is None else _in_last(chosen, last_layers)
 
 
-def _in_last(paths: list[str], count: int) -> list[str]:
-    """The paths in the last so many blocks; those of a block share its number."""
+def _in_last(paths: list[str], last: int | float) -> list[str]:
+    """The paths in the last so many blocks, or the last share of them; those of a block share its number."""
     numbers = [int(found[1]) if (found := _BLOCK.search(path)) else None for path in paths]
     blocks = sorted({number for number in numbers if number is not None})
+    # A share is rounded down, but never to no block at all.
+    count = max(1, int(round(last * len(blocks), 6))) if isinstance(last, float) else last
     if count > len(blocks):
         raise ModelError(
             f"adapter.last_layers={count}, but the model has {len(blocks)} layers: lower it, or leave it out"
@@ -60,7 +64,7 @@ def _in_last(paths: list[str], count: int) -> list[str]:
 
 
 def ia3_paths(
-    model: Any, targets: str | tuple[str, ...], last_layers: int | None = None
+    model: Any, targets: str | tuple[str, ...], last_layers: int | float | None = None
 ) -> tuple[list[str], list[str]]:
     """Full names of the layers that (IA)3 scales, and of those among them whose input it scales.
 

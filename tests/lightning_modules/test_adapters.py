@@ -230,8 +230,23 @@ def test_last_layers_are_as_many_as_there_are() -> None:
     for method in ("prompt", "prefix", "full", "none"):
         with pytest.raises(ValueError, match=f"last_layers .* method is {method}"):
             AdapterSpec(method, last_layers=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="last_layers must be a whole number of at least 1, got 0"):
-        AdapterSpec(last_layers=0)
+    for wrong in (0, -1, 0.0, 1.0, 1.5, float("nan"), True):
+        with pytest.raises(
+            ValueError, match=f"last_layers must be .* or a share .*, got {wrong!r}"
+        ):
+            AdapterSpec(last_layers=wrong)
+
+
+@pytest.mark.parametrize(
+    ("share", "adapted"), [(0.01, 1), (0.5, 1), (0.99, 1), (0.75, 3), (0.29, 1)]
+)
+def test_a_share_of_the_layers_is_rounded_down_to_at_least_one(
+    tmp_path: Path, share: float, adapted: int
+) -> None:
+    model = _base(write_tiny_llm(tmp_path, num_hidden_layers=4 if adapted == 3 else 2))
+    of_share = linear_paths(model, last_layers=share)
+    assert of_share == linear_paths(model, last_layers=adapted)
+    assert len({path.split(".layers.")[1][0] for path in of_share}) == adapted
 
 
 def test_more_last_layers_than_a_model_has_are_refused(tiny: Path) -> None:
